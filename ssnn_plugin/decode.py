@@ -1,0 +1,157 @@
+"""Spike times <-> spike trains, and the decision of an output layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks
+
+TIES = ("first_index", "potential", "unique")
+UNDECIDED = -1
+
+
+class _TimesToSpikes(torch.autograd.Function):
+    @staticmethod
+    def forward(times: Tensor, t_max: int) -> Tensor:
+        bins = torch.arange(t_max, device=times.device, dtype=times.dtype)
+        return (times.floor() == bins.reshape(-1, *[1] * times.ndim)).to(times.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        (spikes,) = ctx.saved_tensors
+        return -(grads[0] * spikes).sum(0), None
+
+
+def times_to_spikes(times: Tensor, t_max: int) -> Tensor:
+    """Spike train of first-spike times: [*] -> [t_max, *], one 1 in the bin floor(t), else 0.
+
+    Its backward hands -dL/dS of the spike's own bin to the time, the inverse of `spikes_to_times`.
+
+    Args:
+        times: spike times >= 0, any shape; `inf`, and any time at `t_max` or later, is silence.
+        t_max: number of bins.
+
+    Raises:
+        TypeError: a dtype other than float32 or float64.
+        ValueError: NaN or negative times, a `t_max` that is not a whole number above 0.
+
+    >>> import torch
+    >>> times_to_spikes(torch.tensor([1.0, torch.inf]), 3)
+    tensor([[0., 0.],
+            [1., 0.],
+            [0., 0.]])
+    """
+    _checks.positive("t_max", t_max)
+    if t_max != int(t_max):
+        raise ValueError(f"t_max must be a whole number of bins, got {t_max!r}")
+    _checks.floating("times", times)
+    _checks.spike_times("times", times)
+    return _TimesToSpikes.apply(times, int(t_max))  # type: ignore[no-any-return]
+
+
+class _SpikesToTimes(torch.autograd.Function):
+    @staticmethod
+    def forward(spikes: Tensor, dtype: torch.dtype) -> Tensor:
+        fired = spikes != 0
+        first = fired.to(torch.uint8).argmax(0).to(dtype)
+        return first.masked_fill(~fired.any(0), math.inf)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.train = inputs[0].shape, inputs[0].dtype
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        (times,) = ctx.saved_tensors
+        shape, dtype = ctx.train
+        silent = times.isinf()
+        first = times.masked_fill(silent, 0).long().unsqueeze(0)
+        error = (-grads[0]).masked_fill(silent, 0).to(dtype).unsqueeze(0)
+        return error.new_zeros(shape).scatter(0, first, error), None
+
+
+def spikes_to_times(spikes: Tensor) -> Tensor:
+    """First-spike times of a spike train: [time, *] -> [*], `inf` for a neuron that never fires.
+
+    Later spikes are ignored. The backward hands -dL/dt to the first spike and nothing to a silent
+    neuron, so that silence is no error and gives no NaN.
+
+    Args:
+        spikes: time first; anything but 0 is a spike. Any trailing shape, device and dtype.
+
+    Returns:
+        Times in bins: float64 for a float64 train, float32 otherwise (half precision cannot
+        count beyond 256 bins).
+
+    Raises:
+        ValueError: no time axis, no time bins, or NaN.
+
+    >>> import torch
+    >>> spikes_to_times(torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 0]]))
+    tensor([1., 2., inf])
+    """
+    if spikes.ndim == 0 or spikes.shape[0] == 0:
+        raise ValueError(f"spikes must have shape [time >= 1, *], got {list(spikes.shape)}")
+    if not torch.compiler.is_compiling() and bool(spikes.isnan().any()):
+        raise ValueError("spikes must not hold NaN")
+    dtype = torch.float64 if spikes.dtype == torch.float64 else torch.float32
+    return _SpikesToTimes.apply(spikes, dtype)  # type: ignore[no-any-return]
+
+
+def first_to_fire(
+    times: Tensor, potential: Tensor | None = None, *, tie: str = "potential", all_silent: str | None = None
+) -> Tensor:
+    """Class decided by the earliest output spike: [batch, classes] -> [batch], -1 for undecided.
+
+    Args:
+        times: output spike times, `inf` = silent.
+        potential: V at the crossing, or at the end of the window for a silent neuron, as layers
+            return it with `return_potential=True`.
+        tie: "first_index" takes the lowest class of those that tie, "potential" the one with the
+            highest potential, "unique" leaves a tie undecided.
+        all_silent: "potential" decides a sample without any output spike by the highest
+            potential, "undecided" leaves it. None is "potential" if one is given and `tie` is not
+            "unique".
+
+    Raises:
+        ValueError: an unknown rule, a rule that needs a potential without one, shapes that do not
+            fit, NaN or negative times.
+
+    >>> import torch
+    >>> times = torch.tensor([[4.0, 4.0, 9.0], [torch.inf, torch.inf, torch.inf]])
+    >>> potential = torch.tensor([[1.2, 1.5, 1.1], [0.3, 0.1, 0.9]])
+    >>> first_to_fire(times, potential), first_to_fire(times, tie="unique")
+    (tensor([1, 2]), tensor([-1, -1]))
+    """
+    _checks.one_of("tie", tie, TIES)
+    if all_silent is None:
+        all_silent = "undecided" if potential is None or tie == "unique" else "potential"
+    _checks.one_of("all_silent", all_silent, ("potential", "undecided"))
+    if times.ndim != 2 or times.shape[1] == 0:
+        raise ValueError(f"times must have shape [batch, classes >= 1], got {list(times.shape)}")
+    _checks.spike_times("times", times)
+    if potential is None and "potential" in (tie, all_silent):
+        raise ValueError("potential is None, but tie or all_silent is 'potential'")
+    if potential is not None and potential.shape != times.shape:
+        raise ValueError(f"potential must have shape {list(times.shape)}, got {list(potential.shape)}")
+
+    earliest = times.min(dim=1, keepdim=True).values
+    tied = times == earliest
+    if tie == "potential":
+        assert potential is not None
+        winner = potential.masked_fill(~tied, -math.inf).argmax(1)
+    else:
+        winner = times.argmin(1)
+    if tie == "unique":
+        winner = winner.masked_fill(tied.sum(1) > 1, UNDECIDED)
+    by_silence = potential.argmax(1) if all_silent == "potential" and potential is not None else UNDECIDED
+    return torch.where(earliest.squeeze(1).isinf(), by_silence, winner)

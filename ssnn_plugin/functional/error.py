@@ -1,0 +1,84 @@
+"""Small pieces that shape the error on its way back through spike times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+
+REDUCTIONS = ("mean", "sum")
+
+
+class _FillSilent(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(times: Tensor, value: float) -> Tensor:
+        return times.masked_fill(times.isinf(), value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def fill_silent(times: Tensor, t_max: float) -> Tensor:
+    """Replace silence (`inf`) by the finite stand-in `t_max` and let the gradient through.
+
+    A loss needs the stand-in to ask a silent neuron to fire; whether the neuron listens is the
+    layer's `silent_gradient`.
+
+    >>> import torch
+    >>> fill_silent(torch.tensor([3.0, torch.inf]), 256)
+    tensor([  3., 256.])
+    """
+    _checks.positive("t_max", t_max)
+    return _FillSilent.apply(times, float(t_max))  # type: ignore[no-any-return]
+
+
+class _NormalizeError(torch.autograd.Function):
+    @staticmethod
+    def forward(times: Tensor, reduction: str) -> Tensor:
+        return times.view_as(times)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.reduction = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        grad: Tensor = grads[0]
+        norm = grad.flatten(1).norm(dim=1).reshape(-1, *[1] * (grad.ndim - 1))
+        unit = grad / norm.masked_fill(norm == 0, 1)
+        return unit / max(1, len(grad)) if ctx.reduction == "mean" else unit, None
+
+
+def normalize_error(times: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Pass spike times on unchanged; scale the error of each sample to unit L2 norm on its way back.
+
+    Put it on a layer's output: `times = normalize_error(layer(times))`. A sample without error
+    stays without. S4NN normalises in every layer and steps once per sample ("sum"); over
+    mini-batches the sample errors are averaged ("mean").
+
+    Args:
+        times: [batch, *features].
+        reduction: "mean" divides the unit errors by the batch size, "sum" does not.
+
+    Source: Kheradpisheh & Masquelier 2020, in mini-batches as in Liu et al. 2021 (SSTDP).
+
+    >>> import torch
+    >>> t = torch.tensor([[3.0, 4.0]], requires_grad=True)
+    >>> (normalize_error(t) * torch.tensor([3.0, 4.0])).sum().backward()
+    >>> t.grad
+    tensor([[0.6000, 0.8000]])
+    """
+    _checks.one_of("reduction", reduction, REDUCTIONS)
+    if times.ndim < 2:
+        raise ValueError(f"times must have shape [batch, *features], got {list(times.shape)}")
+    return _NormalizeError.apply(times, reduction)  # type: ignore[no-any-return]

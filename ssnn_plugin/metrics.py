@@ -1,0 +1,146 @@
+"""Honest numbers: accuracy under named tie rules, spike counts, response time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from .decode import TIES, first_to_fire
+
+RULES = ("lenient", *TIES)
+
+
+def accuracy(
+    times: Tensor,
+    labels: Tensor,
+    *,
+    potential: Tensor | None = None,
+    tie: str = "potential",
+    all_silent: str | None = None,
+) -> float:
+    """Fraction of samples whose label fires first, under a named rule for ties and silence.
+
+    Args:
+        times: output spike times [batch, classes], `inf` = silent.
+        labels: class numbers [batch].
+        potential: [batch, classes], as layers return it with `return_potential=True`.
+        tie: "lenient" counts a sample as right if its label is among the earliest (what several
+            papers print), "first_index" takes the lowest class, "potential" the highest potential
+            at the crossing, "unique" counts every tie as an error.
+        all_silent: "potential" decides a sample without output spikes by the highest potential at
+            the end of the window, as S4NN does; "undecided" counts it as an error. None is
+            "potential" if one is given and `tie` is not "unique". Silence is never class 0.
+
+    Returns:
+        A number between 0 and 1; NaN for an empty batch.
+
+    Raises:
+        ValueError: as `decode.first_to_fire`; labels out of range.
+
+    >>> import torch
+    >>> times = torch.tensor([[4.0, 4.0], [7.0, 3.0]])
+    >>> labels = torch.tensor([1, 1])
+    >>> [accuracy(times, labels, tie=tie) for tie in ("lenient", "first_index", "unique")]
+    [1.0, 0.5, 0.5]
+    """
+    _checks.one_of("tie", tie, RULES)
+    _checks.class_labels(labels, times)
+    strict = "first_index" if tie == "lenient" else tie
+    right = first_to_fire(times, potential, tie=strict, all_silent=all_silent) == labels
+    if tie == "lenient":
+        of_label = times.gather(1, labels.long().unsqueeze(1)).squeeze(1)
+        right |= of_label.isfinite() & (of_label == times.min(dim=1).values)
+    return right.double().mean().item()
+
+
+@dataclass(frozen=True)
+class SpikeStatistics:
+    """Means per sample, as `SpikeCounts.compute` returns them.
+
+    `total` and `until_decision` hold one number per layer, inputs first. `response_time` counts a
+    silent sample with the whole window, as S4NN does.
+    """
+
+    samples: int
+    total: tuple[float, ...]
+    until_decision: tuple[float, ...]
+    response_time: float
+    tied: float
+    silent: float
+
+
+@dataclass
+class SpikeCounts:
+    """Spikes per layer over the whole window and up to the decision, summed over batches.
+
+    The decision falls with the earliest output spike; spikes of that very bin are counted. Without
+    any output spike the whole window is. An input without intensity (`inf`) does not spike.
+
+    Args:
+        t_max: length of the window.
+
+    >>> import torch
+    >>> counts = SpikeCounts(t_max=256)
+    >>> counts.update(torch.tensor([[0.0, 9.0]]), torch.tensor([[1.0, torch.inf]]), torch.tensor([[5.0, 8.0]]))
+    >>> counts.compute()  # doctest: +NORMALIZE_WHITESPACE
+    SpikeStatistics(samples=1, total=(2.0, 1.0, 2.0), until_decision=(1.0, 1.0, 1.0),
+                    response_time=5.0, tied=0.0, silent=0.0)
+    """
+
+    t_max: float
+    samples: int = field(default=0, init=False)
+    _sums: Tensor | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _checks.positive("t_max", self.t_max)
+
+    def update(self, *layers: Tensor) -> None:
+        """Add a batch: the spike times of every layer [batch, *features], inputs first, outputs last."""
+        if len(layers) < 2:
+            raise ValueError(f"layers must hold the times of inputs and outputs, got {len(layers)} tensors")
+        batch = len(layers[0])
+        for number, times in enumerate(layers):
+            if times.ndim < 2 or len(times) != batch:
+                raise ValueError(
+                    f"layers[{number}] must have shape [{batch}, *features], got {list(times.shape)}"
+                )
+            _checks.spike_times(f"layers[{number}]", times)
+        output = layers[-1].flatten(1)
+        decision = output.min(dim=1).values if batch else output.new_zeros(0)
+        tied = (output == decision.unsqueeze(1)).sum(1) > 1
+        silent = decision >= self.t_max
+        decision = decision.clamp(max=self.t_max)
+        total, until = [], []
+        for times in layers:
+            flat = times.flatten(1)
+            inside = flat < self.t_max
+            total.append(inside.sum())
+            until.append((inside & (flat <= decision.unsqueeze(1))).sum())
+        others = [decision.double().sum(), (tied & ~silent).sum(), silent.sum()]
+        sums = torch.stack([value.double() for value in (*total, *until, *others)])
+        if self._sums is not None and self._sums.shape != sums.shape:
+            raise ValueError(f"update was called with {(len(self._sums) - 3) // 2} layers before, now {len(layers)}")
+        self._sums = sums if self._sums is None else self._sums + sums
+        self.samples += batch
+
+    def compute(self) -> SpikeStatistics:
+        """Means over all samples so far.
+
+        Raises:
+            RuntimeError: nothing was counted yet.
+        """
+        if self._sums is None or self.samples == 0:
+            raise RuntimeError("no samples were counted: call update first")
+        means: Sequence[float] = (self._sums / self.samples).tolist()
+        depth = (len(means) - 3) // 2
+        return SpikeStatistics(
+            self.samples, tuple(means[:depth]), tuple(means[depth : 2 * depth]), *means[2 * depth :]
+        )
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._sums, self.samples = None, 0
