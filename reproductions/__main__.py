@@ -1,0 +1,180 @@
+"""Command line of the reproduction suite: `python -m reproductions --help`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import config as configs
+from . import records
+from .errors import SuiteError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Re-run published single-spike methods and compare them.\n\n"
+    "Start with `table --preset quick`: it trains every method on scikit-learn's 8x8 digits, without a "
+    "download, and prints the comparison table.",
+)
+console = Console()
+
+ResultsDir = Annotated[Path, typer.Option(help="Folder of the records.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(help="Folder with MNIST/raw/ and FashionMNIST/raw/, read only. Without it, data is downloaded."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Run again and replace the record.")]
+QUICK = records.RESULTS / "quick"
+
+
+@app.command("list")
+def list_(results_dir: ResultsDir = records.RESULTS) -> None:
+    """List methods and data sets, and what is recorded."""
+    table = Table("method", "data set", "recorded seeds", "description")
+    recorded = records.read_all(results_dir)
+    for (method, dataset), path in configs.available().items():
+        config = configs.read(path)
+        seeds = [str(r["seed"]) for r in recorded if r["config_hash"] == config.digest()]
+        table.add_row(method, dataset, ", ".join(seeds) or "-", config.description)
+    console.print(table)
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Argument(help="A method that `list` shows.")],
+    dataset: Annotated[str, typer.Option(help="digits, mnist or fashion-mnist.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and of everything random.")] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the config's number.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file instead of the suite's own.")] = None,
+    data_root: DataRoot = None,
+    results_dir: ResultsDir = records.RESULTS,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one.")] = False,
+    overwrite: Overwrite = False,
+    track_test: Annotated[
+        bool,
+        typer.Option("--track-test", help="Also record what the best test epoch would print. Chooses nothing."),
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train METHOD on a data set, look at the test set once, and record it."""
+    from .progress import ConsoleProgress
+    from .runner import Run, execute
+
+    if device not in ("cpu", "cuda"):
+        raise SuiteError(f"--device must be cpu or cuda, got {device!r}")
+    chosen = configs.read(config) if config else configs.find(method, dataset)
+    if (chosen.method, chosen.dataset) != (method, dataset):
+        raise SuiteError(f"{config}: a config of {chosen.method} on {chosen.dataset}, not of {method} on {dataset}")
+    chosen = chosen.with_epochs(epochs)
+    name = config.stem if config else f"{method}-{dataset}"
+    name += f"-epochs{epochs}" if epochs else ""
+    this = Run(
+        chosen, name, seed, device, results_dir, data_root,
+        resume=resume, overwrite=overwrite, track_test=track_test,
+    )  # fmt: skip
+    record = execute(this, ConsoleProgress(console))
+    _summarise(record, this.record)
+
+
+def _summarise(record: dict[str, object], path: Path) -> None:
+    from .tables import comparison
+
+    dataset = str(record["dataset"])
+    (row,) = comparison([record], dataset).to_dict("records")
+    table = Table(title=f"{record['name']}, seed {record['seed']}: test set", show_header=False)
+    for key, value in row.items():
+        if value:
+            table.add_row(str(key), str(value))
+    console.print(table)
+    console.print(f"recorded in {path}", soft_wrap=True)
+
+
+@app.command()
+def table(
+    format: Annotated[str, typer.Option(help="md, tex, csv or html.")] = "md",
+    preset: Annotated[
+        str | None, typer.Option(help="quick: first train what is missing on the digits data set.")
+    ] = None,
+    results_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the records; the quick preset has one of its own.")
+    ] = None,
+    overwrite: Overwrite = False,
+    output: Annotated[Path | None, typer.Option(help="Write to a file instead of the terminal.")] = None,
+) -> None:
+    """Print recorded runs beside published numbers, one table per data set."""
+    from .tables import comparison, references, render
+
+    if preset not in (None, "quick"):
+        raise SuiteError(f"--preset must be quick, got {preset!r}")
+    if overwrite and not preset:
+        raise SuiteError("--overwrite goes with --preset quick: without a preset nothing is trained")
+    folder = results_dir or (QUICK if preset else records.RESULTS)
+    if preset:
+        _train_quick(folder, overwrite)
+    recorded = records.read_all(folder)
+    if not recorded:
+        raise SuiteError(f"{folder}: no records there; train with `run`, or use --preset quick")
+    parts = []
+    for dataset in sorted({record["dataset"] for record in recorded}):
+        parts += [(f"{dataset}: recorded runs", render(comparison(recorded, dataset), format))]
+        published = references(dataset)
+        if len(published):
+            parts += [(f"{dataset}: published", render(published, format))]
+    heading = {"md": "### {}\n\n", "tex": "% {}\n", "csv": "# {}\n", "html": "<h3>{}</h3>\n"}[format]
+    text = "\n\n".join(heading.format(title) + body for title, body in parts) + "\n"
+    if output:
+        with records.atomic_write(output) as file:
+            file.write(text)
+    else:
+        sys.stdout.write(text)
+
+
+def _train_quick(folder: Path, overwrite: bool) -> None:
+    from .progress import ConsoleProgress
+    from .runner import Run, execute
+
+    stderr = Console(stderr=True)
+    for (method, dataset), path in configs.available().items():
+        config = configs.read(path)
+        for seed in range(3) if dataset == "digits" else ():
+            run = Run(config, f"{method}-{dataset}", seed, results=folder, resume=True, overwrite=overwrite)
+            if run.record.exists() and not overwrite:
+                if records.read_record(run.record)["config_hash"] == config.digest():
+                    stderr.print(f"{run.name} seed {seed}: recorded before, --overwrite trains it again")
+                    continue
+                run.record.unlink()
+            execute(run, ConsoleProgress(stderr))
+
+
+@app.command()
+def plot(
+    results_dir: ResultsDir = records.RESULTS,
+    output_dir: Annotated[Path | None, typer.Option(help="Folder of the figures; default: figures/ beside the records.")] = None,
+) -> None:
+    """Draw learning curves, accuracy against spikes, rasters and response times as PNG and SVG."""
+    recorded = records.read_all(results_dir)
+    if not recorded:
+        raise SuiteError(f"{results_dir}: no records there; train with `run`")
+    from .figures import draw_all
+
+    for path in draw_all(recorded, output_dir or results_dir / "figures"):
+        console.print(str(path), soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; show what the user can mend without a traceback."""
+    try:
+        app()
+    except SuiteError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""S4NN (Kheradpisheh & Masquelier 2020): the authors' online protocol, and mini-batches.
+
+Integrate-and-fire neurons with one bin of delay per layer, relative target times, dt/dV = -1,
+errors normalised to unit L2 norm in every layer. The defaults of a config are the released
+recipe; dropout, learning-rate schedules and weight averaging are additions of ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssnn_plugin import IF, losses, nn, online
+from ssnn_plugin.functional import first_spike_linear, normalize_error
+
+from ..config import Config, MinibatchTraining, OnlineTraining, Uniform
+from . import EpochStatistics
+
+# Samples between two looks at the progress bar; a multiple of nothing, it changes no result.
+CHUNK = 2000
+
+
+class S4NN:
+    """Weights, decision and weight averaging, common to both protocols."""
+
+    def __init__(self, config: Config, features: int, classes: int, seed: int) -> None:
+        self.config, self.seed = config, seed
+        self.neuron = IF(config.network.threshold, delay=1)
+        self.t_max = config.network.t_max
+        self.weights = self._draw_weights([features, *config.network.hidden, classes])
+        self.average: list[Tensor] | None = None
+        self.averaged = 0
+        self.spikes: list[Tensor] = []
+
+    def _draw_weights(self, sizes: list[int]) -> list[Tensor]:
+        """As the authors draw them: NumPy's RandomState, first layer first."""
+        random = np.random.RandomState(self.seed)  # noqa: NPY002
+        weights = []
+        for n_in, n_out, init in zip(sizes, sizes[1:], self.config.network.init, strict=False):
+            draw = random.uniform if isinstance(init, Uniform) else random.normal
+            a, b = init.uniform if isinstance(init, Uniform) else init.normal
+            weights.append(torch.from_numpy(draw(a, b, (n_out, n_in))).to(self.dtype))
+        return weights
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and times."""
+        return torch.float64 if self.config.network.dtype == "float64" else torch.float32
+
+    def _rate_factor(self, progress: float) -> float:
+        """Schedule of the learning rate; `progress` counts epochs and fractions of one."""
+        schedule, epochs = self.config.training.schedule, self.config.training.epochs
+        if schedule.kind == "constant" or progress < schedule.begin:
+            return 1.0
+        done = (progress - schedule.begin) / (epochs - schedule.begin)
+        return 1 - done if schedule.kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+    def _generator(self, epoch: int, purpose: int) -> torch.Generator:
+        """Random numbers that depend on seed and epoch alone, so that a resumed run repeats them."""
+        sequence = np.random.SeedSequence([self.seed, epoch, purpose])
+        return torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
+
+    def _redraw_dead(self, epoch: int, samples: int) -> None:
+        """Redraw hidden neurons that hardly fired in the last epoch, after it was evaluated."""
+        least = self.config.training.redraw_below * samples
+        if not least or not self.spikes:
+            return
+        generator = self._generator(epoch, 1)
+        for weight, spikes, init in zip(self.weights[:-1], self.spikes, self.config.network.init, strict=False):
+            if isinstance(init, Uniform):
+                online.redraw_dead(weight, spikes, least, *init.uniform, generator)
+
+    def _drop_inputs(self, times: Tensor, generator: torch.Generator) -> Tensor:
+        p = self.config.training.input_dropout
+        return times.masked_fill(torch.rand(times.shape, generator=generator) < p, torch.inf) if p else times
+
+    def _accumulate_average(self, epoch: int) -> None:
+        """Sum the weights of the last epochs; the prediction uses their mean."""
+        if epoch < self.config.training.epochs - self.config.training.average_last:
+            return
+        current = [weight.detach().clone() for weight in self.weights]
+        self.average = [a + w for a, w in zip(self.average, current, strict=True)] if self.average else current
+        self.averaged += 1
+
+    def predict(self, times: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Spike times by layer; the potential of a silent output is the one at bin T - 3, as published."""
+        weights = [a / self.averaged for a in self.average] if self.average else self.weights
+        layers = []
+        with torch.no_grad():
+            for weight in weights[:-1]:
+                times = first_spike_linear(times.to(weight.device), weight, self.neuron, t_max=self.t_max)
+                layers.append(times)
+            output, potential = first_spike_linear(
+                times.to(weights[-1].device), weights[-1], self.neuron, t_max=self.t_max, return_potential=True
+            )
+            if bool(output.isinf().all(1).any()):
+                early = times.masked_fill(times > self.t_max - 3, torch.inf)
+                _, at_bin = first_spike_linear(
+                    early, weights[-1], self.neuron, t_max=self.t_max, return_potential=True
+                )
+                potential = torch.where(output.isinf(), at_bin, potential)
+        return (*layers, output), potential
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "weights": [weight.detach() for weight in self.weights],
+            "average": self.average,
+            "averaged": self.averaged,
+            "spikes": self.spikes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for weight, saved in zip(self.weights, state["weights"], strict=True):
+            weight.detach().copy_(saved)
+        self.average = state["average"] and [a.to(w) for a, w in zip(state["average"], self.weights, strict=True)]
+        self.averaged, self.spikes = state["averaged"], state["spikes"]
+
+
+class S4NNOnline(S4NN):
+    """One sample at a time, in file order unless the config shuffles."""
+
+    def train_epoch(
+        self, epoch: int, times: Tensor, labels: Tensor, advance: Callable[[int], None]
+    ) -> EpochStatistics:
+        training = self.config.training
+        assert isinstance(training, OnlineTraining)
+        self._redraw_dead(epoch, len(times))
+        order = torch.arange(len(times))
+        if training.shuffle:
+            order = torch.randperm(len(times), generator=self._generator(epoch, 2))
+        dropping = self._generator(epoch, 3)
+        hidden = len(self.weights) - 1
+        loss = right = 0.0
+        spikes = [torch.zeros(len(weight), dtype=torch.long) for weight in self.weights]
+        for start in range(0, len(order), CHUNK):
+            chunk = order[start : start + CHUNK]
+            factor = self._rate_factor(epoch + start / len(order))
+            done = online.s4nn_train(
+                self.weights,
+                self._drop_inputs(times[chunk], dropping),
+                labels[chunk],
+                thresholds=[self.neuron.threshold] * len(self.weights),
+                learning_rates=[rate * factor for rate in training.learning_rates],
+                weight_decay=training.weight_decay,
+                gamma=training.gamma,
+                t_max=self.t_max,
+                dropout=[training.dropout] * hidden + [0.0],
+                seed=int(torch.randint(2**31, (), generator=dropping)),
+            )
+            loss += done.loss * len(chunk)
+            right += done.accuracy * len(chunk)
+            spikes = [a + b for a, b in zip(spikes, done.spikes, strict=True)]
+            advance(len(chunk))
+        self.spikes = spikes
+        self._accumulate_average(epoch)
+        n = len(order)
+        return EpochStatistics(loss / n, right / n, tuple(s.sum().item() / n for s in spikes))
+
+
+class S4NNMinibatch(S4NN):
+    """Mini-batches through `nn.SpikeLinear`, autograd and a torch optimiser."""
+
+    def __init__(self, config: Config, features: int, classes: int, seed: int, device: str) -> None:
+        super().__init__(config, features, classes, seed)
+        training = config.training
+        assert isinstance(training, MinibatchTraining)
+        self.training, self.device = training, device
+        self.layers = []
+        for number, weight in enumerate(self.weights):
+            n_out, n_in = weight.shape
+            layer = nn.SpikeLinear(
+                n_in,
+                n_out,
+                self.neuron,
+                t_max=self.t_max,
+                silent_gradient=number == len(self.weights) - 1,
+                device=device,
+                dtype=self.dtype,
+            )
+            layer.load_state_dict({"weight": weight})
+            self.layers.append(layer)
+        self.weights = [layer.weight for layer in self.layers]
+        self.loss = losses.RelativeTargetLoss(training.gamma, self.t_max)
+        groups = [{"params": [w], "lr": lr} for w, lr in zip(self.weights, training.learning_rates, strict=True)]
+        if training.optimizer == "sgd":
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                groups, momentum=training.momentum, weight_decay=training.weight_decay
+            )
+        else:
+            self.optimizer = torch.optim.AdamW(groups, weight_decay=training.weight_decay)
+
+    def train_epoch(
+        self, epoch: int, times: Tensor, labels: Tensor, advance: Callable[[int], None]
+    ) -> EpochStatistics:
+        self._redraw_dead(epoch, len(times))
+        order = torch.randperm(len(times), generator=self._generator(epoch, 2))
+        dropping = self._generator(epoch, 3)
+        loss = right = 0.0
+        spikes = [torch.zeros(len(weight), dtype=torch.long) for weight in self.weights]
+        for start in range(0, len(order), self.training.batch_size):
+            batch = order[start : start + self.training.batch_size]
+            self._set_rates(epoch + start / len(order))
+            inputs = self._drop_inputs(times[batch], dropping).to(self.device)
+            target = labels[batch].to(self.device)
+            layers = self._forward(inputs, dropping)
+            batch_loss = self.loss(layers[-1], target)
+            self.optimizer.zero_grad()
+            batch_loss.backward()
+            self.optimizer.step()
+            output = layers[-1].detach()
+            earliest = output.min(1).values
+            right += ((output.gather(1, target[:, None])[:, 0] == earliest) & earliest.isfinite()).sum().item()
+            loss += batch_loss.item() * len(batch)
+            for total, layer in zip(spikes, layers, strict=True):
+                total += layer.detach().isfinite().sum(0).cpu()
+            advance(len(batch))
+        self.spikes = spikes
+        self._accumulate_average(epoch)
+        n = len(order)
+        return EpochStatistics(loss / n, right / n, tuple(s.sum().item() / n for s in spikes))
+
+    def _forward(self, times: Tensor, dropping: torch.Generator) -> list[Tensor]:
+        outputs = []
+        for layer in self.layers:
+            times = layer(times)
+            if self.training.normalize_errors:
+                times = normalize_error(times)
+            outputs.append(times)
+            if self.training.dropout and layer is not self.layers[-1]:
+                dropped = torch.rand(times.shape, generator=dropping) < self.training.dropout
+                times = times.masked_fill(dropped.to(times.device), torch.inf)
+        return outputs
+
+    def _set_rates(self, progress: float) -> None:
+        factor = self._rate_factor(progress)
+        for group, rate in zip(self.optimizer.param_groups, self.training.learning_rates, strict=True):
+            group["lr"] = rate * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,191 @@
+"""One run: train, checkpoint after every epoch, look at the test set once, write the record."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssnn_plugin import encode, metrics
+
+from . import datasets, records
+from .config import Config
+from .datasets import Images
+from .errors import SuiteError
+from .methods import Method, build
+from .progress import Progress
+
+BATCH = 2000
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to run and where to keep it."""
+
+    config: Config
+    name: str
+    seed: int = 0
+    device: str = "cpu"
+    results: Path = records.RESULTS
+    data_root: Path | None = None
+    cache: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    track_test: bool = False
+
+    @property
+    def record(self) -> Path:
+        return records.record_path(self.results, self.name, self.seed)
+
+    @property
+    def checkpoint(self) -> Path:
+        return records.checkpoint_path(self.results, self.name, self.seed)
+
+
+@dataclass
+class State:
+    """What a checkpoint holds beside the method's own state."""
+
+    epoch: int = 0
+    wall_time_s: float = 0.0
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def execute(run: Run, progress: Progress) -> dict[str, Any]:
+    """Run to the end, or on from the checkpoint; return the record that was written.
+
+    Raises:
+        SuiteError: a record or checkpoint is in the way, the device, the data or the results
+            folder cannot be used.
+    """
+    _prepare(run)
+    commit = records.commit()
+    training, validation, held = _training_data(run)
+    method = build(run.config, training.x.shape[1], training.classes, run.seed, run.device)
+    state = _restore(run, method) if run.resume else State()
+    times = _encode(run.config, training)
+    test = _load(run, "test") if run.track_test else None
+
+    progress.begin(run, state.epoch, len(training))
+    while state.epoch < run.config.training.epochs:
+        started = time.perf_counter()
+        trained = method.train_epoch(state.epoch, times, training.y, progress.advance)
+        entry: dict[str, Any] = {"epoch": state.epoch + 1, "train": dataclasses.asdict(trained)}
+        if held:
+            entry["validation"] = evaluate(method, run.config, validation)["accuracy"]
+        if test is not None:
+            entry["test"] = evaluate(method, run.config, test)["accuracy"]
+        state.epoch += 1
+        state.wall_time_s += time.perf_counter() - started
+        state.history.append(entry)
+        content = {"config_hash": run.config.digest(), "state": dataclasses.asdict(state), "method": method.state_dict()}
+        records.write_checkpoint(run.checkpoint, content)
+        progress.end_epoch(entry)
+    progress.end()
+
+    record = _record(run, state, method, commit, test if test is not None else _load(run, "test"))
+    records.write_record(run.record, record)
+    run.checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def evaluate(method: Method, config: Config, images: Images) -> dict[str, Any]:
+    """Accuracy under all rules, spikes, response time; the first sample as an example."""
+    counts = metrics.SpikeCounts(config.network.t_max)
+    outputs, potentials, responses, example = [], [], [], None
+    for start in range(0, len(images), BATCH):
+        part = images.select(torch.arange(start, min(start + BATCH, len(images))))
+        times = _encode(config, part)
+        layers, potential = method.predict(times)
+        layers = tuple(layer.cpu() for layer in layers)
+        counts.update(times, *layers)
+        outputs.append(layers[-1])
+        potentials.append(potential.cpu())
+        responses.append(layers[-1].min(1).values)
+        example = example or _example(part, times, layers)
+    output, potential = torch.cat(outputs), torch.cat(potentials)
+    accuracy = {
+        rule: metrics.accuracy(output, images.y, potential=potential, tie=rule) for rule in metrics.RULES
+    }
+    statistics = dataclasses.asdict(counts.compute())
+    histogram = torch.cat(responses).clamp(max=config.network.t_max).histc(config.network.t_max + 1, 0, config.network.t_max)
+    return {"accuracy": accuracy, **statistics, "response_histogram": histogram.int().tolist(), "example": example}
+
+
+def _example(images: Images, times: Tensor, layers: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Spike times of one sample, for the raster; JSON has no infinity, so silence is null."""
+    rows = [times[0], *(layer[0] for layer in layers)]
+    spikes = [[None if t == float("inf") else t for t in row.tolist()] for row in rows]
+    return {"label": int(images.y[0]), "times": spikes}
+
+
+def _encode(config: Config, images: Images) -> Tensor:
+    times = encode.latency(images.x, config.network.t_max, x_max=images.x_max)
+    return times.to(torch.float64 if config.network.dtype == "float64" else torch.float32)
+
+
+def _load(run: Run, split: str) -> Images:
+    return datasets.load(run.config.dataset, split, run.data_root, run.cache)
+
+
+def _training_data(run: Run) -> tuple[Images, Images, int]:
+    training, validation = datasets.hold_out(_load(run, "train"), run.config.validation)
+    return training, validation, len(validation)
+
+
+def _prepare(run: Run) -> None:
+    """Refuse what would overwrite earlier work or fail only after hours."""
+    records.require_writable(run.results)
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise SuiteError("--device: 'cuda' was asked for, but torch finds no GPU; use 'cpu'")
+    if run.overwrite:
+        run.checkpoint.unlink(missing_ok=True)
+        return
+    if run.record.exists():
+        raise SuiteError(f"{run.record}: this run is recorded already; pass --overwrite to run it again")
+    if run.checkpoint.exists() and not run.resume:
+        raise SuiteError(
+            f"{run.checkpoint}: an unfinished run of the same name; pass --resume to go on with it "
+            f"or --overwrite to start again"
+        )
+
+
+def _restore(run: Run, method: Method) -> State:
+    if not run.checkpoint.exists():
+        return State()
+    content = records.read_checkpoint(run.checkpoint)
+    if content["config_hash"] != run.config.digest():
+        raise SuiteError(
+            f"{run.checkpoint}: written under another config ({content['config_hash']}, "
+            f"this is {run.config.digest()}); pass --overwrite to start again"
+        )
+    method.load_state_dict(content["method"])
+    return State(**content["state"])
+
+
+def _record(run: Run, state: State, method: Method, commit: str, test: Images) -> dict[str, Any]:
+    record = {
+        "schema": records.SCHEMA,
+        "name": run.name,
+        "method": run.config.method,
+        "dataset": run.config.dataset,
+        "config": run.config.model_dump(mode="json"),
+        "config_hash": run.config.digest(),
+        "seed": run.seed,
+        "versions": records.versions(),
+        "commit": commit,
+        "machine": records.machine(run.device),
+        "wall_time_s": round(state.wall_time_s, 1),
+        "history": state.history,
+        "test": evaluate(method, run.config, test),
+    }
+    tracked = [entry for entry in state.history if "test" in entry]
+    if tracked:
+        best = max(tracked, key=lambda entry: entry["test"]["lenient"])
+        record["best_test_epoch"] = {"epoch": best["epoch"], "accuracy": best["test"]}
+    return record

@@ -1,0 +1,122 @@
+"""The comparison table: recorded runs beside published numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pandas as pd
+
+from ssnn_plugin.metrics import RULES
+
+from .errors import SuiteError
+
+PUBLISHED = Path(__file__).parent / "published.csv"
+FORMATS = ("md", "tex", "csv", "html")
+BEST_EPOCH = "best test epoch, lenient (chooses nothing)"
+CERTAINTY = {
+    "R": "read in the authors' repository",
+    "P": "the authors' own text",
+    "P derived": "computed from the authors' own text",
+    "T": "a third party's text or code",
+    "M": "measured by us on what the authors released",
+    "X": "from memory, unchecked",
+}
+
+
+def published() -> pd.DataFrame:
+    """Published numbers with their source and how sure we are of them."""
+    return pd.read_csv(PUBLISHED, keep_default_na=False)
+
+
+def comparison(records: Sequence[dict[str, Any]], dataset: str) -> pd.DataFrame:
+    """One row per method, network and config on a data set, mean ± standard deviation over seeds."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        if record["dataset"] == dataset:
+            groups.setdefault((record["name"], record["config_hash"]), []).append(record)
+    return pd.DataFrame([_row(group) for _, group in sorted(groups.items())]).fillna("")
+
+
+def references(dataset: str) -> pd.DataFrame:
+    """Published numbers on a data set."""
+    table = published()
+    table = table[table["dataset"] == dataset]
+    return pd.DataFrame(
+        {
+            "method": table["method"],
+            "network": table["network"],
+            "metric": table["metric"],
+            "value": table["value"],
+            "source": table["source"],
+            "how sure": [f"{tag}: {CERTAINTY[tag]}" for tag in table["certainty"]],
+            "note": table["note"],
+        }
+    )
+
+
+def render(table: pd.DataFrame, style: str) -> str:
+    """A table as Markdown, LaTeX, CSV or HTML.
+
+    Raises:
+        SuiteError: an unknown format.
+    """
+    if style == "md":
+        return str(table.to_markdown(index=False, disable_numparse=True))
+    if style == "tex":
+        return str(table.style.hide(axis="index").format(escape="latex").to_latex(hrules=True)).rstrip()
+    if style == "csv":
+        return str(table.to_csv(index=False)).rstrip()
+    if style == "html":
+        return str(table.to_html(index=False))
+    raise SuiteError(f"--format must be one of {', '.join(FORMATS)}, got {style!r}")
+
+
+def _row(runs: list[dict[str, Any]]) -> dict[str, str]:
+    config, tests = runs[0]["config"], [run["test"] for run in runs]
+    classes = len(tests[0]["example"]["times"][-1])
+    inputs = len(tests[0]["example"]["times"][0])
+    network = "-".join(map(str, [inputs, *config["network"]["hidden"], classes]))
+    row = {"method": runs[0]["name"].removesuffix(f"-{runs[0]['dataset']}"), "network": network}
+    row["seeds"] = str(len(runs))
+    row["epochs"] = str(config["training"]["epochs"])
+    for rule in RULES:
+        row[f"{rule.replace('_', ' ')} %"] = _spread([100 * test["accuracy"][rule] for test in tests], 2)
+    best = [100 * run["best_test_epoch"]["accuracy"]["lenient"] for run in runs if "best_test_epoch" in run]
+    if best:
+        row[f"{BEST_EPOCH} %"] = _spread(best, 2)
+    row["spikes: input + hidden + output"] = _counts(tests, "total")
+    row["of these until the decision"] = _counts(tests, "until_decision")
+    row["response (bins)"] = _spread([test["response_time"] for test in tests], 1)
+    row["ties / silent %"] = " / ".join(f"{100 * mean(test[key] for test in tests):.1f}" for key in ("tied", "silent"))
+    row["published %"], row["lenient against published"] = _against_published(runs, network)
+    return row
+
+
+def _against_published(runs: list[dict[str, Any]], network: str) -> tuple[str, str]:
+    """The number that the method's paper prints, and how ours compares under the papers' own rule."""
+    table = published()
+    method = runs[0]["config"]["implementation"]
+    rows = table[
+        (table["method"] == method) & (table["dataset"] == runs[0]["dataset"])
+        & (table["metric"] == "accuracy") & table["certainty"].str.startswith(("P", "X"))
+    ]  # fmt: skip
+    if rows.empty:
+        return "", ""
+    first = rows.iloc[0]
+    elsewhere = "" if first["network"] == network else f", {first['network']}"
+    gap = 100 * mean(run["test"]["accuracy"]["lenient"] for run in runs) - float(first["value"])
+    verdict = f"falls short by {-gap:.2f}" if gap < 0 else f"reached, +{gap:.2f}"
+    return f"{first['value']} [{first['certainty']}{elsewhere}]", verdict
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    text = f"{mean(values):.{digits}f}"
+    return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+def _counts(tests: Sequence[dict[str, Any]], key: str) -> str:
+    layers = zip(*(test[key] for test in tests), strict=True)
+    return " + ".join(f"{mean(layer):.1f}" for layer in layers)

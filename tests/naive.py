@@ -1,0 +1,63 @@
+"""Independent, naive formulations: loops over time steps and neurons, as the papers state them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def first_spikes(times, weight, threshold, delay, t_max, bias=None):
+    """Simulate one sample bin by bin: (output times with delay, potential at crossing or at the end)."""
+    n_out = weight.shape[0]
+    out = np.full(n_out, np.inf)
+    potential = np.zeros(n_out)
+    for j in range(n_out):
+        v = 0.0
+        for t in range(int(t_max)):
+            for i in range(weight.shape[1]):
+                if times[i] == t:
+                    v += weight[j, i]
+            if bias is not None:
+                v += bias[j]
+            if out[j] == np.inf:
+                potential[j] = v
+                if v > threshold and t + delay < t_max:
+                    out[j] = t + delay
+    return out, potential
+
+
+def latency_gradients(times, weight, out, delay, grad_out, t_max):
+    """dt_j/dV_j = -1, dV_j/dw_ji = [t_i counted], dV_j/dt_i = -w_ji; a silent neuron has no gradient."""
+    grad_weight = np.zeros_like(weight)
+    grad_times = np.zeros_like(times)
+    for j in range(weight.shape[0]):
+        for i in range(weight.shape[1]):
+            if np.isfinite(out[j]) and times[i] <= out[j] - delay and times[i] < t_max:
+                grad_weight[j, i] = -grad_out[j]
+                grad_times[i] += grad_out[j] * weight[j, i]
+    return grad_weight, grad_times
+
+
+def s4nn_step(weights, image, label, thresholds, rates, decay, gamma, t_max):
+    """One sample of Kheradpisheh & Masquelier 2020 with t_max in place of silence; updates in place."""
+    layers = [np.minimum(image, t_max)]
+    for weight, threshold in zip(weights, thresholds, strict=True):
+        out, _ = first_spikes(layers[-1], weight, threshold, 1, t_max)
+        layers.append(np.minimum(out, t_max))
+    output = layers[-1]
+    earliest = output.min()
+    target = output.copy()
+    for j in range(len(output)):
+        if j != label and output[j] - earliest < gamma:
+            target[j] = min(earliest + gamma, t_max)
+    target[label] = earliest if earliest < t_max else t_max - gamma
+    error = (target - output) / t_max
+    for k in range(len(weights) - 1, -1, -1):
+        weight, t_in, t_out = weights[k], layers[k], layers[k + 1]
+        norm = np.sqrt((error**2).sum())
+        if norm > 0:
+            error = error / norm
+        causal = (t_in[None, :] < t_out[:, None]) & (t_in < t_max)[None, :]
+        weight -= rates[k] * error[:, None] * causal
+        weight -= rates[k] * decay * weight
+        error = (error[:, None] * weight * causal).sum(0)
+    return layers

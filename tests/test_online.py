@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+from naive import s4nn_step
+
+from ssnn_plugin import online
+
+
+@pytest.mark.parametrize("sizes", [(12, 5), (12, 8, 4), (12, 7, 6, 3)])
+def test_follows_the_published_rule_sample_by_sample(sizes):
+    random = np.random.RandomState(0)
+    t_max, gamma, decay = 24, 3.0, 1e-3
+    n, depth = 40, len(sizes) - 1
+    images = random.randint(0, t_max + 4, (n, sizes[0])).astype(float)
+    images[images >= t_max] = np.inf
+    images[5] = np.inf
+    labels = random.randint(0, sizes[-1], n)
+    naive = [random.uniform(0, 5.0, (b, a)) for a, b in zip(sizes, sizes[1:], strict=False)]
+    ours = [torch.from_numpy(w.copy()) for w in naive]
+    thresholds, rates = [6.0, 9.0, 5.0][:depth], [0.2, 0.3, 0.1][:depth]
+
+    fired = [np.zeros(size) for size in sizes[1:]]
+    for image, label in zip(images, labels, strict=True):
+        layers = s4nn_step(naive, image, label, thresholds, rates, decay, gamma, t_max)
+        for count, layer in zip(fired, layers[1:], strict=True):
+            count += layer < t_max
+    done = online.s4nn_train(
+        ours, torch.from_numpy(images), torch.from_numpy(labels), thresholds=thresholds,
+        learning_rates=rates, weight_decay=decay, gamma=gamma, t_max=t_max,
+    )  # fmt: skip
+    for a, b in zip(ours, naive, strict=True):
+        np.testing.assert_allclose(a.numpy(), b, rtol=1e-9, atol=1e-9)
+    for a, b in zip(done.spikes, fired, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b)
+
+
+def _arguments(**changes):
+    arguments = {
+        "weights": [torch.rand(3, 4)],
+        "times": torch.rand(5, 4),
+        "labels": torch.tensor([0, 1, 2, 0, 1]),
+        "thresholds": [1.0],
+        "learning_rates": [0.1],
+        "weight_decay": 0.0,
+        "gamma": 1.0,
+        "t_max": 8.0,
+    }
+    return arguments | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": torch.tensor([0, 1, 3, 0, 1])}, "labels must lie in 0 ... 2, got 3"),
+        ({"times": torch.full((5, 4), float("nan"))}, "times must hold spike times"),
+        ({"times": torch.rand(5, 6)}, r"weights\[0\] must have shape \[out, 6\]"),
+        ({"thresholds": [1.0, 1.0]}, "thresholds must hold 1 numbers, got 2"),
+        ({"gamma": 0.0}, "gamma must be finite and greater than 0"),
+        ({"t_max": 0}, "t_max must be finite and greater than 0"),
+        ({"dropout": [0.5]}, "dropout must be below 1, and 0 in the last layer"),
+        ({"weights": []}, "weights must hold at least one layer"),
+    ],
+)
+def test_bad_arguments_are_named(changes, message):
+    arguments = _arguments(**changes)
+    weights, times, labels = (arguments.pop(key) for key in ("weights", "times", "labels"))
+    with pytest.raises(ValueError, match=message):
+        online.s4nn_train(weights, times, labels, **arguments)
+
+
+def test_dropout_and_order_are_seeded():
+    def train(seed):
+        torch.manual_seed(0)
+        weights = [torch.rand(6, 4) * 3, torch.rand(3, 6) * 3]
+        times, labels = torch.randint(0, 8, (50, 4)).float(), torch.randint(0, 3, (50,))
+        online.s4nn_train(
+            weights, times, labels, thresholds=[2.0, 2.0], learning_rates=[0.1, 0.1], weight_decay=0.0, gamma=2,
+            t_max=10, order=torch.arange(49, -1, -1), dropout=[0.5, 0.0], seed=seed,
+        )  # fmt: skip
+        return weights
+
+    first, again, other = train(1), train(1), train(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+
+
+def test_redraw_dead_leaves_the_living_alone():
+    weight = torch.arange(6.0).reshape(2, 3)
+    alive = weight[0].clone()
+    count = online.redraw_dead(weight, torch.tensor([10, 9]), 10, 100.0, 101.0, torch.Generator().manual_seed(0))
+    assert count == 1
+    assert torch.equal(weight[0], alive)
+    assert (weight[1] >= 100).all()
