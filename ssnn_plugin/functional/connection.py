@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from .. import _checks
@@ -92,13 +91,11 @@ def first_spike_linear(
     _checks.one_of("gradient", gradient, GRADIENTS)
     kernels = select(times.device, backend)
     flat = times.reshape(-1, times.shape[-1])
-    fired, potential = kernels.if_linear(
-        flat, weight, bias, float(neuron.threshold), float(neuron.delay), float(t_max)
+    spikes, potential = kernels.if_linear(
+        flat, weight, bias, float(neuron.threshold), float(neuron.delay), float(t_max), silent_gradient
     )
-    if not silent_gradient:
-        fired = fired.masked_fill(fired.isinf(), torch.inf)
-    fired = (fired + neuron.delay).reshape(*times.shape[:-1], weight.shape[0])
-    return (fired, potential.reshape(fired.shape)) if return_potential else fired
+    shape = (*times.shape[:-1], weight.shape[0])
+    return (spikes.reshape(shape), potential.reshape(shape)) if return_potential else spikes.reshape(shape)
 
 
 def _check_connection(

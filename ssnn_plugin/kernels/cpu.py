@@ -18,34 +18,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .events import fire_if, jit, sort_events
+from .events import add_rows_of_time, fire_if, jit, sort_events
 from .status import BAD_TIMES, NAN_POTENTIAL, refuse_bad_samples
 
 # Above this many bins the counting sort's table would cost more than comparing the times.
 MOST_BINS = 1 << 16
-# With fewer outputs than this, a gradient is faster along the inputs, silent ones included.
-NARROW = 32
-TILE = 32
+# Additions that take about as long as handing work to another thread.
+WORTH_A_THREAD = 1 << 21
 
 
 def first_spike_if(
     times: Tensor, weight: Tensor, bias: Tensor | None, threshold: float, delay: float, t_max: float
 ) -> tuple[Tensor, Tensor]:
-    """Crossing times and potentials of IF neurons; see `ssnn_plugin.kernels.operators`."""
-    fired = times.new_empty(times.shape[0], weight.shape[0])
-    potential = torch.empty_like(fired)
+    """Spike times and potentials of IF neurons; see `ssnn_plugin.kernels.operators`."""
+    spikes = times.new_empty(times.shape[0], weight.shape[0])
+    potential = torch.empty_like(spikes)
     bins = math.ceil(t_max) + 1 if t_max < MOST_BINS else 0
     current = times.new_empty(0) if bias is None else bias
     status = np.zeros(len(times), np.int8)
-    arrays = _arrays(times, _transpose(weight), current, fired, potential)
-    _share_out(len(times), _first_spike_if, *arrays, status, threshold, delay, t_max, bins)
+    arrays = _arrays(times, weight.t(), current, spikes, potential)
+    work = times.numel() * weight.shape[0] // 4
+    _share_out(len(times), work, _first_spike_if, *arrays, status, threshold, delay, t_max, bins)
     refuse_bad_samples(status.max(initial=0))
-    return fired, potential
+    return spikes, potential
 
 
 @jit
 def _first_spike_if(
-    first, end, times, weight_t, current, fired, potential, status, threshold, delay, t_max, bins
+    first, end, times, weight_t, current, spikes, potential, status, threshold, delay, t_max, bins
 ):  # fmt: skip
     order = np.empty(times.shape[1], np.int32)
     spiking = np.empty(times.shape[1], np.int32)
@@ -55,13 +55,18 @@ def _first_spike_if(
         n = sort_events(times[b], t_max, order, spiking, counts)
         if n < 0:
             status[b] = BAD_TIMES
-        elif current.size == 0:
-            fire_if(order, n, times[b], weight_t, threshold, delay, t_max, v, fired[b], potential[b])
+            continue
+        if current.size == 0:
+            fire_if(order, n, times[b], weight_t, threshold, delay, t_max, v, spikes[b], potential[b])
         else:
             fire_if_with_current(
-                order, n, times[b], weight_t, current, threshold, delay, t_max, v, fired[b], potential[b]
+                order, n, times[b], weight_t, current, threshold, delay, t_max, v, spikes[b], potential[b]
             )
-        if n >= 0 and np.isnan(potential[b]).any():
+        nans = np.int32(0)
+        for j in range(v.size):
+            nans += np.int32(0) if potential[b, j] == potential[b, j] else np.int32(1)
+            spikes[b, j] += delay
+        if nans > 0:
             status[b] = NAN_POTENTIAL
 
 
@@ -74,25 +79,17 @@ def fire_if_with_current(
     fired[:] = np.inf
     k = 0
     t = 0.0
-    while t + delay < t_max:
-        while k < n and times[order[k]] == t:
-            row = weight_t[order[k]]
-            for j in range(v.size):
-                v[j] += row[j]
-            k += 1
-        t_next = min(times[order[k]] if k < n else np.inf, t_max - delay)
+    while t < t_max:
+        if k < n and times[order[k]] == t:
+            k, _ = add_rows_of_time(t, k, order, n, times, weight_t, v.dtype.type(threshold), v)
+        t_next = min(times[order[k]] if k < n else np.inf, t_max)
         for j in range(v.size):
             if fired[j] == np.inf:
                 crossing = first_bin_above(v[j], current[j], threshold, t)
-                if crossing < t_next:
+                if crossing < t_next and crossing + delay < t_max:
                     fired[j] = crossing
                     potential[j] = v[j] + current[j] * (crossing + 1)
         t = t_next
-    while k < n:
-        row = weight_t[order[k]]
-        for j in range(v.size):
-            v[j] += row[j]
-        k += 1
     for j in range(v.size):
         potential[j] = v[j] + current[j] * t_max if fired[j] == np.inf else potential[j]
 
@@ -113,115 +110,143 @@ def first_bin_above(v, current, threshold, start):
     return max(t, start)
 
 
-def causal_weight_grad(error: Tensor, last: Tensor, times: Tensor, t_max: float) -> Tensor:
+def causal_weight_grad(
+    grad: Tensor, spikes: Tensor, times: Tensor, delay: float, t_max: float, silent: bool
+) -> Tensor:
     """See `ssnn_plugin.kernels.reference.causal_weight_grad`."""
-    n_out, n_in = error.shape[1], times.shape[1]
-    if n_out < NARROW:
-        grad = error.new_zeros(n_out, n_in)
-        _share_out(n_out, _causal_weight_grad_narrow, *_arrays(error, last, times, grad), t_max)
-        return grad
-    grad_t = error.new_zeros(n_in, n_out)
-    _share_out(n_in, _causal_weight_grad, *_arrays(error, last, times, grad_t), t_max)
-    return _transpose(grad_t)
+    n_out, n_in = grad.shape[1], times.shape[1]
+    arrays = _arrays(grad, spikes, times)
+    n_errors, n_events = _count_work(*arrays, t_max, silent)
+    if n_errors * n_in <= n_events * n_out:
+        grad_weight = grad.new_zeros(n_out, n_in)
+        _share_out(
+            n_out, n_errors * n_in, _grad_along_inputs, *arrays, *_arrays(grad_weight), delay, t_max, silent
+        )
+        return grad_weight
+    grad_weight_t = grad.new_zeros(n_in, n_out)
+    _share_out(
+        n_in, n_events * n_out, _grad_along_outputs, *arrays, *_arrays(grad_weight_t), delay, t_max, silent
+    )
+    return grad_weight_t.t().contiguous()
 
 
 @jit
-def _causal_weight_grad(first, end, error, last, times, grad_t, t_max):
-    zero = error.dtype.type(0)
-    for b in range(times.shape[0]):
-        e, fired = error[b], last[b]
-        latest = latest_with_error(e, fired)
-        for i in range(first, end):
-            t = times[b, i]
-            if t <= latest and t < t_max:
-                row = grad_t[i]
-                for j in range(e.size):
-                    row[j] += e[j] if t <= fired[j] else zero
+def _count_work(grad, spikes, times, t_max, silent):
+    """Number of output spikes with an error, and of input spikes."""
+    n_errors = n_events = 0
+    for b in range(grad.shape[0]):
+        for j in range(grad.shape[1]):
+            n_errors += (grad[b, j] != 0) & (silent | (spikes[b, j] < np.inf))
+        for i in range(times.shape[1]):
+            n_events += times[b, i] < t_max
+    return n_errors, n_events
 
 
 @jit
-def _causal_weight_grad_narrow(first, end, error, last, times, grad, t_max):
-    zero = error.dtype.type(0)
+def _grad_along_inputs(first, end, grad, spikes, times, grad_weight, delay, t_max, silent):
+    """One contiguous row per output with an error: the cheaper way where errors are few."""
+    zero = grad.dtype.type(0)
     t_max = times.dtype.type(t_max)
     for b in range(times.shape[0]):
         t = times[b]
         for j in range(first, end):
-            e, fired = error[b, j], last[b, j]
-            if e != 0:
-                row = grad[j]
+            error, out = grad[b, j], spikes[b, j]
+            if error != 0 and (silent or out < np.inf):
+                row = grad_weight[j]
+                last = times.dtype.type(out - delay)
                 for i in range(t.size):
-                    row[i] += e if (t[i] <= fired) & (t[i] < t_max) else zero
+                    row[i] -= error if (t[i] <= last) & (t[i] < t_max) else zero
 
 
-def causal_input_grad(error: Tensor, last: Tensor, times: Tensor, weight: Tensor, t_max: float) -> Tensor:
+@jit
+def _grad_along_outputs(first, end, grad, spikes, times, grad_weight_t, delay, t_max, silent):
+    """One contiguous row per input spike: the cheaper way where errors are many."""
+    error = np.empty(grad.shape[1], grad.dtype)
+    causal = np.empty(end - first, np.int32)
+    for b in range(times.shape[0]):
+        latest = errors_of_sample(grad[b], spikes[b], silent, error)
+        n = 0
+        for i in range(first, end):
+            causal[n] = i
+            n += (times[b, i] < t_max) & (times[b, i] + delay <= latest)
+        subtract_causal_errors(error, spikes[b], times[b], causal[:n], delay, grad_weight_t)
+
+
+@jit
+def subtract_causal_errors(error, spikes, times, causal, delay, grad_weight_t):
+    """Two rows at a time: reading the errors costs as much as a row."""
+    zero = error.dtype.type(0)
+    for k in range(0, causal.size - 1, 2):
+        t, row = times[causal[k]] + delay, grad_weight_t[causal[k]]
+        t_other, other = times[causal[k + 1]] + delay, grad_weight_t[causal[k + 1]]
+        for j in range(error.size):
+            row[j] -= error[j] if t <= spikes[j] else zero
+            other[j] -= error[j] if t_other <= spikes[j] else zero
+    if causal.size % 2:
+        t, row = times[causal[-1]] + delay, grad_weight_t[causal[-1]]
+        for j in range(error.size):
+            row[j] -= error[j] if t <= spikes[j] else zero
+
+
+def causal_input_grad(
+    grad: Tensor, spikes: Tensor, times: Tensor, weight: Tensor, delay: float, t_max: float, silent: bool
+) -> Tensor:
     """See `ssnn_plugin.kernels.reference.causal_input_grad`."""
-    grad = torch.zeros_like(times, memory_format=torch.contiguous_format)
-    if error.shape[1] < NARROW:
-        arrays = _arrays(error, last, times, weight, grad)
-        _share_out(len(times), _causal_input_grad_narrow, *arrays, t_max)
-    else:
-        arrays = _arrays(error, last, times, _transpose(weight), grad)
-        _share_out(len(times), _causal_input_grad, *arrays, t_max)
-    return grad
+    n_out, n_in = weight.shape
+    grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
+    arrays = _arrays(grad, spikes, times)
+    n_errors, n_events = _count_work(*arrays, t_max, silent)
+    along_inputs = n_errors * n_in <= n_events * n_out
+    kernel, matrix = (_errors_along_inputs, weight) if along_inputs else (_errors_along_outputs, weight.t())
+    work = min(n_errors * n_in, n_events * n_out)
+    _share_out(len(times), work, kernel, *arrays, *_arrays(matrix, grad_times), delay, t_max, silent)
+    return grad_times
 
 
 @jit
-def _causal_input_grad(first, end, error, last, times, weight_t, grad, t_max):
-    zero = error.dtype.type(0)
-    for b in range(first, end):
-        e, fired = error[b], last[b]
-        latest = latest_with_error(e, fired)
-        for i in range(times.shape[1]):
-            t = times[b, i]
-            if t <= latest and t < t_max:
-                row = weight_t[i]
-                total = zero
-                for j in range(e.size):
-                    total -= e[j] * row[j] if t <= fired[j] else zero
-                grad[b, i] = total
-
-
-@jit
-def _causal_input_grad_narrow(first, end, error, last, times, weight, grad, t_max):
-    zero = error.dtype.type(0)
+def _errors_along_inputs(first, end, grad, spikes, times, weight, grad_times, delay, t_max, silent):
+    zero = grad.dtype.type(0)
     t_max = times.dtype.type(t_max)
     for b in range(first, end):
-        t, g = times[b], grad[b]
-        for j in range(error.shape[1]):
-            e, fired = error[b, j], last[b, j]
-            if e != 0:
+        t, total = times[b], grad_times[b]
+        for j in range(grad.shape[1]):
+            error, out = grad[b, j], spikes[b, j]
+            if error != 0 and (silent or out < np.inf):
                 row = weight[j]
+                last = times.dtype.type(out - delay)
                 for i in range(t.size):
-                    g[i] -= e * row[i] if (t[i] <= fired) & (t[i] < t_max) else zero
+                    total[i] += error * row[i] if (t[i] <= last) & (t[i] < t_max) else zero
 
 
 @jit
-def latest_with_error(error, fired):
-    """Latest firing time of an output that has an error: later inputs have none."""
+def _errors_along_outputs(first, end, grad, spikes, times, weight_t, grad_times, delay, t_max, silent):
+    zero = grad.dtype.type(0)
+    error = np.empty(grad.shape[1], grad.dtype)
+    for b in range(first, end):
+        latest = errors_of_sample(grad[b], spikes[b], silent, error)
+        out = spikes[b]
+        for i in range(times.shape[1]):
+            t = times[b, i]
+            if t < t_max and t + delay <= latest:
+                t += delay
+                row = weight_t[i]
+                total = zero
+                for j in range(error.size):
+                    total += error[j] * row[j] if t <= out[j] else zero
+                grad_times[b, i] = total
+
+
+@jit
+def errors_of_sample(grad, spikes, silent, error):
+    """Copy the errors that count, and return the latest output spike that has one.
+
+    Inputs after it have no part in the error, so that they can be skipped.
+    """
     latest = -np.inf
-    for j in range(error.size):
-        if error[j] != 0:
-            latest = max(latest, fired[j])
+    for j in range(grad.size):
+        error[j] = grad[j] if silent or spikes[j] < np.inf else 0
+        latest = max(latest, spikes[j] if error[j] != 0 else -np.inf)
     return latest
-
-
-def _transpose(matrix: Tensor) -> Tensor:
-    """Row-major transpose of a matrix, in tiles that fit the cache."""
-    matrix = matrix.detach().contiguous()
-    transposed = matrix.new_empty(matrix.shape[1], matrix.shape[0])
-    tiles = -(-matrix.shape[1] // TILE)
-    _share_out(tiles, _transpose_tiles, matrix.numpy(), transposed.numpy())
-    return transposed
-
-
-@jit
-def _transpose_tiles(first, end, matrix, transposed):
-    rows, columns = matrix.shape
-    for i in range(first * TILE, min(end * TILE, columns), TILE):
-        for j in range(0, rows, TILE):
-            for k in range(i, min(i + TILE, columns)):
-                for m in range(j, min(j + TILE, rows)):
-                    transposed[k, m] = matrix[m, k]
 
 
 def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
@@ -230,20 +255,22 @@ def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
 
 
 _pools: dict[int, ThreadPoolExecutor] = {}
-os.register_at_fork(after_in_child=_pools.clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)
 
 
-def _share_out(work: int, kernel: Callable[..., None], *args: Any) -> None:
-    """Run `kernel(first, last, *args)` over ranges of 0 ... work, on as many threads as torch uses.
+def _share_out(length: int, work: int, kernel: Callable[..., None], *args: Any) -> None:
+    """Run `kernel(first, last, *args)` over ranges of 0 ... length, on as many threads as torch uses.
 
+    `work` estimates the additions; what is done sooner than a thread wakes up stays on this one.
     Not an OpenMP loop: numba's and torch's pools would spin against each other for the cores.
     """
-    threads = max(1, min(torch.get_num_threads(), work))
-    if threads == 1:
-        kernel(0, work, *args)
+    threads = min(torch.get_num_threads(), length, 1 + work // WORTH_A_THREAD)
+    if threads <= 1:
+        kernel(0, length, *args)
         return
     pool = _pools.get(threads) or _pools.setdefault(threads, ThreadPoolExecutor(threads - 1))
-    bounds = [work * i // threads for i in range(threads + 1)]
+    bounds = [length * i // threads for i in range(threads + 1)]
     others = [pool.submit(kernel, bounds[i], bounds[i + 1], *args) for i in range(1, threads)]
     kernel(bounds[0], bounds[1], *args)
     for other in others:

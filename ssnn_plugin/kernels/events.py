@@ -68,27 +68,44 @@ def fire_if(order, n, times, weight_t, threshold, delay, t_max, v, fired, potent
     k = 0
     while k < n and waiting > 0:
         t = times[order[k]]
-        while k < n and times[order[k]] == t:
-            row = weight_t[order[k]]
-            for j in range(v.size):
-                v[j] += row[j]
-            k += 1
-        if t + delay < t_max:
-            waiting -= record_crossings(v, threshold, t, fired, potential)
+        k, crossings = add_rows_of_time(t, k, order, n, times, weight_t, threshold, v)
+        if crossings > 0 and t + delay < t_max:
+            waiting -= crossings
+            record_crossings(v, threshold, t, fired, potential)
     for j in range(v.size):
         potential[j] = v[j] if fired[j] == np.inf else potential[j]
 
 
 @jit
+def add_rows_of_time(t, k, order, n, times, weight_t, threshold, v):
+    """Add the weights of every input spike of time `t` to `v`.
+
+    Returns the first event after them, and how many outputs are above threshold now. They are
+    counted in passing, and rows are added in pairs: reading `v` costs as much as reading a row.
+    """
+    while True:
+        above = np.int32(0)
+        row = weight_t[order[k]]
+        if k + 1 < n and times[order[k + 1]] == t:
+            other = weight_t[order[k + 1]]
+            for j in range(v.size):
+                v[j] = (v[j] + row[j]) + other[j]
+                above += np.int32(1) if v[j] > threshold else np.int32(0)
+            k += 2
+        else:
+            for j in range(v.size):
+                v[j] += row[j]
+                above += np.int32(1) if v[j] > threshold else np.int32(0)
+            k += 1
+        if k == n or times[order[k]] != t:
+            return k, above
+
+
+@jit
 def record_crossings(v, threshold, t, fired, potential):
     """Note time and potential of the outputs above threshold, and rule them out with V = -inf."""
-    crossings = np.int32(0)
     for j in range(v.size):
-        crossings += np.int32(1) if v[j] > threshold else np.int32(0)
-    if crossings > 0:
-        for j in range(v.size):
-            above = v[j] > threshold
-            fired[j] = t if above else fired[j]
-            potential[j] = v[j] if above else potential[j]
-            v[j] = -np.inf if above else v[j]
-    return crossings
+        above = v[j] > threshold
+        fired[j] = t if above else fired[j]
+        potential[j] = v[j] if above else potential[j]
+        v[j] = -np.inf if above else v[j]

@@ -1,14 +1,16 @@
 """The kernels as registered `torch.library` operators: one set per backend, interchangeable.
 
-`if_linear(times, weight, bias, threshold, delay, t_max) -> (fired, potential)`
-    `times` [batch, in], `weight` [out, in], `bias` [out] or None. `fired` [batch, out] is the bin
-    of the crossing, without `delay`, and `inf` where there is none or where the delayed spike
-    would reach `t_max`. `potential` [batch, out] is V at the crossing, and V at the end of the
-    window (every input before `t_max` counted) for a silent neuron.
-`causal_weight_grad(error, last, times, t_max)` and `causal_input_grad(error, last, times, weight,
-t_max)` are the two halves of its backward pass; `error` is dL/dV.
+`if_linear(times, weight, bias, threshold, delay, t_max, silent) -> (spikes, potential)`
+    `times` [batch, in], `weight` [out, in], `bias` [out] or None. `spikes` [batch, out] are the
+    times of the output spikes, `delay` included, `inf` where there is no crossing or where the
+    spike would reach `t_max`. `potential` [batch, out] is V at the crossing, and V at the end of
+    the window (every input before `t_max` counted) for a silent neuron. `silent` says whether a
+    gradient that arrives at a silent neuron counts.
+`causal_weight_grad(grad, spikes, times, delay, t_max, silent)` and
+`causal_input_grad(grad, spikes, times, weight, delay, t_max, silent)`
+    The two halves of its backward pass; `grad` is dL/dt of the output spikes.
 
-The autograd rule of `fired` is dt/dV = -1 (Kheradpisheh & Masquelier 2020), that of `potential`
+The autograd rule of `spikes` is dt/dV = -1 (Kheradpisheh & Masquelier 2020), that of `potential`
 is exact in the weights; both treat an input spike that comes one bin earlier as +w.
 """
 
@@ -22,11 +24,13 @@ import torch
 from torch import Tensor
 
 FORWARD = (
-    "(Tensor times, Tensor weight, Tensor? bias, float threshold, float delay, float t_max)"
+    "(Tensor times, Tensor weight, Tensor? bias, float threshold, float delay, float t_max, bool silent)"
     " -> (Tensor, Tensor)"
 )
-WEIGHT_GRAD = "(Tensor error, Tensor last, Tensor times, float t_max) -> Tensor"
-INPUT_GRAD = "(Tensor error, Tensor last, Tensor times, Tensor weight, float t_max) -> Tensor"
+WEIGHT_GRAD = "(Tensor grad, Tensor spikes, Tensor times, float delay, float t_max, bool silent) -> Tensor"
+INPUT_GRAD = (
+    "(Tensor grad, Tensor spikes, Tensor times, Tensor weight, float delay, float t_max, bool silent) -> Tensor"
+)
 
 
 class Backend(NamedTuple):
@@ -52,15 +56,21 @@ def _register(backend: str, device_types: str | None) -> Backend:
         )
 
     def forward(
-        times: Tensor, weight: Tensor, bias: Tensor | None, threshold: float, delay: float, t_max: float
+        times: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        threshold: float,
+        delay: float,
+        t_max: float,
+        silent: bool,
     ) -> tuple[Tensor, Tensor]:
         return kernel("first_spike_if")(times, weight, bias, threshold, delay, t_max)  # type: ignore[no-any-return]
 
-    def weight_grad(error: Tensor, last: Tensor, times: Tensor, t_max: float) -> Tensor:
-        return kernel("causal_weight_grad")(error, last, times, t_max)  # type: ignore[no-any-return]
+    def weight_grad(*args: Any) -> Tensor:
+        return kernel("causal_weight_grad")(*args)  # type: ignore[no-any-return]
 
-    def input_grad(error: Tensor, last: Tensor, times: Tensor, weight: Tensor, t_max: float) -> Tensor:
-        return kernel("causal_input_grad")(error, last, times, weight, t_max)  # type: ignore[no-any-return]
+    def input_grad(*args: Any) -> Tensor:
+        return kernel("causal_input_grad")(*args)  # type: ignore[no-any-return]
 
     operators = Backend(
         define("if_linear", forward, FORWARD),
@@ -69,48 +79,53 @@ def _register(backend: str, device_types: str | None) -> Backend:
     )
 
     @operators.if_linear.register_fake
-    def _(times, weight, bias, threshold, delay, t_max):  # type: ignore[no-untyped-def]
+    def _(times, weight, bias, threshold, delay, t_max, silent):  # type: ignore[no-untyped-def]
         shape = times.shape[0], weight.shape[0]
         return times.new_empty(shape), times.new_empty(shape)
 
     @operators.causal_weight_grad.register_fake
-    def _(error, last, times, t_max):  # type: ignore[no-untyped-def]
-        return error.new_empty(error.shape[1], times.shape[1])
+    def _(grad, spikes, times, delay, t_max, silent):  # type: ignore[no-untyped-def]
+        return grad.new_empty(grad.shape[1], times.shape[1])
 
     @operators.causal_input_grad.register_fake
-    def _(error, last, times, weight, t_max):  # type: ignore[no-untyped-def]
+    def _(grad, spikes, times, weight, delay, t_max, silent):  # type: ignore[no-untyped-def]
         return torch.empty_like(times, memory_format=torch.contiguous_format)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        times, weight, bias, _, _, ctx.t_max = inputs
+        times, weight, _, _, ctx.delay, ctx.t_max, ctx.silent = inputs
         ctx.save_for_backward(times, weight, output[0])
         ctx.set_materialize_grads(False)
 
-    def backward(ctx: Any, grad_fired: Tensor | None, grad_potential: Tensor | None) -> tuple[Any, ...]:
-        times, weight, fired = ctx.saved_tensors
-        error = _potential_error(fired, grad_fired, grad_potential)
+    def backward(ctx: Any, grad_spikes: Tensor | None, grad_potential: Tensor | None) -> tuple[Any, ...]:
+        times, weight, spikes = ctx.saved_tensors
+        grad, silent = _join_gradients(spikes, grad_spikes, grad_potential, ctx.silent)
+        rest = ctx.delay, ctx.t_max, silent
         grad_times = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_times = operators.causal_input_grad(error, fired, times, weight, ctx.t_max)
+            grad_times = operators.causal_input_grad(grad, spikes, times, weight, *rest)
         if ctx.needs_input_grad[1]:
-            grad_weight = operators.causal_weight_grad(error, fired, times, ctx.t_max)
+            grad_weight = operators.causal_weight_grad(grad, spikes, times, *rest)
         if ctx.needs_input_grad[2]:
-            steps = torch.where(fired.isinf(), ctx.t_max, fired + 1)
-            grad_bias = (error * steps).sum(0)
-        return grad_times, grad_weight, grad_bias, None, None, None
+            counted = silent | spikes.isfinite()
+            bins = torch.where(spikes.isfinite(), spikes - ctx.delay + 1, ctx.t_max)
+            grad_bias = -(grad * bins * counted).sum(0)
+        return grad_times, grad_weight, grad_bias, None, None, None, None
 
     operators.if_linear.register_autograd(backward, setup_context=setup_context)
     return operators
 
 
-def _potential_error(fired: Tensor, grad_fired: Tensor | None, grad_potential: Tensor | None) -> Tensor:
-    """dL/dV = -dL/dt + dL/dV, of which either may be absent."""
-    if grad_fired is None and grad_potential is None:
-        return torch.zeros_like(fired)
-    if grad_fired is None:
-        assert grad_potential is not None
-        return grad_potential
-    return -grad_fired if grad_potential is None else grad_potential - grad_fired
+def _join_gradients(
+    spikes: Tensor, grad_spikes: Tensor | None, grad_potential: Tensor | None, silent: bool
+) -> tuple[Tensor, bool]:
+    """One error per output: dL/dt - dL/dV, since dt/dV = -1; V of a silent neuron always counts."""
+    if grad_spikes is None:
+        grad_spikes = torch.zeros_like(spikes)
+    if grad_potential is None:
+        return grad_spikes, silent
+    if not silent:
+        grad_spikes = grad_spikes.masked_fill(spikes.isinf(), 0)
+    return grad_spikes - grad_potential, True
 
 
 BACKENDS = {"reference": _register("reference", None), "cpu": _register("cpu", "cpu")}

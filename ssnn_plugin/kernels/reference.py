@@ -16,7 +16,7 @@ CHUNK = 1 << 24
 def first_spike_if(
     times: Tensor, weight: Tensor, bias: Tensor | None, threshold: float, delay: float, t_max: float
 ) -> tuple[Tensor, Tensor]:
-    """Crossing times and potentials of IF neurons; see `ssnn_plugin.kernels.operators`."""
+    """Spike times and potentials of IF neurons; see `ssnn_plugin.kernels.operators`."""
     fired = times.new_empty(times.shape[0], weight.shape[0])
     potential = torch.empty_like(fired)
     chunk = max(1, CHUNK // max(1, weight.numel()))
@@ -27,7 +27,7 @@ def first_spike_if(
         )
     bad_times, nan_potential = ~(times >= 0).all(), potential.isnan().any()
     refuse_bad_samples(BAD_TIMES if bad_times else NAN_POTENTIAL if nan_potential else 0)
-    return fired, potential
+    return fired + delay, potential
 
 
 def _first_spike_if(
@@ -59,26 +59,36 @@ def _first_bin_above(v: Tensor, bias: Tensor, threshold: float, start: Tensor) -
     return torch.where(bias > 0, wait.maximum(start), start)
 
 
-def causal_weight_grad(error: Tensor, last: Tensor, times: Tensor, t_max: float) -> Tensor:
-    """sum_b error[b, j] [times[b, i] <= last[b, j]], the gradient of a sum of potentials: [out, in]."""
-    grad = error.new_zeros(error.shape[1], times.shape[1])
-    chunk = max(1, CHUNK // max(1, grad.numel()))
-    for e, f, t in zip(error.split(chunk), last.split(chunk), times.split(chunk), strict=True):
-        grad += torch.einsum("bj,bji->ji", e, _causal(f, t, t_max).to(e.dtype))
-    return grad
+def causal_weight_grad(
+    grad: Tensor, spikes: Tensor, times: Tensor, delay: float, t_max: float, silent: bool
+) -> Tensor:
+    """dL/dw[j, i] = -sum_b grad[b, j] [input i was counted when output j fired]: [out, in]."""
+    error = _errors(grad, spikes, silent)
+    grad_weight = grad.new_zeros(grad.shape[1], times.shape[1])
+    chunk = max(1, CHUNK // max(1, grad_weight.numel()))
+    for rows in torch.arange(len(times)).split(chunk):
+        causal = _causal(spikes[rows], times[rows], delay, t_max).to(error.dtype)
+        grad_weight -= torch.einsum("bj,bji->ji", error[rows], causal)
+    return grad_weight
 
 
-def causal_input_grad(error: Tensor, last: Tensor, times: Tensor, weight: Tensor, t_max: float) -> Tensor:
-    """-sum_j error[b, j] w[j, i] [times[b, i] <= last[b, j]]: an earlier spike raises V by w: [batch, in]."""
-    grad = torch.zeros_like(times, memory_format=torch.contiguous_format)
+def causal_input_grad(
+    grad: Tensor, spikes: Tensor, times: Tensor, weight: Tensor, delay: float, t_max: float, silent: bool
+) -> Tensor:
+    """dL/dt[b, i] = sum_j grad[b, j] w[j, i] [input i was counted when output j fired]: [batch, in]."""
+    error = _errors(grad, spikes, silent)
+    grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
     chunk = max(1, CHUNK // max(1, weight.numel()))
-    for start in range(0, times.shape[0], chunk):
-        rows = slice(start, start + chunk)
-        causal = _causal(last[rows], times[rows], t_max).to(weight.dtype)
-        grad[rows] = -torch.einsum("bj,ji,bji->bi", error[rows], weight, causal)
-    return grad
+    for rows in torch.arange(len(times)).split(chunk):
+        causal = _causal(spikes[rows], times[rows], delay, t_max).to(error.dtype)
+        grad_times[rows] = torch.einsum("bj,ji,bji->bi", error[rows], weight, causal)
+    return grad_times
 
 
-def _causal(last: Tensor, times: Tensor, t_max: float) -> Tensor:
+def _errors(grad: Tensor, spikes: Tensor, silent: bool) -> Tensor:
+    return grad if silent else grad.masked_fill(spikes.isinf(), 0)
+
+
+def _causal(spikes: Tensor, times: Tensor, delay: float, t_max: float) -> Tensor:
     """[batch, out, in]: was input spike i counted when output j fired?"""
-    return (times.unsqueeze(1) <= last.unsqueeze(2)) & (times < t_max).unsqueeze(1)
+    return ((times + delay).unsqueeze(1) <= spikes.unsqueeze(2)) & (times < t_max).unsqueeze(1)
