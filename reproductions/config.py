@@ -82,6 +82,7 @@ class Training(Strict):
     weight_decay: NonNegativeFloat = 0.0
     gamma: PositiveFloat
     dropout: Fraction = 0.0
+    scale_dropout: bool = False
     input_dropout: Fraction = 0.0
     redraw_below: Fraction = 0.0
     average_last: PositiveInt = 1
@@ -90,6 +91,8 @@ class Training(Strict):
     def _average_within_training(self) -> Training:
         if self.average_last > self.epochs:
             raise ValueError(f"average_last must be at most epochs = {self.epochs}, got {self.average_last}")
+        if self.scale_dropout and not self.dropout:
+            raise ValueError("scale_dropout needs a dropout above 0")
         return self
 
 
@@ -108,6 +111,7 @@ class MinibatchTraining(Training):
     optimizer: Literal["sgd", "adam"]
     momentum: Fraction = 0.0
     normalize_errors: bool = True
+    center_gradients: bool = False
 
     @model_validator(mode="after")
     def _momentum_is_used(self) -> MinibatchTraining:

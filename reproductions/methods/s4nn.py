@@ -75,6 +75,12 @@ class S4NN:
             if isinstance(init, Uniform):
                 online.redraw_dead(weight, spikes, least, *init.uniform, generator)
 
+    def _training_thresholds(self) -> list[float]:
+        """Thresholds while learning: with a fraction of the input spikes left out, less is enough."""
+        training, threshold = self.config.training, self.neuron.threshold
+        reduced = threshold * (1 - training.dropout) if training.scale_dropout else threshold
+        return [threshold] + [reduced] * (len(self.weights) - 1)
+
     def _drop_inputs(self, times: Tensor, generator: torch.Generator) -> Tensor:
         p = self.config.training.input_dropout
         return times.masked_fill(torch.rand(times.shape, generator=generator) < p, torch.inf) if p else times
@@ -144,7 +150,7 @@ class S4NNOnline(S4NN):
                 self.weights,
                 self._drop_inputs(times[chunk], dropping),
                 labels[chunk],
-                thresholds=[self.neuron.threshold] * len(self.weights),
+                thresholds=self._training_thresholds(),
                 learning_rates=[rate * factor for rate in training.learning_rates],
                 weight_decay=training.weight_decay,
                 gamma=training.gamma,
@@ -170,20 +176,9 @@ class S4NNMinibatch(S4NN):
         training = config.training
         assert isinstance(training, MinibatchTraining)
         self.training, self.device = training, device
-        self.layers = []
-        for number, weight in enumerate(self.weights):
-            n_out, n_in = weight.shape
-            layer = nn.SpikeLinear(
-                n_in,
-                n_out,
-                self.neuron,
-                t_max=self.t_max,
-                silent_gradient=number == len(self.weights) - 1,
-                device=device,
-                dtype=self.dtype,
-            )
-            layer.load_state_dict({"weight": weight})
-            self.layers.append(layer)
+        thresholds = self._training_thresholds()
+        outputs = [False] * (len(self.weights) - 1) + [True]
+        self.layers = [self._layer(*each) for each in zip(self.weights, thresholds, outputs, strict=True)]
         self.weights = [layer.weight for layer in self.layers]
         self.loss = losses.RelativeTargetLoss(training.gamma, self.t_max)
         groups = [{"params": [w], "lr": lr} for w, lr in zip(self.weights, training.learning_rates, strict=True)]
@@ -193,6 +188,19 @@ class S4NNMinibatch(S4NN):
             )
         else:
             self.optimizer = torch.optim.AdamW(groups, weight_decay=training.weight_decay)
+
+    def _layer(self, weight: Tensor, threshold: float, is_output: bool) -> nn.SpikeLinear:
+        layer = nn.SpikeLinear(
+            weight.shape[1],
+            weight.shape[0],
+            IF(threshold, delay=1),
+            t_max=self.t_max,
+            silent_gradient=is_output,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        layer.load_state_dict({"weight": weight})
+        return layer
 
     def train_epoch(
         self, epoch: int, times: Tensor, labels: Tensor, advance: Callable[[int], None]
@@ -211,6 +219,8 @@ class S4NNMinibatch(S4NN):
             batch_loss = self.loss(layers[-1], target)
             self.optimizer.zero_grad()
             batch_loss.backward()
+            if self.training.center_gradients:
+                self._center_gradients()
             self.optimizer.step()
             output = layers[-1].detach()
             earliest = output.min(1).values
@@ -223,6 +233,17 @@ class S4NNMinibatch(S4NN):
         self._accumulate_average(epoch)
         n = len(order)
         return EpochStatistics(loss / n, right / n, tuple(s.sum().item() / n for s in spikes))
+
+    def _center_gradients(self) -> None:
+        """Gradient centralization (Yong et al., ECCV 2020) of the hidden layers.
+
+        Every counted input has the same dV/dw = 1, so that a hidden neuron's gradient is mostly a
+        common shift of all its weights: it fires ever earlier, or dies. Without that shift the sum
+        of its weights stays as drawn and the pattern is learned instead.
+        """
+        for weight in self.weights[:-1]:
+            assert weight.grad is not None
+            weight.grad -= weight.grad.mean(dim=1, keepdim=True)
 
     def _forward(self, times: Tensor, dropping: torch.Generator) -> list[Tensor]:
         outputs = []
