@@ -53,7 +53,7 @@ def class_labels(labels: Tensor, times: Tensor) -> None:
         raise ValueError(f"labels are on {labels.device}, times are on {times.device}")
     if torch.compiler.is_compiling() or labels.numel() == 0:
         return
-    low, high = int(labels.min()), int(labels.max())
+    low, high = (int(extreme) for extreme in labels.aminmax())
     if low < 0 or high >= times.shape[1]:
         wrong = low if low < 0 else high
         raise ValueError(f"labels must lie in 0 ... {times.shape[1] - 1}, got {wrong}")

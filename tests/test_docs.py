@@ -1,0 +1,51 @@
+"""What the README shows is what the code does."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reproductions import records
+from reproductions.tables import comparison, render
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_ci_runs_the_command_of_the_readme():
+    (command,) = [block.strip() for block in blocks("sh") if "pytest" in block]
+    assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_examples_run(code, tmp_path):
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=120)
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist"])
+def test_table_is_the_one_of_the_records(dataset):
+    table = render(comparison(records.read_all(records.RESULTS), dataset), "md")
+    assert table in README
+
+
+def test_every_command_line_in_the_readme_exists():
+    from typer.main import get_command
+
+    from reproductions.__main__ import app
+
+    commands = set(get_command(app).commands)
+    named = set(re.findall(r"python -m reproductions (\w+)", README))
+    assert named
+    assert named <= commands
+
+
+def test_links_to_files_resolve():
+    for document in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"

@@ -1,0 +1,232 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssnn_plugin import IF, functional, losses, nn
+
+INF = math.inf
+T_MAX = 16
+
+
+def naive_targets(times, label, gamma, t_max):
+    """Section 1.3 of the specification for one sample, t_max standing in for silence."""
+    t = [min(value, t_max) for value in times]
+    tau = min(t)
+    targets = [min(tau + gamma, t_max) if value - tau < gamma else value for value in t]
+    targets[label] = tau if tau < t_max else t_max - gamma
+    return targets
+
+
+bins = st.integers(0, T_MAX - 1).map(float) | st.just(INF)
+
+
+@st.composite
+def batches(draw):
+    classes = draw(st.integers(1, 5))
+    times = draw(st.lists(st.lists(bins, min_size=classes, max_size=classes), min_size=1, max_size=4))
+    times += draw(st.just([]) | st.just([[INF] * classes]))
+    labels = draw(st.lists(st.integers(0, classes - 1), min_size=len(times), max_size=len(times)))
+    return times, labels, draw(st.sampled_from([0.5, 1.0, 3.0, 7.0, float(T_MAX)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("times", "label", "expected"),
+    [
+        ([10.0, 12.0, 13.0, 40.0], 1, [13.0, 10.0, 13.0, 40.0]),
+        ([INF, INF, INF], 2, [256.0, 256.0, 253.0]),
+        ([10.0, 13.0, INF], 0, [10.0, 13.0, 256.0]),
+        ([254.0, 255.0, INF], 1, [256.0, 254.0, 256.0]),
+    ],
+)
+def test_targets_by_hand(times, label, expected, dtype):
+    targets = functional.relative_targets(torch.tensor([times], dtype=dtype), torch.tensor([label]), 3, 256)
+    assert targets.tolist() == [expected]
+    assert targets.dtype == dtype
+
+
+@settings(deadline=None)
+@given(batches())
+def test_targets_are_those_of_the_naive_loop(batch):
+    times, labels, gamma = batch
+    targets = functional.relative_targets(torch.tensor(times), torch.tensor(labels), gamma, T_MAX)
+    assert targets.tolist() == [
+        naive_targets(row, label, gamma, T_MAX) for row, label in zip(times, labels, strict=True)
+    ]
+
+
+@settings(deadline=None)
+@given(batches(), st.sampled_from(losses.REDUCTIONS))
+def test_loss_and_gradient_are_those_of_the_naive_loop(batch, reduction):
+    times, labels, gamma = batch
+    errors = [
+        [(target - min(t, T_MAX)) / T_MAX for t, target in zip(row, naive_targets(row, y, gamma, T_MAX), strict=True)]
+        for row, y in zip(times, labels, strict=True)
+    ]
+    per_sample = [sum(error**2 for error in row) / 2 for row in errors]
+    expected = {"none": per_sample, "sum": sum(per_sample), "mean": sum(per_sample) / len(times)}[reduction]
+    factor = 1 / len(times) if reduction == "mean" else 1.0
+
+    t = torch.tensor(times, dtype=torch.float64, requires_grad=True)
+    loss = losses.RelativeTargetLoss(gamma, T_MAX, reduction)(t, torch.tensor(labels))
+    loss.sum().backward()
+    torch.testing.assert_close(loss, torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(t.grad, -torch.tensor(errors, dtype=torch.float64) / T_MAX * factor)
+
+
+def test_silent_neurons_get_a_gradient():
+    times = torch.full((1, 3), INF, requires_grad=True)
+    losses.RelativeTargetLoss(3, 256)(times, torch.tensor([1])).backward()
+    assert times.grad.tolist() == [[0.0, 3 / 256**2, 0.0]]
+
+
+def test_a_label_that_wins_by_gamma_has_no_error():
+    times = torch.tensor([[5.0, 8.0, INF]], requires_grad=True)
+    loss = losses.RelativeTargetLoss(3, 256)(times, torch.tensor([0]))
+    loss.backward()
+    assert loss == 0
+    assert not times.grad.any()
+
+
+def test_a_time_after_the_window_is_silence():
+    late, silent = torch.tensor([[300.0, 5.0], [256.0, 300.0]]), torch.tensor([[INF, 5.0], [INF, INF]])
+    loss, labels = losses.RelativeTargetLoss(3, 256, "none"), torch.tensor([1, 0])
+    assert loss(late, labels).tolist() == loss(silent, labels).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_label_dtypes(dtype):
+    loss = losses.RelativeTargetLoss(3, 256, "none")
+    assert loss(torch.tensor([[4.0, 9.0]]), torch.tensor([1], dtype=dtype)).dtype == torch.float32
+
+
+def test_empty_batch():
+    loss = losses.RelativeTargetLoss(3, 256, "sum")
+    assert loss(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)) == 0
+
+
+@pytest.mark.parametrize(
+    ("times", "labels", "error", "message"),
+    [
+        (torch.zeros(2, 3), torch.tensor([0, 3]), ValueError, r"labels must lie in 0 \.\.\. 2, got 3"),
+        (torch.zeros(2, 3), torch.tensor([0, -1]), ValueError, r"labels must lie in 0 \.\.\. 2, got -1"),
+        (torch.zeros(2, 3), torch.tensor([0]), ValueError, r"labels must have shape \[2\], got \[1\]"),
+        (torch.zeros(2, 3), torch.eye(2, 3), ValueError, r"labels must have shape \[2\], got \[2, 3\]"),
+        (torch.zeros(2, 3), torch.zeros(2), TypeError, "labels must hold whole numbers, got torch.float32"),
+        (torch.zeros(2, 3), torch.tensor([True, False]), TypeError, "labels must hold whole numbers, got torch.bool"),
+        (torch.zeros(2, 3), torch.zeros(2, dtype=torch.long, device="meta"), ValueError, "labels are on meta"),
+        (torch.zeros(3), torch.tensor([0]), ValueError, r"times must have shape \[batch, classes\], got \[3\]"),
+        (torch.zeros(2, 3).half(), torch.tensor([0, 1]), TypeError, "times must be float32 or float64, got torch.flo"),
+        (torch.full((1, 3), math.nan), torch.tensor([0]), ValueError, "times must hold spike times >= 0.* NaN"),
+        (torch.full((1, 3), -1.0), torch.tensor([0]), ValueError, r"a negative time \(-1\.0\)"),
+    ],
+)
+def test_bad_batches_are_named(times, labels, error, message):
+    with pytest.raises(error, match=message):
+        losses.RelativeTargetLoss(3, 256)(times, labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 256), "gamma must be finite and greater than 0, got 0"),
+        ((3, 0), "t_max must be finite and greater than 0, got 0"),
+        ((3, math.nan), "t_max must be finite and greater than 0, got nan"),
+        ((3, 256, "max"), "reduction must be one of 'mean', 'sum', 'none', got 'max'"),
+    ],
+)
+def test_bad_constructor_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        losses.RelativeTargetLoss(*arguments)
+
+
+def test_gamma_must_fit_the_window():
+    with pytest.raises(ValueError, match="gamma must be at most t_max = 8, got 9"):
+        functional.relative_targets(torch.zeros(1, 2), torch.tensor([0]), 9, 8)
+
+
+def test_repr_of_the_loss():
+    assert repr(losses.RelativeTargetLoss(3, 256)) == "RelativeTargetLoss(gamma=3, t_max=256, reduction='mean')"
+
+
+def _layer(**options):
+    layer = nn.SpikeLinear(2, 2, IF(100.0, delay=1), t_max=256, **options)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[60.0, 50.0], [60.0, 50.0]]))
+    return layer, torch.optim.SGD(layer.parameters(), lr=256.0**2), losses.RelativeTargetLoss(3, 256)
+
+
+def _step(layer, optimizer, criterion, times, label):
+    optimizer.zero_grad()
+    loss = criterion(layer(torch.tensor([times])), torch.tensor([label]))
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def test_training_pushes_a_rival_back_until_the_label_wins():
+    layer, optimizer, criterion = _layer()
+    assert _step(layer, optimizer, criterion, [3.0, 7.0], 0) > 0
+    assert layer.weight.tolist() == [[60.0, 50.0], [57.0, 47.0]]
+    _step(layer, optimizer, criterion, [3.0, 7.0], 0)
+    assert _step(layer, optimizer, criterion, [3.0, 7.0], 0) == 0
+    assert layer(torch.tensor([[3.0, 7.0]])).tolist() == [[8.0, INF]]
+    assert layer.weight[0].tolist() == [60.0, 50.0]
+
+
+@pytest.mark.parametrize(("silent_gradient", "expected"), [(True, [63.0, 50.0]), (False, [60.0, 50.0])])
+def test_training_wakes_a_silent_label_if_asked_to(silent_gradient, expected):
+    layer, optimizer, criterion = _layer(silent_gradient=silent_gradient)
+    _step(layer, optimizer, criterion, [3.0, INF], 0)
+    assert layer.weight.tolist() == [expected, [60.0, 50.0]]
+
+
+@pytest.mark.parametrize(("reduction", "factor"), [("sum", 1.0), ("mean", 1 / 3)])
+@pytest.mark.parametrize("features", [(4,), (2, 3, 3)])
+def test_normalize_error_gives_each_sample_unit_norm(features, reduction, factor):
+    generator = torch.Generator().manual_seed(0)
+    times = torch.rand(3, *features, dtype=torch.float64, generator=generator).requires_grad_()
+    error = torch.randn(3, *features, dtype=torch.float64, generator=generator)
+    error[1] = 0
+    passed = functional.normalize_error(times, reduction=reduction)
+    assert torch.equal(passed, times)
+    passed.backward(error)
+    norms = [math.sqrt(sum(e * e for e in row)) or 1.0 for row in error.flatten(1).tolist()]
+    expected = [[e / norm * factor for e in row] for row, norm in zip(error.flatten(1).tolist(), norms, strict=True)]
+    torch.testing.assert_close(times.grad.flatten(1), torch.tensor(expected, dtype=torch.float64))
+    assert not times.grad[1].any()
+
+
+def test_normalize_error_takes_an_empty_batch():
+    times = torch.zeros(0, 3, requires_grad=True)
+    functional.normalize_error(times).sum().backward()
+    assert times.grad.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("times", "reduction", "message"),
+    [
+        (torch.zeros(1, 2), "max", "reduction must be one of 'mean', 'sum', got 'max'"),
+        (torch.zeros(2), "mean", r"times must have shape \[batch, \*features\], got \[2\]"),
+    ],
+)
+def test_normalize_error_names_what_is_wrong(times, reduction, message):
+    with pytest.raises(ValueError, match=message):
+        functional.normalize_error(times, reduction=reduction)
+
+
+def test_fill_silent_replaces_silence_and_passes_the_gradient():
+    times = torch.tensor([[3.0, INF], [INF, 0.0]], requires_grad=True)
+    filled = functional.fill_silent(times, 256)
+    assert filled.tolist() == [[3.0, 256.0], [256.0, 0.0]]
+    error = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    filled.backward(error)
+    assert torch.equal(times.grad, error)
+
+
+def test_fill_silent_refuses_an_infinite_stand_in():
+    with pytest.raises(ValueError, match="t_max must be finite and greater than 0, got inf"):
+        functional.fill_silent(torch.zeros(1), INF)
