@@ -151,7 +151,7 @@ def main() -> None:
     try:
         app()
     except SuiteError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print("error:", error, soft_wrap=True, highlight=False, markup=False)
         sys.exit(2)
 
 

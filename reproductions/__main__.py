@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from . import config as configs
 from . import records
@@ -49,7 +50,7 @@ def list_(results_dir: ResultsDir = records.RESULTS) -> None:
 def run(
     method: Annotated[str, typer.Argument(help="A method that `list` shows.")],
     dataset: Annotated[str, typer.Option(help="digits, mnist or fashion-mnist.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the weights and of everything random.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the config's number.")] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file instead of the suite's own.")] = None,
     data_root: DataRoot = None,
@@ -87,12 +88,12 @@ def _summarise(record: dict[str, object], path: Path) -> None:
 
     dataset = str(record["dataset"])
     (row,) = comparison([record], dataset).to_dict("records")
-    table = Table(title=f"{record['name']}, seed {record['seed']}: test set", show_header=False)
+    table = Table(title=Text(f"{record['name']}, seed {record['seed']}: test set"), show_header=False)
     for key, value in row.items():
         if value:
-            table.add_row(str(key), str(value))
+            table.add_row(Text(str(key)), Text(str(value)))
     console.print(table)
-    console.print(f"recorded in {path}", soft_wrap=True)
+    console.print(f"recorded in {path}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -108,10 +109,14 @@ def table(
     output: Annotated[Path | None, typer.Option(help="Write to a file instead of the terminal.")] = None,
 ) -> None:
     """Print recorded runs beside published numbers, one table per data set."""
-    from .tables import comparison, references, render
+    from .tables import FORMATS, render_all
 
     if preset not in (None, "quick"):
         raise SuiteError(f"--preset must be quick, got {preset!r}")
+    if format not in FORMATS:
+        raise SuiteError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if output:
+        records.require_writable(output.parent)
     if overwrite and not preset:
         raise SuiteError("--overwrite goes with --preset quick: without a preset nothing is trained")
     folder = results_dir or (QUICK if preset else records.RESULTS)
@@ -120,14 +125,7 @@ def table(
     recorded = records.read_all(folder)
     if not recorded:
         raise SuiteError(f"{folder}: no records there; train with `run`, or use --preset quick")
-    parts = []
-    for dataset in sorted({record["dataset"] for record in recorded}):
-        parts += [(f"{dataset}: recorded runs", render(comparison(recorded, dataset), format))]
-        published = references(dataset)
-        if len(published):
-            parts += [(f"{dataset}: published", render(published, format))]
-    heading = {"md": "### {}\n\n", "tex": "% {}\n", "csv": "# {}\n", "html": "<h3>{}</h3>\n"}[format]
-    text = "\n\n".join(heading.format(title) + body for title, body in parts) + "\n"
+    text = render_all(recorded, format)
     if output:
         with records.atomic_write(output) as file:
             file.write(text)
@@ -164,7 +162,7 @@ def plot(
     from .figures import draw_all
 
     for path in draw_all(recorded, output_dir or results_dir / "figures"):
-        console.print(str(path), soft_wrap=True)
+        console.print(str(path), soft_wrap=True, markup=False)
 
 
 def main() -> None:
@@ -172,7 +170,7 @@ def main() -> None:
     try:
         app()
     except SuiteError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print("error:", error, soft_wrap=True, highlight=False, markup=False)
         sys.exit(2)
 
 

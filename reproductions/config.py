@@ -35,13 +35,20 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class Strict(BaseModel):
     """Unknown keys and wrong types are errors; a config does not change once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Uniform(Strict):
     """Weights uniform between two bounds."""
 
     uniform: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _low_before_high(self) -> Uniform:
+        low, high = self.uniform
+        if low > high:
+            raise ValueError(f"uniform must be [low, high] with low <= high, got [{low}, {high}]")
+        return self
 
 
 class Normal(Strict):
@@ -72,6 +79,12 @@ class Schedule(Strict):
     kind: Literal["constant", "linear", "cosine"] = "constant"
     begin: NonNegativeInt = 0
 
+    @model_validator(mode="after")
+    def _begin_is_used(self) -> Schedule:
+        if self.begin and self.kind == "constant":
+            raise ValueError(f"begin is an option of the linear and cosine schedules, got begin {self.begin}")
+        return self
+
 
 class Training(Strict):
     """What the two protocols share."""
@@ -91,6 +104,8 @@ class Training(Strict):
     def _average_within_training(self) -> Training:
         if self.average_last > self.epochs:
             raise ValueError(f"average_last must be at most epochs = {self.epochs}, got {self.average_last}")
+        if self.schedule.begin >= self.epochs:
+            raise ValueError(f"schedule.begin must be below epochs = {self.epochs}, got {self.schedule.begin}")
         if self.scale_dropout and not self.dropout:
             raise ValueError("scale_dropout needs a dropout above 0")
         return self
@@ -136,6 +151,8 @@ class Config(Strict):
         layers, rates = len(self.network.hidden) + 1, len(self.training.learning_rates)
         if layers != rates:
             raise ValueError(f"training.learning_rates must hold {layers} numbers, one per layer, got {rates}")
+        if self.training.redraw_below and any(isinstance(init, Normal) for init in self.network.init[:-1]):
+            raise ValueError("training.redraw_below needs uniform initial weights in the hidden layers")
         return self
 
     @property
@@ -145,7 +162,8 @@ class Config(Strict):
 
     def digest(self) -> str:
         """Hash of everything that changes a run; the description does not."""
-        content = self.model_dump(mode="json", exclude={"description"})
+        # Without defaults: an option added later leaves the hashes of older configs alone.
+        content = self.model_dump(mode="json", exclude={"description"}, exclude_defaults=True)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def with_epochs(self, epochs: int | None) -> Config:
@@ -191,7 +209,7 @@ def read(path: Path) -> Config:
             content = tomllib.load(file)
     except OSError as error:
         raise SuiteError(f"{path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: not valid TOML: {error}") from error
     return _validated(content, str(path))
 
@@ -199,13 +217,15 @@ def read(path: Path) -> Config:
 def _validated(content: dict[str, Any], source: str) -> Config:
     try:
         # TOML has neither tuples nor a float for `1`; JSON mode reads both and stays strict otherwise.
-        return Config.model_validate_json(json.dumps(content))
+        return Config.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
         raise SuiteError("\n".join(f"{source}: {_explain(e)}" for e in error.errors())) from error
 
 
 def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"] if part not in ("online", "minibatch"))
+    # Under `training`, pydantic's path names the protocol that it chose, which is no key of the file.
+    parts = [str(part) for k, part in enumerate(error["loc"]) if k != 1 or error["loc"][0] != "training"]
+    key = ".".join(parts)
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         message = "unknown key"

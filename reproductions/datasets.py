@@ -86,6 +86,8 @@ def _digits(split: str) -> Images:
 
 def _torchvision(kind: Any, split: str, data_root: Path | None, cache: Path) -> Images:
     root = cache
+    if data_root is not None and not (data_root / kind.__name__ / "raw").is_dir():
+        raise SuiteError(_how_to_get(kind, f"{data_root / kind.__name__ / 'raw'} is no folder"))
     if data_root is not None and _extracted(kind, data_root):
         root = data_root
     elif not _extracted(kind, cache):
@@ -119,12 +121,17 @@ def _fill_cache(kind: Any, data_root: Path | None, cache: Path) -> None:
             try:
                 kind(temporary, download=True)
             except (RuntimeError, OSError) as error:
-                raise SuiteError(_how_to_get(kind, f"downloading it failed ({type(error).__name__})")) from error
+                what = "downloading" if data_root is None else "extracting"
+                raise SuiteError(_how_to_get(kind, f"{what} it failed ({type(error).__name__})")) from error
+            if not _extracted(kind, cache):
+                shutil.rmtree(cache / kind.__name__, ignore_errors=True)
             # Another process may have been faster; its copy is as good.
             with contextlib.suppress(OSError):
                 Path(temporary, kind.__name__).rename(cache / kind.__name__)
-    except PermissionError as error:
-        raise SuiteError(f"{cache}: no permission to write the cache; set SSNN_CACHE to a folder of yours") from error
+    except OSError as error:
+        raise SuiteError(
+            f"{cache}: the cache cannot be written ({error.strerror}); set SSNN_CACHE to a folder of yours"
+        ) from error
 
 
 def _copy_archives(kind: Any, data_root: Path, raw: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .records import require_writable
+
+# Bins of time that a bar of the histogram of response times covers.
+WIDTH = 8
 
 
 def draw_all(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
@@ -44,7 +48,7 @@ def draw_all(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
 def learning_curves(runs: Sequence[dict[str, Any]]) -> Figure:
     """Error over epochs: training (lenient, while learning) and, where it was kept, held-out data."""
     figure, axes = _figure()
-    for color, (name, group) in zip(_colors(), _by_name(runs), strict=False):
+    for color, name, group in _colored_groups(runs):
         for number, run in enumerate(group):
             epochs = [entry["epoch"] for entry in run["history"]]
             training = [100 * (1 - entry["train"]["accuracy"]) for entry in run["history"]]
@@ -64,31 +68,30 @@ def learning_curves(runs: Sequence[dict[str, Any]]) -> Figure:
 def accuracy_against_spikes(runs: Sequence[dict[str, Any]]) -> Figure:
     """Test accuracy (potential rule) against all spikes until the decision; open marks: whole window."""
     figure, axes = _figure()
-    for color, (name, group) in zip(_colors(), _by_name(runs), strict=False):
+    for color, name, group in _colored_groups(runs):
         accuracy = [100 * run["test"]["accuracy"]["potential"] for run in group]
-        for key, face, label in (("until_decision", color, name), ("total", "none", None)):
-            spikes = [sum(run["test"][key]) for run in group]
-            axes.scatter(spikes, accuracy, edgecolors=color, facecolors=face, s=36, label=label)
+        early, all_ = ([sum(run["test"][key]) for run in group] for key in ("until_decision", "total"))
+        axes.plot([early, all_], [accuracy, accuracy], color=color, lw=0.6, alpha=0.5)
+        axes.scatter(early, accuracy, color=color, s=36, label=name)
+        axes.scatter(all_, accuracy, edgecolors=color, facecolors="white", s=36, zorder=3)
     axes.scatter([], [], edgecolors="0.4", facecolors="none", s=36, label="whole window")
     axes.set(xlabel="spikes per image, input + hidden + output", ylabel="test accuracy (%), potential rule",
-             title=_title(runs, "accuracy against spikes; filled: until the decision"))  # fmt: skip
+             title=_title(runs, "accuracy against spikes, one mark per seed; filled: until the decision"))  # fmt: skip
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
 def response_times(runs: Sequence[dict[str, Any]]) -> Figure:
-    """Distribution of the time of the first output spike; the last bin holds the silent samples."""
+    """Distribution of the time of the first output spike; silent samples are in the legend."""
     figure, axes = _figure()
-    for color, (name, group) in zip(_colors(), _by_name(runs), strict=False):
+    for color, name, group in _colored_groups(runs):
         counts = np.sum([run["test"]["response_histogram"] for run in group], axis=0)
-        share = 100 * counts[:-1] / counts.sum()
-        silent = 100 * counts[-1] / counts.sum()
-        width = 8
-        usable = len(share) // width * width
-        bars = share[:usable].reshape(-1, width).sum(1)
-        label = f"{name} (silent: {silent:.1f} %)"
-        axes.stairs(bars, np.arange(0, usable + 1, width), color=color, fill=True, alpha=0.35, label=label)
-    axes.set(xlabel="first output spike (bins of 8)", ylabel="share of test images (%)",
+        share = 100 * counts / counts.sum()
+        bars = np.pad(share[:-1], (0, -(len(share) - 1) % WIDTH)).reshape(-1, WIDTH).sum(1)
+        edges = WIDTH * np.arange(len(bars) + 1)
+        label = f"{name} (silent: {share[-1]:.1f} %)"
+        axes.stairs(bars, edges, color=color, fill=True, alpha=0.35, label=label)
+    axes.set(xlabel=f"first output spike (bins of {WIDTH})", ylabel="share of test images (%)",
              title=_title(runs, "response times"))  # fmt: skip
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -107,10 +110,11 @@ def raster(run: dict[str, Any]) -> Figure:
     for axis, layer, name in zip(axes, times, names, strict=True):
         spikes = [(t, neuron) for neuron, t in enumerate(layer) if t is not None]
         x, y = zip(*spikes, strict=True) if spikes else ((), ())
-        axis.scatter(x, y, s=30 if name == "output" else 4, marker="|", color="C0", linewidths=1)
+        mark = {"marker": "o", "s": 30} if name == "output" else {"marker": "|", "s": 6}
+        axis.scatter(x, y, color="C0", linewidths=1, zorder=3, **mark)
         axis.set(ylabel=f"{name}\n({len(spikes)} of {len(layer)})", ylim=(-1, len(layer)), xlim=(-2, t_max + 2))
         if decision < t_max:
-            axis.axvline(decision, color="C3", lw=1)
+            axis.axvline(decision, color="C3", lw=1, ls="--")
     axes[-1].set_yticks(range(len(output)))
     axes[-1].tick_params(axis="y", labelsize=6)
     axes[-1].set_xlabel("time (bins)")
@@ -124,12 +128,13 @@ def _figure() -> tuple[Figure, Axes]:
     return plt.subplots(figsize=(7, 4.5), layout="constrained")
 
 
-def _colors() -> list[str]:
-    return [f"C{number}" for number in range(10)]
-
-
-def _by_name(runs: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    return [(name, [run for run in runs if run["name"] == name]) for name in sorted({run["name"] for run in runs})]
+def _colored_groups(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Color, name and runs of each config; a config that changed under its name shows its hash."""
+    configs = sorted({(run["name"], run["config_hash"]) for run in runs})
+    names = [name for name, _ in configs]
+    for color, (name, digest) in zip(itertools.cycle(f"C{k}" for k in range(10)), configs, strict=False):
+        group = [run for run in runs if (run["name"], run["config_hash"]) == (name, digest)]
+        yield color, name if names.count(name) == 1 else f"{name} ({digest})", group
 
 
 def _title(runs: Sequence[dict[str, Any]], what: str) -> str:

@@ -55,8 +55,9 @@ class ConsoleProgress:
     def begin(self, run: Run, epoch: int, samples: int) -> None:
         self.epochs = run.config.training.epochs
         self.console.print(
-            f"[bold]{run.name}[/] seed {run.seed}: {self.epochs} epochs of {samples} samples"
-            + (f", going on after epoch {epoch}" if epoch else "")
+            f"{run.name} seed {run.seed}: {self.epochs} epochs of {samples} samples"
+            + (f", going on after epoch {epoch}" if epoch else ""),
+            markup=False,
         )
         self.bar.start()
         self.task = self.bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=self.epochs * samples, state="")

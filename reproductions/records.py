@@ -19,7 +19,11 @@ from .errors import SuiteError
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
-KEYS = ("schema", "name", "config", "config_hash", "seed", "versions", "commit", "history", "test", "wall_time_s")
+KEYS = (
+    "schema", "name", "method", "dataset", "config", "config_hash", "seed",
+    "versions", "commit", "machine", "wall_time_s", "history", "test",
+)  # fmt: skip
+CHECKPOINT_KEYS = {"config_hash", "track_test", "state", "method"}
 
 
 def record_path(results: Path, name: str, seed: int) -> Path:
@@ -42,6 +46,9 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -106,9 +113,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return content
     except Exception as error:
-        raise SuiteError(f"{path}: the checkpoint cannot be read ({error}); start again with --overwrite") from error
+        kind = type(error).__name__
+        raise SuiteError(f"{path}: the checkpoint cannot be read ({kind}); start again with --overwrite") from error
+    if not isinstance(content, dict) or set(content) != CHECKPOINT_KEYS:
+        raise SuiteError(f"{path}: not a checkpoint of this version; start again with --overwrite")
+    return content
 
 
 def versions() -> dict[str, str]:

@@ -72,21 +72,22 @@ def execute(run: Run, progress: Progress) -> dict[str, Any]:
     test = _load(run, "test") if run.track_test else None
 
     progress.begin(run, state.epoch, len(training))
-    while state.epoch < run.config.training.epochs:
-        started = time.perf_counter()
-        trained = method.train_epoch(state.epoch, times, training.y, progress.advance)
-        entry: dict[str, Any] = {"epoch": state.epoch + 1, "train": dataclasses.asdict(trained)}
-        if held:
-            entry["validation"] = evaluate(method, run.config, validation)["accuracy"]
-        if test is not None:
-            entry["test"] = evaluate(method, run.config, test)["accuracy"]
-        state.epoch += 1
-        state.wall_time_s += time.perf_counter() - started
-        state.history.append(entry)
-        content = {"config_hash": run.config.digest(), "state": dataclasses.asdict(state), "method": method.state_dict()}
-        records.write_checkpoint(run.checkpoint, content)
-        progress.end_epoch(entry)
-    progress.end()
+    try:
+        while state.epoch < run.config.training.epochs:
+            started = time.perf_counter()
+            trained = method.train_epoch(state.epoch, times, training.y, progress.advance)
+            entry: dict[str, Any] = {"epoch": state.epoch + 1, "train": dataclasses.asdict(trained)}
+            if held:
+                entry["validation"] = evaluate(method, run.config, validation)["accuracy"]
+            if test is not None:
+                entry["test"] = evaluate(method, run.config, test)["accuracy"]
+            state.epoch += 1
+            state.wall_time_s += time.perf_counter() - started
+            state.history.append(entry)
+            _save(run, state, method)
+            progress.end_epoch(entry)
+    finally:
+        progress.end()
 
     record = _record(run, state, method, commit, test if test is not None else _load(run, "test"))
     records.write_record(run.record, record)
@@ -146,13 +147,23 @@ def _prepare(run: Run) -> None:
     if run.overwrite:
         run.checkpoint.unlink(missing_ok=True)
         return
-    if run.record.exists():
+    if run.record.exists() and not (run.resume and run.checkpoint.exists()):
         raise SuiteError(f"{run.record}: this run is recorded already; pass --overwrite to run it again")
     if run.checkpoint.exists() and not run.resume:
         raise SuiteError(
             f"{run.checkpoint}: an unfinished run of the same name; pass --resume to go on with it "
             f"or --overwrite to start again"
         )
+
+
+def _save(run: Run, state: State, method: Method) -> None:
+    content = {
+        "config_hash": run.config.digest(),
+        "track_test": run.track_test,
+        "state": dataclasses.asdict(state),
+        "method": method.state_dict(),
+    }
+    records.write_checkpoint(run.checkpoint, content)
 
 
 def _restore(run: Run, method: Method) -> State:
@@ -164,6 +175,9 @@ def _restore(run: Run, method: Method) -> State:
             f"{run.checkpoint}: written under another config ({content['config_hash']}, "
             f"this is {run.config.digest()}); pass --overwrite to start again"
         )
+    if content["track_test"] != run.track_test:
+        was = "with" if content["track_test"] else "without"
+        raise SuiteError(f"{run.checkpoint}: the run was begun {was} --track-test; go on in the same way")
     method.load_state_dict(content["method"])
     return State(**content["state"])
 

@@ -21,14 +21,14 @@ CERTAINTY = {
     "P": "the authors' own text",
     "P derived": "computed from the authors' own text",
     "T": "a third party's text or code",
-    "M": "measured by us on what the authors released",
+    "M": "measured on what the authors released, outside this repository",
     "X": "from memory, unchecked",
 }
 
 
 def published() -> pd.DataFrame:
     """Published numbers with their source and how sure we are of them."""
-    return pd.read_csv(PUBLISHED, keep_default_na=False)
+    return pd.read_csv(PUBLISHED, keep_default_na=False, dtype=str)
 
 
 def comparison(records: Sequence[dict[str, Any]], dataset: str) -> pd.DataFrame:
@@ -66,12 +66,31 @@ def render(table: pd.DataFrame, style: str) -> str:
     if style == "md":
         return str(table.to_markdown(index=False, disable_numparse=True))
     if style == "tex":
-        return str(table.style.hide(axis="index").format(escape="latex").to_latex(hrules=True)).rstrip()
+        return str(_escaped_for_latex(table).to_latex(hrules=True)).rstrip()
     if style == "csv":
         return str(table.to_csv(index=False)).rstrip()
     if style == "html":
         return str(table.to_html(index=False))
     raise SuiteError(f"--format must be one of {', '.join(FORMATS)}, got {style!r}")
+
+
+def render_all(records: Sequence[dict[str, Any]], style: str) -> str:
+    """Recorded runs and published numbers of every data set; CSV holds the recorded runs alone."""
+    datasets = sorted({record["dataset"] for record in records})
+    if style == "csv":
+        tables = [comparison(records, dataset).assign(**{"data set": dataset}) for dataset in datasets]
+        return render(pd.concat(tables).fillna(""), style) + "\n"
+    parts = []
+    for dataset in datasets:
+        parts.append((f"{dataset}: recorded runs", render(comparison(records, dataset), style)))
+        if len(known := references(dataset)):
+            parts.append((f"{dataset}: published", render(known, style)))
+    heading = {"md": "### {}\n\n", "tex": "% {}\n", "html": "<h3>{}</h3>\n"}[style]
+    return "\n\n".join(heading.format(title) + body for title, body in parts) + "\n"
+
+
+def _escaped_for_latex(table: pd.DataFrame) -> Any:
+    return table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
 
 
 def _row(runs: list[dict[str, Any]]) -> dict[str, str]:
@@ -85,7 +104,7 @@ def _row(runs: list[dict[str, Any]]) -> dict[str, str]:
     for rule in RULES:
         row[f"{rule.replace('_', ' ')} %"] = _spread([100 * test["accuracy"][rule] for test in tests], 2)
     best = [100 * run["best_test_epoch"]["accuracy"]["lenient"] for run in runs if "best_test_epoch" in run]
-    if best:
+    if len(best) == len(runs):
         row[f"{BEST_EPOCH} %"] = _spread(best, 2)
     row["spikes: input + hidden + output"] = _counts(tests, "total")
     row["of these until the decision"] = _counts(tests, "until_decision")
@@ -107,8 +126,8 @@ def _against_published(runs: list[dict[str, Any]], network: str) -> tuple[str, s
         return "", ""
     first = rows.iloc[0]
     elsewhere = "" if first["network"] == network else f", {first['network']}"
-    gap = 100 * mean(run["test"]["accuracy"]["lenient"] for run in runs) - float(first["value"])
-    verdict = f"falls short by {-gap:.2f}" if gap < 0 else f"reached, +{gap:.2f}"
+    gap = round(100 * mean(run["test"]["accuracy"]["lenient"] for run in runs) - float(first["value"]), 2)
+    verdict = f"falls short by {-gap:.2f}" if gap < 0 else f"reached, +{abs(gap):.2f}"
     return f"{first['value']} [{first['certainty']}{elsewhere}]", verdict
 
 

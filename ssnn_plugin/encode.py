@@ -42,6 +42,8 @@ def latency(x: Tensor, t_max: int = 256, *, x_max: float = 1.0) -> Tensor:
     else:
         if x_max != int(x_max) or t_max != int(t_max):
             raise ValueError(f"x_max and t_max must be whole for integer x, got {x_max!r} and {t_max!r}")
+        if x_max * t_max >= 2**63:
+            raise ValueError(f"x_max * t_max must be below 2**63 for integer x, got {x_max!r} and {t_max!r}")
         times = (int(x_max) - x.long()) * int(t_max) // int(x_max)
     silent = (x == 0) | (times >= t_max)
     return times.to(_dtype_of_times(x)).masked_fill(silent, math.inf)
@@ -111,7 +113,7 @@ def binary(
     _no_nan(x)
     bright = x > at
     dtype = _dtype_of_times(x)
-    return torch.where(bright == bright_early, early, late).to(dtype)
+    return torch.full_like(x, late, dtype=dtype).masked_fill(bright == bright_early, early)
 
 
 def _dtype_of_times(x: Tensor) -> torch.dtype:
@@ -129,6 +131,6 @@ def _intensities(x: Tensor, x_max: float) -> None:
     _no_nan(x)
     if x.numel() == 0:
         return
-    low, high = x.min().item(), x.max().item()
+    low, high = (extreme.item() for extreme in (x if x.is_floating_point() else x.long()).aminmax())
     if low < 0 or high > x_max:
         raise ValueError(f"x must lie in 0 ... {x_max}, got values in {low} ... {high}")

@@ -35,5 +35,5 @@ class IF:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise ValueError(f"threshold must be finite and at least 0, got {self.threshold!r}")
-        if self.delay != int(self.delay) or self.delay < 0:
+        if not math.isfinite(self.delay) or self.delay != int(self.delay) or self.delay < 0:
             raise ValueError(f"delay must be a whole number of bins >= 0, got {self.delay!r}")

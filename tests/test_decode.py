@@ -36,7 +36,8 @@ def test_a_train_has_one_spike_in_its_bin():
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float16, torch.float32, torch.float64]
+    "dtype",
+    [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float16, torch.float32, torch.float64],
 )
 @pytest.mark.parametrize("shape", SHAPES)
 def test_first_spike_of_any_train(shape, dtype):
@@ -51,9 +52,8 @@ def test_first_spike_of_any_train(shape, dtype):
 
 def test_a_train_may_be_laid_out_batch_first():
     train = _train((3, 4), 6, 0.3, torch.float32)
-    assert torch.equal(
-        decode.spikes_to_times(train.transpose(0, 1).contiguous().transpose(0, 1)), decode.spikes_to_times(train)
-    )
+    batch_first = train.transpose(0, 1).contiguous()
+    assert torch.equal(decode.spikes_to_times(batch_first.transpose(0, 1)), decode.spikes_to_times(train))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -96,8 +96,8 @@ def test_gradient_of_the_round_trip_is_the_identity(shape):
 @pytest.mark.parametrize(
     ("times", "t_max", "error", "message"),
     [
-        (torch.tensor([1.0, math.nan]), 4, ValueError, "times must hold spike times >= 0.* got NaN"),
-        (torch.tensor([-2.0]), 4, ValueError, r"times must hold spike times >= 0.* a negative time \(-2\.0\)"),
+        (torch.tensor([1.0, math.nan]), 4, ValueError, "spike times >= 0.* got NaN"),
+        (torch.tensor([-2.0]), 4, ValueError, r"times must hold spike.* a negative time \(-2\.0\)"),
         (torch.tensor([1]), 4, TypeError, "times must be float32 or float64, got torch.int64"),
         (torch.tensor([1.0]).half(), 4, TypeError, "times must be float32 or float64, got torch.float16"),
         (torch.tensor([1.0]), 0, ValueError, "t_max must be finite and greater than 0, got 0"),
@@ -144,7 +144,8 @@ DECISIONS = {
 )
 def test_decision_rules(tie, all_silent, with_potential, expected):
     times, potential = (torch.tensor(values) for values in zip(*DECISIONS.values(), strict=True))
-    decision = decode.first_to_fire(times, potential if with_potential else None, tie=tie, all_silent=all_silent)
+    potential = potential if with_potential else None
+    decision = decode.first_to_fire(times, potential, tie=tie, all_silent=all_silent)
     assert decision.tolist() == expected
 
 
@@ -155,20 +156,15 @@ def test_decision_of_an_empty_batch(tie):
     assert decision.dtype == torch.int64
 
 
-def test_decision_by_potential_stays_among_the_earliest():
-    times, potential = torch.tensor([[9.0, 2.0, 2.0]]), torch.tensor([[1.0, -INF, -INF]])
-    assert decode.first_to_fire(times, potential).item() in (1, 2)
-
-
 @pytest.mark.parametrize(
     ("times", "potential", "rules", "message"),
     [
         (torch.zeros(1, 2), None, {"tie": "lowest"}, "tie must be one of 'first_index'.* got 'lowest'"),
-        (torch.zeros(1, 2), None, {"tie": "unique", "all_silent": "no"}, "all_silent must be one of.* got 'no'"),
+        (torch.zeros(1, 2), None, {"tie": "unique", "all_silent": "no"}, "all_silent must be .* got 'no'"),
         (torch.zeros(1, 2), None, {}, "potential is None, but tie or all_silent is 'potential'"),
         (torch.zeros(1, 2), None, {"tie": "unique", "all_silent": "potential"}, "potential is None"),
         (torch.zeros(1, 2), torch.zeros(1, 3), {}, r"potential must have shape \[1, 2\], got \[1, 3\]"),
-        (torch.zeros(2), None, {"tie": "unique"}, r"times must have shape \[batch, classes >= 1\], got \[2\]"),
+        (torch.zeros(2), None, {"tie": "unique"}, r"times must have shape .* got \[2\]"),
         (torch.zeros(2, 0), None, {"tie": "unique"}, r"classes >= 1\], got \[2, 0\]"),
         (torch.tensor([[math.nan, 1.0]]), None, {"tie": "unique"}, "times must hold spike times >= 0.* NaN"),
         (torch.tensor([[-1.0, 1.0]]), None, {"tie": "unique"}, r"a negative time \(-1\.0\)"),

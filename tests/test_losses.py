@@ -27,7 +27,7 @@ bins = st.integers(0, T_MAX - 1).map(float) | st.just(INF)
 def batches(draw):
     classes = draw(st.integers(1, 5))
     times = draw(st.lists(st.lists(bins, min_size=classes, max_size=classes), min_size=1, max_size=4))
-    times += draw(st.just([]) | st.just([[INF] * classes]))
+    times.append([INF] * classes)
     labels = draw(st.lists(st.integers(0, classes - 1), min_size=len(times), max_size=len(times)))
     return times, labels, draw(st.sampled_from([0.5, 1.0, 3.0, 7.0, float(T_MAX)]))
 
@@ -62,9 +62,10 @@ def test_targets_are_those_of_the_naive_loop(batch):
 @given(batches(), st.sampled_from(losses.REDUCTIONS))
 def test_loss_and_gradient_are_those_of_the_naive_loop(batch, reduction):
     times, labels, gamma = batch
+    targets = [naive_targets(row, label, gamma, T_MAX) for row, label in zip(times, labels, strict=True)]
     errors = [
-        [(target - min(t, T_MAX)) / T_MAX for t, target in zip(row, naive_targets(row, y, gamma, T_MAX), strict=True)]
-        for row, y in zip(times, labels, strict=True)
+        [(target - min(t, T_MAX)) / T_MAX for t, target in zip(row, wanted, strict=True)]
+        for row, wanted in zip(times, targets, strict=True)
     ]
     per_sample = [sum(error**2 for error in row) / 2 for row in errors]
     expected = {"none": per_sample, "sum": sum(per_sample), "mean": sum(per_sample) / len(times)}[reduction]
@@ -116,11 +117,11 @@ def test_empty_batch():
         (torch.zeros(2, 3), torch.tensor([0]), ValueError, r"labels must have shape \[2\], got \[1\]"),
         (torch.zeros(2, 3), torch.eye(2, 3), ValueError, r"labels must have shape \[2\], got \[2, 3\]"),
         (torch.zeros(2, 3), torch.zeros(2), TypeError, "labels must hold whole numbers, got torch.float32"),
-        (torch.zeros(2, 3), torch.tensor([True, False]), TypeError, "labels must hold whole numbers, got torch.bool"),
-        (torch.zeros(2, 3), torch.zeros(2, dtype=torch.long, device="meta"), ValueError, "labels are on meta"),
-        (torch.zeros(3), torch.tensor([0]), ValueError, r"times must have shape \[batch, classes\], got \[3\]"),
-        (torch.zeros(2, 3).half(), torch.tensor([0, 1]), TypeError, "times must be float32 or float64, got torch.flo"),
-        (torch.full((1, 3), math.nan), torch.tensor([0]), ValueError, "times must hold spike times >= 0.* NaN"),
+        (torch.zeros(2, 3), torch.tensor([True, False]), TypeError, "labels must .* got torch.bool"),
+        (torch.zeros(2, 3), torch.zeros(2, device="meta").long(), ValueError, "labels are on meta"),
+        (torch.zeros(3), torch.tensor([0]), ValueError, r"times must have shape .*, got \[3\]"),
+        (torch.zeros(2, 3).half(), torch.tensor([0, 1]), TypeError, "times must be float32 .* torch.float16"),
+        (torch.full((1, 3), math.nan), torch.tensor([0]), ValueError, "times must hold spike .* NaN"),
         (torch.full((1, 3), -1.0), torch.tensor([0]), ValueError, r"a negative time \(-1\.0\)"),
     ],
 )
@@ -149,7 +150,8 @@ def test_gamma_must_fit_the_window():
 
 
 def test_repr_of_the_loss():
-    assert repr(losses.RelativeTargetLoss(3, 256)) == "RelativeTargetLoss(gamma=3, t_max=256, reduction='mean')"
+    expected = "RelativeTargetLoss(gamma=3, t_max=256, reduction='sum')"
+    assert repr(losses.RelativeTargetLoss(3, 256, "sum")) == expected
 
 
 def _layer(**options):
@@ -194,8 +196,9 @@ def test_normalize_error_gives_each_sample_unit_norm(features, reduction, factor
     passed = functional.normalize_error(times, reduction=reduction)
     assert torch.equal(passed, times)
     passed.backward(error)
-    norms = [math.sqrt(sum(e * e for e in row)) or 1.0 for row in error.flatten(1).tolist()]
-    expected = [[e / norm * factor for e in row] for row, norm in zip(error.flatten(1).tolist(), norms, strict=True)]
+    rows = error.flatten(1).tolist()
+    norms = [math.sqrt(sum(e * e for e in row)) or 1.0 for row in rows]
+    expected = [[e / norm * factor for e in row] for row, norm in zip(rows, norms, strict=True)]
     torch.testing.assert_close(times.grad.flatten(1), torch.tensor(expected, dtype=torch.float64))
     assert not times.grad[1].any()
 

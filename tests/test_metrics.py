@@ -15,7 +15,8 @@ def decisions(draw):
     """Output times with many ties and silences, labels, and potentials that are all different."""
     classes, samples = draw(st.integers(1, 4)), draw(st.integers(1, 6))
     time = st.sampled_from([2.0, 3.0, 5.0, INF])
-    times = draw(st.lists(st.lists(time, min_size=classes, max_size=classes), min_size=samples, max_size=samples))
+    sample = st.lists(time, min_size=classes, max_size=classes)
+    times = draw(st.lists(sample, min_size=samples, max_size=samples))
     times.append([INF] * classes)
     labels = draw(st.lists(st.integers(0, classes - 1), min_size=len(times), max_size=len(times)))
     potential = [draw(st.permutations(range(classes))) for _ in times]
@@ -59,8 +60,9 @@ def test_accuracy_is_that_of_the_naive_rule(batch, tie, all_silent):
     ],
 )
 def test_silence_is_decided_by_potential_or_not_at_all(tie, with_potential, expected):
-    times, labels, potential = torch.full((2, 3), INF), torch.tensor([0, 2]), torch.tensor([[2.0, 1, 0], [0, 1, 2]])
-    assert metrics.accuracy(times, labels, potential=potential if with_potential else None, tie=tie) == expected
+    potential = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]]) if with_potential else None
+    times, labels = torch.full((2, 3), INF), torch.tensor([0, 2])
+    assert metrics.accuracy(times, labels, potential=potential, tie=tie) == expected
 
 
 def test_four_rules_on_one_tie():
@@ -81,7 +83,7 @@ def test_accuracy_of_an_empty_batch_is_nan(tie):
     [
         (torch.tensor([0, 2]), {"tie": "unique"}, ValueError, r"labels must lie in 0 \.\.\. 1, got 2"),
         (torch.tensor([0]), {"tie": "unique"}, ValueError, r"labels must have shape \[2\], got \[1\]"),
-        (torch.tensor([0.0, 1.0]), {"tie": "unique"}, TypeError, "labels must hold whole numbers, got torch.float32"),
+        (torch.tensor([0.0, 1.0]), {"tie": "unique"}, TypeError, "labels must .* got torch.float32"),
         (torch.tensor([0, 1]), {"tie": "any"}, ValueError, "tie must be one of 'lenient'.* got 'any'"),
         (torch.tensor([0, 1]), {}, ValueError, "potential is None, but tie or all_silent is 'potential'"),
     ],
@@ -93,6 +95,7 @@ def test_accuracy_names_what_is_wrong(labels, options, error, message):
 
 T_MAX = 9
 SIZES = [(2, 3), (4,), (3,)]
+ZEROS = torch.zeros(2, 3)
 
 
 def _layers(samples, seed=0):
@@ -175,10 +178,10 @@ def test_spike_counts_need_data():
     [
         (_layers(2)[1:], "update was called with 3 layers before, now 2"),
         (_layers(2)[:1], "layers must hold the times of inputs and outputs, got 1 tensors"),
-        ([torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(2, 3)], r"layers\[1\] must have shape \[2, \*features\]"),
-        ([torch.zeros(2, 3), torch.zeros(2), torch.zeros(2, 3)], r"layers\[1\] must have shape .* got \[2\]"),
-        ([torch.zeros(2, 3), torch.full((2, 3), math.nan), torch.zeros(2, 3)], r"layers\[1\] must hold spike times"),
-        ([torch.zeros(2, 3), torch.zeros(2, 3), torch.full((2, 3), -1.0)], r"layers\[2\] .* a negative time"),
+        ([ZEROS, torch.zeros(3, 3), ZEROS], r"layers\[1\] must have shape \[2, \*features\], got \[3, 3\]"),
+        ([ZEROS, torch.zeros(2), ZEROS], r"layers\[1\] must have shape \[2, \*features\], got \[2\]"),
+        ([ZEROS, torch.full((2, 3), math.nan), ZEROS], r"layers\[1\] must hold spike times >= 0.* NaN"),
+        ([ZEROS, ZEROS, torch.full((2, 3), -1.0)], r"layers\[2\] must hold spike times.* a negative time"),
     ],
 )
 def test_a_refused_update_is_named_and_changes_nothing(layers, message):

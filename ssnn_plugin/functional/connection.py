@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, overload
 
 from torch import Tensor
@@ -90,7 +91,7 @@ def first_spike_linear(
     _check_connection(times, weight, bias, neuron, t_max)
     _checks.one_of("gradient", gradient, GRADIENTS)
     kernels = select(times.device, backend)
-    flat = times.reshape(-1, times.shape[-1])
+    flat = times.reshape(math.prod(times.shape[:-1]), times.shape[-1])
     spikes, potential = kernels.if_linear(
         flat, weight, bias, float(neuron.threshold), float(neuron.delay), float(t_max), silent_gradient
     )
@@ -110,8 +111,12 @@ def _check_connection(
             f"times must have shape [*, in] for a weight of shape [out, in], "
             f"got {list(times.shape)} and {list(weight.shape)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must have shape [{weight.shape[0]}], got {list(bias.shape)}")
+    if bias is not None:
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias must have shape [{weight.shape[0]}], got {list(bias.shape)}")
+        if t_max != int(t_max):
+            raise ValueError(f"t_max must be a whole number of bins with a bias, got {t_max!r}")
+        _checks.whole_bins("times", times)
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue

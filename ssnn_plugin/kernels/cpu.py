@@ -77,16 +77,17 @@ def fire_if_with_current(
     """As `fire_if`, with a constant current per output: V rises on a line between input spikes."""
     v[:] = 0
     fired[:] = np.inf
+    threshold = v.dtype.type(threshold)
     k = 0
     t = 0.0
     while t < t_max:
         if k < n and times[order[k]] == t:
-            k, _ = add_rows_of_time(t, k, order, n, times, weight_t, v.dtype.type(threshold), v)
+            k, _ = add_rows_of_time(t, k, order, n, times, weight_t, threshold, v)
         t_next = min(times[order[k]] if k < n else np.inf, t_max)
         for j in range(v.size):
             if fired[j] == np.inf:
                 crossing = first_bin_above(v[j], current[j], threshold, t)
-                if crossing < t_next and crossing + delay < t_max:
+                if crossing < t_next and times.dtype.type(crossing + delay) < t_max:
                     fired[j] = crossing
                     potential[j] = v[j] + current[j] * (crossing + 1)
         t = t_next
@@ -146,21 +147,21 @@ def _count_work(grad, spikes, times, t_max, silent):
 def _grad_along_inputs(first, end, grad, spikes, times, grad_weight, delay, t_max, silent):
     """One contiguous row per output with an error: the cheaper way where errors are few."""
     zero = grad.dtype.type(0)
-    t_max = times.dtype.type(t_max)
+    t_max, delay = times.dtype.type(t_max), times.dtype.type(delay)
     for b in range(times.shape[0]):
         t = times[b]
         for j in range(first, end):
             error, out = grad[b, j], spikes[b, j]
             if error != 0 and (silent or out < np.inf):
                 row = grad_weight[j]
-                last = times.dtype.type(out - delay)
                 for i in range(t.size):
-                    row[i] -= error if (t[i] <= last) & (t[i] < t_max) else zero
+                    row[i] -= error if (t[i] + delay <= out) & (t[i] < t_max) else zero
 
 
 @jit
 def _grad_along_outputs(first, end, grad, spikes, times, grad_weight_t, delay, t_max, silent):
     """One contiguous row per input spike: the cheaper way where errors are many."""
+    delay = times.dtype.type(delay)
     error = np.empty(grad.shape[1], grad.dtype)
     causal = np.empty(end - first, np.int32)
     for b in range(times.shape[0]):
@@ -206,21 +207,21 @@ def causal_input_grad(
 @jit
 def _errors_along_inputs(first, end, grad, spikes, times, weight, grad_times, delay, t_max, silent):
     zero = grad.dtype.type(0)
-    t_max = times.dtype.type(t_max)
+    t_max, delay = times.dtype.type(t_max), times.dtype.type(delay)
     for b in range(first, end):
         t, total = times[b], grad_times[b]
         for j in range(grad.shape[1]):
             error, out = grad[b, j], spikes[b, j]
             if error != 0 and (silent or out < np.inf):
                 row = weight[j]
-                last = times.dtype.type(out - delay)
                 for i in range(t.size):
-                    total[i] += error * row[i] if (t[i] <= last) & (t[i] < t_max) else zero
+                    total[i] += error * row[i] if (t[i] + delay <= out) & (t[i] < t_max) else zero
 
 
 @jit
 def _errors_along_outputs(first, end, grad, spikes, times, weight_t, grad_times, delay, t_max, silent):
     zero = grad.dtype.type(0)
+    delay = times.dtype.type(delay)
     error = np.empty(grad.shape[1], grad.dtype)
     for b in range(first, end):
         latest = errors_of_sample(grad[b], spikes[b], silent, error)

@@ -69,7 +69,7 @@ def fire_if(order, n, times, weight_t, threshold, delay, t_max, v, fired, potent
     while k < n and waiting > 0:
         t = times[order[k]]
         k, crossings = add_rows_of_time(t, k, order, n, times, weight_t, threshold, v)
-        if crossings > 0 and t + delay < t_max:
+        if crossings > 0 and times.dtype.type(t + delay) < t_max:
             waiting -= crossings
             record_crossings(v, threshold, t, fired, potential)
     for j in range(v.size):

@@ -23,7 +23,7 @@ def first_spike_if(
     for start in range(0, times.shape[0], chunk):
         rows = slice(start, start + chunk)
         fired[rows], potential[rows] = _first_spike_if(
-            times[rows], weight, bias, threshold, t_max - delay, t_max
+            times[rows], weight, bias, threshold, delay, t_max
         )
     bad_times, nan_potential = ~(times >= 0).all(), potential.isnan().any()
     refuse_bad_samples(BAD_TIMES if bad_times else NAN_POTENTIAL if nan_potential else 0)
@@ -31,11 +31,11 @@ def first_spike_if(
 
 
 def _first_spike_if(
-    times: Tensor, weight: Tensor, bias: Tensor | None, threshold: float, horizon: float, t_max: float
+    times: Tensor, weight: Tensor, bias: Tensor | None, threshold: float, delay: float, t_max: float
 ) -> tuple[Tensor, Tensor]:
     """Kheradpisheh & Masquelier 2020, event by event: sort, accumulate, look once per distinct time."""
     t, order = times.sort(dim=1, stable=True)
-    v = (weight.t()[order] * (t < t_max).unsqueeze(-1)).cumsum(dim=1)
+    v = weight.t()[order].masked_fill((t >= t_max).unsqueeze(-1), 0).cumsum(dim=1)
     # An event without weight at time 0 lets the window begin before the first input spike.
     t = torch.cat([t.new_zeros(len(t), 1), t], dim=1).unsqueeze(-1)
     v = torch.cat([v.new_zeros(len(v), 1, v.shape[2]), v], dim=1)
@@ -43,7 +43,7 @@ def _first_spike_if(
 
     crossing = t if bias is None else _first_bin_above(v, bias, threshold, t)
     level = v if bias is None else v + bias * (crossing + 1)
-    valid = (level > threshold) & (t < t_next) & (crossing < t_next) & (crossing < horizon)
+    valid = (level > threshold) & (crossing < t_next) & (crossing + delay < t_max)
     fired, first = torch.where(valid, crossing, math.inf).min(dim=1)
     at_end = v[:, -1] if bias is None else v[:, -1] + bias * t_max
     at_crossing = level.gather(1, first.unsqueeze(1)).squeeze(1)

@@ -1,0 +1,243 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from tiny_runs import config, content, execute, record, write_toml
+
+import reproductions
+from reproductions import __main__ as cli
+from reproductions import config as configs
+from reproductions import figures, records
+from reproductions.runner import Run
+
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+METHODS = {"s4nn": "online", "s4nn-tuned": "minibatch"}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, cheap_runs):
+    """A results folder with tiny runs of both protocols."""
+    folder = tmp_path_factory.mktemp("recorded")
+    for method, protocol in METHODS.items():
+        for seed in range(2):
+            execute(Run(config(protocol), f"{method}-digits", seed, results=folder))
+    return folder
+
+
+@pytest.fixture
+def tiny_suite(tmp_path, monkeypatch):
+    """A suite whose only config is a tiny one on the digits."""
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    monkeypatch.setattr(configs, "CONFIGS", folder)
+    return write_toml(folder / "s4nn-digits.toml", content())
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call the command line; return exit code, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["reproductions", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def _mtimes(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ((), ["list", "run", "table", "plot"]),
+        (("run",), ["METHOD", "--dataset", "--seed", "--epochs", "--data-root", "--resume", "--device"]),
+        (("table",), ["--format", "--preset"]),
+        (("plot",), ["--results-dir"]),
+    ],
+)
+def test_help_names_what_there_is(call, command, words):
+    code, out, _ = call(*command, "--help")
+    assert code == 0
+    assert all(word in out for word in words)
+
+
+def test_list_shows_every_config(call, tmp_path):
+    code, out, _ = call("list", "--results-dir", tmp_path)
+    assert code == 0
+    rows = [re.findall(r"[\w-]+", line)[:2] for line in out.splitlines()]
+    assert all(list(known) in rows for known in configs.available())
+
+
+@pytest.mark.usefixtures("tiny_suite")
+def test_list_shows_recorded_seeds(call, recorded):
+    _, out, _ = call("list", "--results-dir", recorded)
+    assert re.search(r"s4nn\W+digits\W+0, 1\W+small", out)
+
+
+def test_run_records_and_prints_the_test_set(call, tmp_path, tiny_suite):
+    arguments = ("run", "s4nn", "--dataset", "digits", "--seed", 3, "--results-dir", tmp_path)
+    code, out, _ = call(*arguments)
+    path = tmp_path / "s4nn-digits-seed3.json"
+    read = records.read_record(path)
+    assert code == 0
+    assert str(path) in out
+    assert all(f"epoch {k}/3: loss" in out for k in (1, 2, 3))
+    assert f"{100 * read['test']['accuracy']['potential']:.2f}" in out
+
+    call(*arguments, "--epochs", 2, "--config", tiny_suite)
+    assert len(records.read_record(tmp_path / "s4nn-digits-epochs2-seed3.json")["history"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "nothing", "--dataset", "digits"), "'nothing' on data set 'digits'; there are: s4nn"),
+        (("run", "s4nn", "--dataset", "cifar"), "data set 'cifar'; there are: s4nn on digits"),
+        (("run", "s4nn", "--dataset", "digits", "--device", "gpu"), "must be cpu or cuda, got 'gpu'"),
+        (("run", "s4nn", "--dataset", "digits", "--seed", -1), "--seed"),
+        (("run", "s4nn", "--dataset", "digits", "--seed", 2**32), "--seed"),
+        (("run", "s4nn", "--dataset", "digits", "--epochs", 0), "--epochs"),
+        (("run", "s4nn", "--dataset", "digits", "--config", "absent.toml"), "absent.toml: No such file"),
+        (("run", "s4nn"), "--dataset"),
+        (("table",), "no records there"),
+        (("table", "--preset", "slow"), "--preset must be quick, got 'slow'"),
+        (("table", "--overwrite"), "--overwrite goes with --preset quick"),
+        (("plot",), "no records there"),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("tiny_suite")
+def test_errors_are_told_and_exit_with_2(call, tmp_path, arguments, message):
+    code, _, err = call(*arguments, "--results-dir", tmp_path / "results")
+    assert code == 2
+    assert message in re.sub(r"\x1b\[[0-9;]*m", "", err)
+
+
+def test_an_error_comes_without_traceback_through_python_m(tmp_path):
+    command = [sys.executable, "-m", "reproductions", "table", "--results-dir", str(tmp_path)]
+    root = Path(reproductions.__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {tmp_path}: no records there")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_config_of_another_method_is_refused(call, tmp_path):
+    path = write_toml(tmp_path / "own.toml", content() | {"method": "own"})
+    code, _, err = call("run", "s4nn", "--dataset", "digits", "--config", path, "--results-dir", tmp_path)
+    assert code == 2
+    assert "own.toml: a config of own on digits, not of s4nn on digits" in err
+
+
+@pytest.mark.parametrize("name", ["[old]", "[/old]"])
+def test_brackets_in_a_path_are_shown_as_they_are(call, tmp_path, name):
+    code, _, err = call("table", "--results-dir", tmp_path / name)
+    assert code == 2
+    assert f"{name}: no records there" in err
+
+
+@pytest.mark.parametrize(
+    ("style", "sign"), [("md", "|:--"), ("tex", r"\toprule"), ("csv", "method,"), ("html", "<td>")]
+)
+def test_table_prints_and_writes_every_format(call, recorded, tmp_path, style, sign):
+    code, out, _ = call("table", "--format", style, "--results-dir", recorded)
+    assert code == 0
+    assert sign in out
+    assert out.count("64-12-10") == 2
+    call("table", "--format", style, "--results-dir", recorded, "--output", tmp_path / "table")
+    assert (tmp_path / "table").read_text(encoding="utf-8") == out
+
+
+def test_table_of_mnist_has_the_published_numbers(call, tmp_path):
+    records.write_record(tmp_path / "some.json", record(0.90))
+    _, out, _ = call("table", "--results-dir", tmp_path)
+    assert "falls short by 7.40" in out
+    assert "arXiv 1910.09495" in out.partition("mnist: published")[2]
+
+
+def test_an_unknown_format_is_refused_with_those_there_are(call, recorded):
+    code, out, err = call("table", "--format", "xyz", "--results-dir", recorded)
+    assert (code, out) == (2, "")
+    assert "--format must be one of md, tex, csv, html, got 'xyz'" in err
+
+
+@pytest.mark.usefixtures("tiny_suite")
+def test_the_quick_preset_trains_what_is_missing(call, tmp_path):
+    quick = ("table", "--preset", "quick", "--results-dir", tmp_path / "quick")
+    code, out, err = call(*quick)
+    assert code == 0
+    assert "| 64-12-10  | 3 " in out
+    assert "epoch 3/3" in err
+    before = _mtimes(tmp_path / "quick")
+    assert sorted(before) == [f"s4nn-digits-seed{seed}.json" for seed in range(3)]
+    assert call(*quick)[1] == out
+    assert _mtimes(tmp_path / "quick") == before
+
+    write_toml(configs.CONFIGS / "s4nn-digits.toml", content(gamma=4.0))
+    call(*quick)
+    hashes = {read["config_hash"] for read in records.read_all(tmp_path / "quick")}
+    assert hashes == {config(gamma=4.0).digest()}
+
+
+@pytest.mark.parametrize("wrong", [("--format", "xyz"), ("--output", "/dev/null/table.md")])
+@pytest.mark.usefixtures("tiny_suite")
+def test_the_quick_preset_refuses_a_wrong_option_before_it_trains(call, tmp_path, wrong):
+    code, _, err = call("table", "--preset", "quick", "--results-dir", tmp_path / "quick", *wrong)
+    assert code == 2
+    assert "epoch" not in err
+
+
+def test_plot_draws_every_figure_as_png_and_svg(call, recorded, tmp_path):
+    code, out, _ = call("plot", "--results-dir", recorded, "--output-dir", tmp_path / "figures")
+    assert code == 0
+    stems = [
+        "accuracy-spikes-digits",
+        "learning-curves-digits",
+        "raster-s4nn-digits",
+        "raster-s4nn-tuned-digits",
+        "response-times-digits",
+    ]
+    drawn = sorted((tmp_path / "figures").iterdir())
+    assert [path.name for path in drawn] == sorted(
+        f"{stem}.{ending}" for stem in stems for ending in ("png", "svg")
+    )
+    assert all(str(path) in out for path in drawn)
+    for path in drawn:
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG")
+        else:
+            assert len(list(ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}path"))) > 10
+
+
+def test_plot_refuses_a_folder_that_is_a_file(call, recorded, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = call("plot", "--results-dir", recorded, "--output-dir", tmp_path / "file")
+    assert code == 2
+    assert f"{tmp_path / 'file'}: nothing can be written there" in err
+
+
+def test_figures_show_every_name():
+    runs = [record(name=f"run{number}-mnist") for number in range(12)]
+    (axes,) = figures.learning_curves(runs).axes
+    assert len(axes.lines) == 12
+
+
+def test_response_times_of_different_windows_can_be_drawn_together():
+    figures.response_times([record(t_max=16), record(seed=1, t_max=32, config_hash="b" * 12)])
+
+
+@pytest.mark.parametrize("t_max", [4, 17])
+def test_response_times_show_every_sample(t_max):
+    run = record(t_max=t_max)
+    run["test"]["response_histogram"] = [0] * (t_max - 1) + [10, 0]
+    (axes,) = figures.response_times([run]).axes
+    (stairs,) = axes.patches
+    assert sum(stairs.get_data().values) == pytest.approx(100)

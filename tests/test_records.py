@@ -1,0 +1,173 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import record
+
+from reproductions import records
+from reproductions.config import Config
+from reproductions.errors import SuiteError
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "some.json"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), records.atomic_write(path) as file:  # noqa: PT012
+        file.write("half of the n")
+        file.flush()
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["some.json"]
+
+
+def test_a_value_that_json_cannot_hold_leaves_the_old_record(tmp_path):
+    path = tmp_path / "some.json"
+    records.write_record(path, record())
+    with pytest.raises(TypeError):
+        records.write_record(path, record(seed=1, wall_time_s=torch.tensor(1.0)))
+    assert records.read_record(path) == record()
+    assert [p.name for p in tmp_path.iterdir()] == ["some.json"]
+
+
+def test_folders_are_created_and_records_read_back_by_file_name(tmp_path):
+    folder = tmp_path / "a" / "b"
+    for seed in (1, 0):
+        records.write_record(records.record_path(folder, "s4nn-mnist", seed), record(seed=seed))
+    assert records.read_all(folder) == [record(seed=0), record(seed=1)]
+    assert records.read_all(tmp_path / "absent") == []
+
+
+def test_files_get_the_permissions_that_the_umask_allows(tmp_path):
+    previous = os.umask(0o022)
+    try:
+        records.write_record(tmp_path / "some.json", record())
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "some.json").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[1]",
+        lambda text: "3",
+        lambda text: "\0\udcff",
+    ],
+    ids=["half", "empty", "list", "number", "binary"],
+)
+def test_a_damaged_record_is_named(tmp_path, damage):
+    path = tmp_path / "some.json"
+    path.write_bytes(damage(json.dumps(record())).encode(errors="surrogateescape"))
+    with pytest.raises(SuiteError, match=r"some\.json: not a (complete )?record"):
+        records.read_all(tmp_path)
+
+
+@pytest.mark.parametrize("key", [*records.KEYS, "dataset"])
+def test_a_record_that_lacks_what_the_suite_reads_is_named_with_the_key(tmp_path, key):
+    incomplete = record()
+    del incomplete[key]
+    records.write_record(tmp_path / "some.json", incomplete)
+    with pytest.raises(SuiteError, match=rf"some\.json: .*lacks {key};"):
+        records.read_all(tmp_path)
+
+
+def test_a_record_of_another_schema_is_named(tmp_path):
+    records.write_record(tmp_path / "some.json", record(schema=records.SCHEMA + 1))
+    with pytest.raises(
+        SuiteError, match=rf"some\.json: .*schema {records.SCHEMA + 1}, expected {records.SCHEMA}"
+    ):
+        records.read_all(tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(records.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_records_carry_the_hash_of_their_config(path):
+    recorded = records.read_record(path)
+    assert Config.model_validate_json(json.dumps(recorded["config"])).digest() == recorded["config_hash"]
+
+
+def test_checkpoints_come_back_bit_for_bit(tmp_path):
+    weights = torch.rand(3, 2, dtype=torch.float64)
+    path = records.checkpoint_path(tmp_path, "some", 3)
+    content = {"config_hash": "0", "track_test": False, "state": {"epoch": 2}, "method": {"weights": [weights]}}
+    records.write_checkpoint(path, content)
+    read = records.read_checkpoint(path)
+    assert torch.equal(read["method"]["weights"][0], weights)
+    assert read["state"] == {"epoch": 2}
+
+
+class _Dangerous:
+    def __reduce__(self):
+        return (os.system, ("true",))
+
+
+@pytest.mark.parametrize("content", ["garbage", "half", "pickle"])
+def test_a_checkpoint_that_cannot_be_trusted_is_named(tmp_path, content):
+    path = tmp_path / "some.pt"
+    torch.save({"weights": torch.rand(300), "trap": _Dangerous() if content == "pickle" else 0}, path)
+    if content != "pickle":
+        path.write_bytes(b"\0garbage" if content == "garbage" else path.read_bytes()[:900])
+    with pytest.raises(SuiteError, match=r"(?s)some\.pt: the checkpoint cannot be read .*--overwrite"):
+        records.read_checkpoint(path)
+
+
+@pytest.mark.parametrize("below", [(), ("results",)])
+def test_a_results_folder_that_is_a_file_is_named(tmp_path, below):
+    (tmp_path / "file").write_text("kept")
+    folder = tmp_path.joinpath("file", *below)
+    with pytest.raises(SuiteError, match=f"{folder}: nothing can be written there"):
+        records.write_record(folder / "some.json", record())
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_results_folder_without_write_permission_is_named(tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(SuiteError, match=f"{tmp_path}: nothing can be written there"):
+        records.require_writable(tmp_path)
+    tmp_path.chmod(0o755)
+
+
+def test_commit_is_unknown_outside_git_and_without_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "reproductions" / "records.py"))
+    assert records.commit() == "unknown"
+    (tmp_path / "reproductions").mkdir()
+    assert records.commit() == "unknown"
+    monkeypatch.setenv("PATH", "")
+    assert records.commit() == "unknown"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_commit_tells_changed_code_from_new_results(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    for name in ("ssnn_plugin/core.py", "reproductions/records.py", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "reproductions" / "records.py"))
+    records.write_record(tmp_path / "reproductions" / "results" / "some.json", record())
+    (tmp_path / "README.md").write_text("changed")
+    clean = records.commit()
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    (tmp_path / "ssnn_plugin" / "core.py").write_text("changed")
+    assert records.commit() == f"{clean}-dirty"
+
+
+def test_versions_and_machine_say_what_the_numbers_rest_on():
+    assert {"python", "ssnn-plugin", "torch", "numpy", "numba"} <= set(records.versions())
+    assert records.versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert records.machine("cpu")["gpu"] is None
+    assert Path(records.RESULTS).is_dir()

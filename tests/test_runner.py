@@ -1,0 +1,308 @@
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import Interrupted, Interrupting, Quiet, config, execute
+
+from reproductions import config as configs
+from reproductions import datasets, records, runner
+from reproductions.errors import SuiteError
+from reproductions.runner import Run
+from ssnn_plugin.metrics import RULES
+
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+ROOT = Path(runner.__file__).parents[1]
+KILLED_EPOCHS = 150
+EVERYTHING = {
+    "dropout": 0.3,
+    "scale_dropout": True,
+    "input_dropout": 0.1,
+    "redraw_below": 0.8,
+    "average_last": 2,
+    "schedule": {"kind": "linear", "begin": 1},
+    "weight_decay": 1e-3,
+}
+CONFIGS = {
+    "online": config("online"),
+    "online, all options": config("online", shuffle=True, **EVERYTHING),
+    "minibatch": config("minibatch"),
+    "minibatch, all options": config(
+        "minibatch",
+        optimizer="sgd",
+        momentum=0.9,
+        center_gradients=True,
+        normalize_errors=False,
+        **EVERYTHING,
+    ),
+}
+each_config = pytest.mark.parametrize("chosen", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cheap_runs):
+    """Record of an uninterrupted run with seed 0, computed once per config."""
+    known = {}
+
+    def of(chosen):
+        key = chosen.digest()
+        if key not in known:
+            known[key] = execute(_run(tmp_path_factory.mktemp("finished"), chosen))
+        return known[key]
+
+    return of
+
+
+def _run(folder, chosen=CONFIGS["online"], **options):
+    return Run(chosen, "tiny", results=folder, **options)
+
+
+def _numbers(record):
+    return {key: record[key] for key in ("history", "test")}
+
+
+def _interrupt(run, what="epoch", count=1):
+    with pytest.raises(Interrupted):
+        runner.execute(run, Interrupting(what, count))
+    assert not run.record.exists()
+
+
+@each_config
+def test_a_run_writes_a_complete_record(finished, chosen):
+    record = finished(chosen)
+    assert set(record) == {*records.KEYS, "method", "dataset", "machine"}
+    assert record["config"] == chosen.model_dump(mode="json")
+    assert (record["config_hash"], record["seed"], record["dataset"]) == (chosen.digest(), 0, "digits")
+    assert [entry["epoch"] for entry in record["history"]] == [1, 2, 3]
+    for entry in record["history"]:
+        assert set(entry["validation"]) == set(RULES)
+        assert len(entry["train"]["spikes"]) == 2
+    test = record["test"]
+    assert set(test["accuracy"]) == set(RULES)
+    assert test["accuracy"]["unique"] <= test["accuracy"]["first_index"] <= test["accuracy"]["lenient"]
+    assert test["samples"] == sum(test["response_histogram"]) == 360
+    assert len(test["response_histogram"]) == 33
+    assert [len(test[key]) for key in ("total", "until_decision")] == [3, 3]
+    assert all(until <= total for until, total in zip(test["until_decision"], test["total"], strict=True))
+    assert [len(layer) for layer in test["example"]["times"]] == [64, 12, 10]
+    response = sum(k * n for k, n in enumerate(test["response_histogram"])) / 360
+    assert math.isclose(test["response_time"], response, rel_tol=1e-6)
+    assert math.isclose(test["silent"], test["response_histogram"][-1] / 360, rel_tol=1e-6)
+
+
+def test_the_record_is_plain_json_and_the_checkpoint_is_gone(tmp_path):
+    run = _run(tmp_path)
+    runner.execute(run, Quiet())
+    json.loads(run.record.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["checkpoints", "tiny-seed0.json"]
+
+
+@each_config
+def test_a_seed_fixes_every_number(tmp_path, finished, chosen):
+    torch.manual_seed(9)
+    assert _numbers(execute(_run(tmp_path, chosen))) == _numbers(finished(chosen))
+    other = execute(_run(tmp_path, chosen, seed=1))
+    assert other["history"] != finished(chosen)["history"]
+    assert other["test"] != finished(chosen)["test"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "option"),
+    [
+        ("online", {"shuffle": True}),
+        ("online", {"dropout": 0.3}),
+        ("online", {"dropout": 0.3, "scale_dropout": True}),
+        ("online", {"input_dropout": 0.1}),
+        ("online", {"redraw_below": 0.5}),
+        ("online", {"average_last": 2}),
+        ("online", {"schedule": {"kind": "linear"}}),
+        ("online", {"schedule": {"kind": "cosine"}}),
+        ("online", {"schedule": {"kind": "cosine", "begin": 1}}),
+        ("online", {"weight_decay": 1e-3}),
+        ("minibatch", {"dropout": 0.3}),
+        ("minibatch", {"dropout": 0.3, "scale_dropout": True}),
+        ("minibatch", {"input_dropout": 0.1}),
+        ("minibatch", {"redraw_below": 0.5}),
+        ("minibatch", {"average_last": 2}),
+        ("minibatch", {"schedule": {"kind": "linear"}}),
+        ("minibatch", {"normalize_errors": False}),
+        ("minibatch", {"center_gradients": True}),
+        ("minibatch", {"optimizer": "sgd"}),
+        ("minibatch", {"optimizer": "sgd", "momentum": 0.9}),
+    ],
+    ids=str,
+)
+def test_no_option_is_ignored(tmp_path, finished, protocol, option):
+    *rest, _ = option
+    without = finished(config(protocol, **{key: option[key] for key in rest}))
+    assert execute(_run(tmp_path, config(protocol, **option)))["test"] != without["test"]
+
+
+@each_config
+@pytest.mark.parametrize(("what", "count"), [("epoch", 1), ("epoch", 2), ("epoch", 3), ("advance", 1)])
+def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path, finished, chosen, what, count):
+    _interrupt(_run(tmp_path, chosen), what, count)
+    resumed = execute(_run(tmp_path, chosen, resume=True))
+    assert _numbers(resumed) == _numbers(finished(chosen))
+    assert not _run(tmp_path).checkpoint.exists()
+
+
+def test_a_run_resumes_more_than_once(tmp_path, finished):
+    _interrupt(_run(tmp_path))
+    _interrupt(_run(tmp_path, resume=True))
+    resumed = execute(_run(tmp_path, resume=True))
+    assert _numbers(resumed) == _numbers(finished(CONFIGS["online"]))
+
+
+def test_a_killed_process_resumes_to_the_same_numbers(tmp_path):
+    chosen = configs.find("s4nn", "digits").with_epochs(KILLED_EPOCHS)
+    name = f"s4nn-digits-epochs{KILLED_EPOCHS}"
+    whole = Run(chosen, name, results=tmp_path / "whole")
+    killed = Run(chosen, name, results=tmp_path / "killed")
+    command = [sys.executable, "-m", "reproductions", "run", "s4nn", "--dataset", "digits"]
+    command += ["--epochs", str(KILLED_EPOCHS), "--results-dir", str(killed.results)]
+    options = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    with subprocess.Popen(command, **options) as process:
+        while not killed.checkpoint.exists():
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.kill()
+    assert not killed.record.exists()
+    subprocess.run([*command, "--resume"], **options, check=True)
+    assert _numbers(records.read_record(killed.record)) == _numbers(execute(whole))
+
+
+def test_earlier_work_is_not_overwritten_unasked(tmp_path, finished):
+    _interrupt(_run(tmp_path))
+    checkpoint = _run(tmp_path).checkpoint.read_bytes()
+    with pytest.raises(SuiteError, match=r"tiny-seed0\.pt: .*--resume .*--overwrite"):
+        runner.execute(_run(tmp_path), Quiet())
+    assert _run(tmp_path).checkpoint.read_bytes() == checkpoint
+
+    assert _numbers(execute(_run(tmp_path, overwrite=True))) == _numbers(finished(CONFIGS["online"]))
+    record = _run(tmp_path).record.read_bytes()
+    for resume in (False, True):
+        with pytest.raises(SuiteError, match=r"tiny-seed0\.json: .*recorded already.*--overwrite"):
+            runner.execute(_run(tmp_path, resume=resume), Quiet())
+    assert _run(tmp_path).record.read_bytes() == record
+
+    changed = config(gamma=4.0)
+    assert execute(_run(tmp_path, changed, overwrite=True))["config_hash"] == changed.digest()
+
+
+def test_a_record_stays_until_the_run_that_overwrites_it_is_complete(tmp_path):
+    before = execute(_run(tmp_path))
+    changed = config(gamma=4.0)
+    with pytest.raises(Interrupted):
+        runner.execute(_run(tmp_path, changed, overwrite=True), Interrupting("epoch", 2))
+    assert records.read_record(_run(tmp_path).record) == before
+
+
+def test_a_run_that_overwrites_can_be_resumed(tmp_path):
+    execute(_run(tmp_path))
+    changed = config(gamma=4.0)
+    with pytest.raises(Interrupted):
+        runner.execute(_run(tmp_path, changed, overwrite=True), Interrupting("epoch", 2))
+    assert execute(_run(tmp_path, changed, resume=True))["config_hash"] == changed.digest()
+
+
+def test_another_seed_is_another_run(tmp_path):
+    _interrupt(_run(tmp_path))
+    execute(_run(tmp_path, seed=1))
+    assert _run(tmp_path).checkpoint.exists()
+
+
+def test_resuming_under_another_config_is_refused(tmp_path):
+    _interrupt(_run(tmp_path))
+    with pytest.raises(SuiteError, match=r"tiny-seed0\.pt: written under another config .*--overwrite"):
+        runner.execute(_run(tmp_path, config(gamma=4.0), resume=True), Quiet())
+    assert _run(tmp_path).checkpoint.exists()
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_resuming_with_another_track_test_is_refused(tmp_path, tracked):
+    _interrupt(_run(tmp_path, track_test=tracked))
+    with pytest.raises(SuiteError, match="--track-test"):
+        runner.execute(_run(tmp_path, track_test=not tracked, resume=True), Quiet())
+
+
+@pytest.mark.parametrize("content", [{"epoch": 1}, [1], None], ids=["other keys", "list", "garbage"])
+def test_resuming_from_a_damaged_checkpoint_names_it(tmp_path, content):
+    run = _run(tmp_path, resume=True)
+    records.write_checkpoint(run.checkpoint, content)
+    if content is None:
+        run.checkpoint.write_bytes(b"garbage")
+    with pytest.raises(SuiteError, match=r"tiny-seed0\.pt"):
+        runner.execute(run, Quiet())
+
+
+def _watch_loading(monkeypatch):
+    events, load = [], datasets.load
+
+    def watched(name, split, *rest):
+        events.append(split)
+        return load(name, split, *rest)
+
+    monkeypatch.setattr(datasets, "load", watched)
+    return events
+
+
+@pytest.mark.parametrize(
+    ("track", "expected"),
+    [
+        (False, ["train", "begin", "epoch", "epoch", "epoch", "end", "test"]),
+        (True, ["train", "test", "begin", "epoch", "epoch", "epoch", "end"]),
+    ],
+)
+def test_the_test_set_is_loaded_once_and_after_training_unless_tracked(
+    tmp_path, monkeypatch, track, expected
+):
+    events = _watch_loading(monkeypatch)
+    runner.execute(_run(tmp_path, track_test=track), Quiet(events))
+    assert [event for event in events if event != "advance"] == expected
+
+
+@pytest.mark.parametrize("protocol", ["online", "minibatch"])
+def test_tracking_the_test_set_changes_no_number(tmp_path, finished, protocol):
+    plain = finished(CONFIGS[protocol])
+    tracked = execute(_run(tmp_path, CONFIGS[protocol], track_test=True))
+    assert set(tracked) - set(plain) == {"best_test_epoch"}
+    test = [entry.pop("test") for entry in tracked["history"]]
+    assert _numbers(tracked) == _numbers(plain)
+    assert test[-1] == plain["test"]["accuracy"]
+    best = max(accuracy["lenient"] for accuracy in test)
+    epoch = tracked["best_test_epoch"]["epoch"]
+    assert tracked["best_test_epoch"]["accuracy"] == test[epoch - 1]
+    assert test[epoch - 1]["lenient"] == best
+
+
+def test_averaged_weights_of_one_epoch_are_those_weights(tmp_path, finished):
+    last = execute(_run(tmp_path, config(average_last=1)))
+    assert _numbers(last) == _numbers(finished(CONFIGS["online"]))
+
+
+@pytest.mark.parametrize(("gpu", "message"), [(False, "'cuda' .* no GPU"), (True, "online protocol .* CPU")])
+def test_a_device_that_cannot_be_used_is_refused(tmp_path, monkeypatch, gpu, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    with pytest.raises(SuiteError, match=f"--device.*{message}"):
+        runner.execute(_run(tmp_path, device="cuda"), Quiet())
+    assert not _run(tmp_path).checkpoint.exists()
+
+
+def test_a_validation_part_that_is_too_large_is_refused(tmp_path):
+    chosen = CONFIGS["online"].model_copy(update={"validation": 1437})
+    with pytest.raises(SuiteError, match="validation must be below the 1437 training samples, got 1437"):
+        runner.execute(_run(tmp_path, chosen), Quiet())
+
+
+def test_a_results_folder_that_cannot_be_used_is_refused_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    progress = Quiet()
+    with pytest.raises(SuiteError, match=f"{tmp_path / 'file'}: nothing can be written there"):
+        runner.execute(_run(tmp_path / "file"), progress)
+    assert progress.events == []

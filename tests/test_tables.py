@@ -1,0 +1,149 @@
+import csv
+import io
+import re
+
+import pandas as pd
+import pytest
+from tiny_runs import record
+
+from reproductions import tables
+from reproductions.errors import SuiteError
+
+PUBLISHED = list(csv.DictReader(tables.PUBLISHED.open(encoding="utf-8")))
+SPECIAL = pd.DataFrame({"share_a %": ["50 % & more", "a_b #1"], "{x}": ["1 $", "<b>"]})
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """Published numbers of S4NN on MNIST: 97.4 in the paper, 96.69 measured elsewhere."""
+    path = tmp_path / "published.csv"
+    path.write_text(
+        "method,dataset,network,metric,value,source,certainty,note\n"
+        "s4nn,mnist,784-400-10,accuracy,96.69,weights,M,\n"
+        "s4nn,mnist,784-400-10,response_time,83.2,paper,P,\n"
+        "s4nn,mnist,784-400-10,accuracy,97.4,paper,P,\n"
+        "other,mnist,784-400-10,accuracy,99.9,paper,P,\n"
+    )
+    monkeypatch.setattr(tables, "PUBLISHED", path)
+
+
+def _rows(*records, dataset="mnist"):
+    return tables.comparison(records, dataset).to_dict("records")
+
+
+def test_seeds_are_averaged_with_their_standard_deviation():
+    (row,) = _rows(*(record(lenient, seed=seed) for seed, lenient in enumerate([0.95, 0.96, 0.97])))
+    assert (row["method"], row["network"], row["seeds"], row["epochs"]) == ("s4nn", "784-400-10", "3", "1")
+    assert row["lenient %"] == "96.00 ± 1.00"
+    assert row["first index %"] == "90.00 ± 0.00"
+    assert row["spikes: input + hidden + output"] == "150.0 + 80.0 + 2.0"
+    assert row["of these until the decision"] == "90.0 + 60.0 + 1.0"
+    assert row["ties / silent %"] == "10.0 / 0.0"
+
+
+def test_one_seed_has_no_deviation():
+    (row,) = _rows(record(0.95))
+    assert (row["seeds"], row["lenient %"]) == ("1", "95.00")
+
+
+def test_other_configs_names_and_data_sets_are_kept_apart():
+    records = [record(0.95), record(0.93, config_hash="b" * 12), record(0.91, name="s4nn-tuned-mnist"),
+               record(0.5, dataset="digits", name="s4nn-digits")]  # fmt: skip
+    rows = _rows(*records)
+    assert [(row["method"], row["lenient %"]) for row in rows] == [
+        ("s4nn", "95.00"), ("s4nn", "93.00"), ("s4nn-tuned", "91.00"),
+    ]  # fmt: skip
+    assert [row["lenient %"] for row in _rows(*records, dataset="digits")] == ["50.00"]
+
+
+def test_the_best_test_epoch_has_a_column_that_says_so():
+    tracked = record(0.95, best_test_epoch={"epoch": 1, "accuracy": {"lenient": 0.97}})
+    (row,) = _rows(tracked)
+    (column,) = [key for key in row if "best test epoch" in key]
+    assert "chooses nothing" in column
+    assert (row[column], row["lenient %"]) == ("97.00", "95.00")
+    assert not any("best test epoch" in key for key in _rows(record())[0])
+
+
+@pytest.mark.usefixtures("published")
+@pytest.mark.parametrize(
+    ("lenient", "verdict"),
+    [
+        ([0.964], "falls short by 1.00"),
+        ([0.984], "reached, +1.00"),
+        ([0.974], "reached, +0.00"),
+        ([0.973, 0.975], "reached, +0.00"),
+        ([0.970, 0.974], "falls short by 0.20"),
+    ],
+)
+def test_the_verdict_has_the_right_sign(lenient, verdict):
+    (row,) = _rows(*(record(value, seed=seed) for seed, value in enumerate(lenient)))
+    assert row["published %"] == "97.4 [P]"
+    assert row["lenient against published"] == verdict
+
+
+@pytest.mark.usefixtures("published")
+def test_a_published_number_of_another_network_is_marked():
+    other = record(config={**record()["config"], "network": {"hidden": [1000], "t_max": 16}})
+    (row,) = _rows(other)
+    assert (row["network"], row["published %"]) == ("784-1000-10", "97.4 [P, 784-400-10]")
+
+
+@pytest.mark.usefixtures("published")
+def test_without_a_published_number_there_is_no_verdict():
+    (row,) = _rows(record(dataset="digits"), dataset="digits")
+    assert (row["published %"], row["lenient against published"]) == ("", "")
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"{row['method']}-{row['dataset']}-{row['value']}")
+def test_published_rows_carry_source_and_a_known_certainty(row):
+    assert all(row[key] for key in ("method", "dataset", "network", "metric", "source"))
+    assert row["certainty"] in tables.CERTAINTY
+    assert float(row["value"]) > 0
+    assert float(row["value"]) > 0
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist"])
+def test_references_show_value_source_and_certainty_as_written(dataset):
+    shown = tables.references(dataset).to_dict("records")
+    expected = [row for row in PUBLISHED if row["dataset"] == dataset]
+    assert [str(row["value"]) for row in shown] == [row["value"] for row in expected]
+    assert [row["source"] for row in shown] == [row["source"] for row in expected]
+    assert [row["note"] for row in shown] == [row["note"] for row in expected]
+    for row, written in zip(shown, expected, strict=True):
+        assert row["how sure"] == f"{written['certainty']}: {tables.CERTAINTY[written['certainty']]}"
+
+
+@pytest.mark.parametrize("style", tables.FORMATS)
+def test_every_format_shows_rows_and_references(style):
+    text = tables.render(tables.comparison([record(0.95), record(0.97, seed=1)], "mnist"), style)
+    assert "96.00 ± 1.41" in text
+    assert "784-400-10" in tables.render(tables.references("mnist"), style)
+
+
+def test_an_unknown_format_is_refused_with_those_there_are():
+    with pytest.raises(SuiteError, match="md, tex, csv, html, got 'xyz'"):
+        tables.render(SPECIAL, "xyz")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [SPECIAL, tables.comparison([record()], "mnist"), tables.references("mnist")],
+    ids=["special", "runs", "published"],
+)
+def test_latex_special_characters_are_escaped(table):
+    text = tables.render(table, "tex")
+    body = [line.removesuffix(r" \\") for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(body) == len(table) + 1
+    for line in body:
+        assert not re.search(r"(?<!\\)[%#_$]", line)
+        assert len(re.findall(r"(?<!\\)&", line)) == table.shape[1] - 1
+
+
+def test_csv_parses_back():
+    read = pd.read_csv(io.StringIO(tables.render(SPECIAL, "csv")))
+    pd.testing.assert_frame_equal(read, SPECIAL)
+
+
+def test_html_is_escaped():
+    assert "&lt;b&gt;" in tables.render(SPECIAL, "html")
