@@ -11,7 +11,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +33,7 @@ console = Console()
 T_MAX = 256
 BATCH = 128
 
+Batch = tuple[Tensor, Tensor, Tensor]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder with MNIST/raw/, read only.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of both sides; default: torch's choice.")]
 
@@ -62,27 +63,31 @@ def step(
     dense_sgd = torch.optim.SGD(dense.parameters(), lr=0.1)
     order = torch.randperm(len(labels))
 
-    def spiking_step(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    def spiking_step(batch: Batch) -> None:
         spike_sgd.zero_grad()
         hidden = normalize_error(spiking[0](batch[0]))
         spike_loss(normalize_error(spiking[1](hidden)), batch[2]).backward()
         spike_sgd.step()
 
-    def dense_step(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    def dense_step(batch: Batch) -> None:
         dense_sgd.zero_grad()
         dense_loss(dense(batch[1]), batch[2]).backward()
         dense_sgd.step()
 
-    def batches(first: int, count: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def batches(first: int, count: int) -> list[Batch]:
         index = [order[(first + k) * BATCH % 59_000 :][:BATCH] for k in range(count)]
         return [(times[i], pixels[i], labels[i]) for i in index]
 
-    table = Table("stage", "spiking (ms)", "ReLU MLP (ms)", "ratio of medians", title="training step, batch 128")
+    table = Table(
+        "stage", "spiking (ms)", "ReLU MLP (ms)", "ratio of medians", title="training step, batch 128"
+    )
     warm_up = batches(0, 20)
     alternate(spiking_step, dense_step, warm_up)
     _add_row(table, "from random weights", alternate(spiking_step, dense_step, batches(20, steps)), 1e3)
     alternate(spiking_step, dense_step, batches(20 + steps, 469))
-    _add_row(table, "after an epoch more", alternate(spiking_step, dense_step, batches(489 + steps, steps)), 1e3)
+    _add_row(
+        table, "after an epoch more", alternate(spiking_step, dense_step, batches(489 + steps, steps)), 1e3
+    )
     _print(table)
 
 
@@ -94,11 +99,11 @@ def inference(
 ) -> None:
     """Inference over MNIST's 10 000 test images, 784-400-10, in one batch."""
     _set_threads(threads)
-    times, pixels, _ = _mnist("test", data_root)
+    batch = _mnist("test", data_root)
     spiking, dense = build_networks()
     table = Table("weights", "spiking (ms)", "ReLU MLP (ms)", "ratio of medians", title="10 000 test images")
     with torch.no_grad():
-        passes = [(times, pixels)] * repeats
+        passes = [batch] * repeats
         alternate(lambda x: spiking(x[0]), lambda x: dense(x[1]), passes[:3])
         measured = alternate(lambda x: spiking(x[0]), lambda x: dense(x[1]), passes)
     _add_row(table, "random", measured, 1e3)
@@ -106,7 +111,7 @@ def inference(
 
 
 def alternate(
-    first: Callable[..., object], second: Callable[..., object], inputs: list[tuple[Tensor, ...]]
+    first: Callable[[Batch], object], second: Callable[[Batch], object], inputs: Sequence[Batch]
 ) -> tuple[list[float], list[float]]:
     """Seconds that each takes on each input, in turn."""
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -122,7 +127,8 @@ def _add_row(table: Table, stage: str, seconds: tuple[list[float], list[float]],
     medians = [statistics.median(part) for part in seconds]
     quartiles = [statistics.quantiles(part, n=4) for part in seconds]
     cells = [
-        f"{scale * m:.2f} ({scale * q[0]:.2f} ... {scale * q[2]:.2f})" for m, q in zip(medians, quartiles, strict=True)
+        f"{scale * m:.2f} ({scale * q[0]:.2f} ... {scale * q[2]:.2f})"
+        for m, q in zip(medians, quartiles, strict=True)
     ]
     table.add_row(stage, *cells, f"{medians[0] / medians[1]:.2f}")
 
@@ -132,7 +138,8 @@ def _print(table: Table) -> None:
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
     console.print(
         f"median (quartiles); torch {torch.__version__}, {torch.get_num_threads()} threads, "
-        f"{os.cpu_count()} cores {platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), load {load}"
+        f"{os.cpu_count()} cores {platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), "
+        f"load {load}"
     )
 
 
@@ -141,7 +148,7 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _mnist(split: str, data_root: Path | None) -> tuple[Tensor, Tensor, Tensor]:
+def _mnist(split: str, data_root: Path | None) -> Batch:
     images = datasets.load("mnist", split, data_root)
     return encode.latency(images.x, T_MAX, x_max=images.x_max), images.x.float() / images.x_max, images.y
 

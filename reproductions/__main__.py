@@ -28,7 +28,9 @@ console = Console()
 ResultsDir = Annotated[Path, typer.Option(help="Folder of the records.")]
 DataRoot = Annotated[
     Path | None,
-    typer.Option(help="Folder with MNIST/raw/ and FashionMNIST/raw/, read only. Without it, data is downloaded."),
+    typer.Option(
+        help="Folder with MNIST/raw/ and FashionMNIST/raw/, read only. Without it, data is downloaded."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Run again and replace the record.")]
 QUICK = records.RESULTS / "quick"
@@ -50,16 +52,22 @@ def list_(results_dir: ResultsDir = records.RESULTS) -> None:
 def run(
     method: Annotated[str, typer.Argument(help="A method that `list` shows.")],
     dataset: Annotated[str, typer.Option(help="digits, mnist or fashion-mnist.")],
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the weights and of everything random.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the weights and of everything random.")
+    ] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the config's number.")] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file instead of the suite's own.")] = None,
     data_root: DataRoot = None,
     results_dir: ResultsDir = records.RESULTS,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one.")
+    ] = False,
     overwrite: Overwrite = False,
     track_test: Annotated[
         bool,
-        typer.Option("--track-test", help="Also record what the best test epoch would print. Chooses nothing."),
+        typer.Option(
+            "--track-test", help="Also record what the best test epoch would print. Chooses nothing."
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
@@ -71,7 +79,9 @@ def run(
         raise SuiteError(f"--device must be cpu or cuda, got {device!r}")
     chosen = configs.read(config) if config else configs.find(method, dataset)
     if (chosen.method, chosen.dataset) != (method, dataset):
-        raise SuiteError(f"{config}: a config of {chosen.method} on {chosen.dataset}, not of {method} on {dataset}")
+        raise SuiteError(
+            f"{config}: a config of {chosen.method} on {chosen.dataset}, not of {method} on {dataset}"
+        )
     chosen = chosen.with_epochs(epochs)
     name = config.stem if config else f"{method}-{dataset}"
     name += f"-epochs{epochs}" if epochs else ""
@@ -153,7 +163,9 @@ def _train_quick(folder: Path, overwrite: bool) -> None:
 @app.command()
 def plot(
     results_dir: ResultsDir = records.RESULTS,
-    output_dir: Annotated[Path | None, typer.Option(help="Folder of the figures; default: figures/ beside the records.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the figures; default: figures/ beside the records.")
+    ] = None,
 ) -> None:
     """Draw learning curves, accuracy against spikes, rasters and response times as PNG and SVG."""
     recorded = records.read_all(results_dir)

@@ -69,7 +69,9 @@ class Network(Strict):
     @model_validator(mode="after")
     def _one_init_per_layer(self) -> Network:
         if len(self.init) != len(self.hidden) + 1:
-            raise ValueError(f"init must hold {len(self.hidden) + 1} entries, one per layer, got {len(self.init)}")
+            raise ValueError(
+                f"init must hold {len(self.hidden) + 1} entries, one per layer, got {len(self.init)}"
+            )
         return self
 
 
@@ -105,7 +107,9 @@ class Training(Strict):
         if self.average_last > self.epochs:
             raise ValueError(f"average_last must be at most epochs = {self.epochs}, got {self.average_last}")
         if self.schedule.begin >= self.epochs:
-            raise ValueError(f"schedule.begin must be below epochs = {self.epochs}, got {self.schedule.begin}")
+            raise ValueError(
+                f"schedule.begin must be below epochs = {self.epochs}, got {self.schedule.begin}"
+            )
         if self.scale_dropout and not self.dropout:
             raise ValueError("scale_dropout needs a dropout above 0")
         return self
@@ -150,7 +154,9 @@ class Config(Strict):
     def _one_rate_per_layer(self) -> Config:
         layers, rates = len(self.network.hidden) + 1, len(self.training.learning_rates)
         if layers != rates:
-            raise ValueError(f"training.learning_rates must hold {layers} numbers, one per layer, got {rates}")
+            raise ValueError(
+                f"training.learning_rates must hold {layers} numbers, one per layer, got {rates}"
+            )
         if self.training.redraw_below and any(isinstance(init, Normal) for init in self.network.init[:-1]):
             raise ValueError("training.redraw_below needs uniform initial weights in the hidden layers")
         return self
@@ -178,7 +184,7 @@ class Config(Strict):
 
 def available() -> dict[tuple[str, str], Path]:
     """Config files by (method, data set)."""
-    found = {}
+    found: dict[tuple[str, str], Path] = {}
     for path in sorted(CONFIGS.glob("*.toml")):
         config = read(path)
         found[config.method, config.dataset] = path

@@ -81,7 +81,9 @@ def _digits(split: str) -> Images:
         range(len(data.target)), test_size=0.2, stratify=data.target, random_state=SPLIT_SEED
     )
     index = sorted(train if split == "train" else test)
-    return Images(torch.from_numpy(data.data[index]).to(torch.uint8), torch.from_numpy(data.target[index]), 16, 10)
+    return Images(
+        torch.from_numpy(data.data[index]).to(torch.uint8), torch.from_numpy(data.target[index]), 16, 10
+    )
 
 
 def _torchvision(kind: Any, split: str, data_root: Path | None, cache: Path) -> Images:

@@ -58,7 +58,9 @@ def learning_curves(runs: Sequence[dict[str, Any]]) -> Figure:
                     error = [100 * (1 - entry[part]["lenient"]) for entry in run["history"]]
                     label = f"{name}, {part}" if number == 0 else None
                     axes.plot(epochs, error, style, color=color, lw=1, label=label)
-    axes.set(xlabel="epoch", ylabel="error (%), lenient rule", yscale="log", title=_title(runs, "learning curves"))
+    axes.set(
+        xlabel="epoch", ylabel="error (%), lenient rule", yscale="log", title=_title(runs, "learning curves")
+    )
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend(frameon=False, fontsize=8)
@@ -76,7 +78,7 @@ def accuracy_against_spikes(runs: Sequence[dict[str, Any]]) -> Figure:
         axes.scatter(all_, accuracy, edgecolors=color, facecolors="white", s=36, zorder=3)
     axes.scatter([], [], edgecolors="0.4", facecolors="none", s=36, label="whole window")
     axes.set(xlabel="spikes per image, input + hidden + output", ylabel="test accuracy (%), potential rule",
-             title=_title(runs, "accuracy against spikes, one mark per seed; filled: until the decision"))  # fmt: skip
+             title=_title(runs, "accuracy against spikes; filled: until the decision"))  # fmt: skip
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -101,9 +103,18 @@ def raster(run: dict[str, Any]) -> Figure:
     """Every spike of one test image, layer above layer, with the moment of decision."""
     times = run["test"]["example"]["times"]
     t_max = run["config"]["network"]["t_max"]
-    names = ["input", *(f"hidden {k}" if len(times) > 3 else "hidden" for k in range(1, len(times) - 1)), "output"]
+    names = [
+        "input",
+        *(f"hidden {k}" if len(times) > 3 else "hidden" for k in range(1, len(times) - 1)),
+        "output",
+    ]
     figure, axes = plt.subplots(
-        len(times), 1, sharex=True, figsize=(7, 5.5), layout="constrained", height_ratios=[3, *[3] * (len(times) - 2), 2]
+        len(times),
+        1,
+        sharex=True,
+        figsize=(7, 5.5),
+        layout="constrained",
+        height_ratios=[3, *[3] * (len(times) - 2), 2],
     )
     output = [t_max if t is None else t for t in times[-1]]
     decision, label = min(output), run["test"]["example"]["label"]
@@ -112,7 +123,9 @@ def raster(run: dict[str, Any]) -> Figure:
         x, y = zip(*spikes, strict=True) if spikes else ((), ())
         mark = {"marker": "o", "s": 30} if name == "output" else {"marker": "|", "s": 6}
         axis.scatter(x, y, color="C0", linewidths=1, zorder=3, **mark)
-        axis.set(ylabel=f"{name}\n({len(spikes)} of {len(layer)})", ylim=(-1, len(layer)), xlim=(-2, t_max + 2))
+        axis.set(
+            ylabel=f"{name}\n({len(spikes)} of {len(layer)})", ylim=(-1, len(layer)), xlim=(-2, t_max + 2)
+        )
         if decision < t_max:
             axis.axvline(decision, color="C3", lw=1, ls="--")
     axes[-1].set_yticks(range(len(output)))
@@ -120,7 +133,9 @@ def raster(run: dict[str, Any]) -> Figure:
     axes[-1].set_xlabel("time (bins)")
     first = [str(k) for k, t in enumerate(output) if t == decision]
     told = f"class {' and '.join(first)} at bin {decision:g}" if decision < t_max else "no output spike"
-    figure.suptitle(f"{run['name']}, seed {run['seed']}: first test image, label {label}; decision: {told}", fontsize=10)
+    figure.suptitle(
+        f"{run['name']}, seed {run['seed']}: first test image, label {label}; decision: {told}", fontsize=10
+    )
     return figure
 
 

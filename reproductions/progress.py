@@ -60,7 +60,9 @@ class ConsoleProgress:
             markup=False,
         )
         self.bar.start()
-        self.task = self.bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=self.epochs * samples, state="")
+        self.task = self.bar.add_task(
+            f"epoch {epoch + 1}/{self.epochs}", total=self.epochs * samples, state=""
+        )
         self.bar.advance(self.task, epoch * samples)
 
     def advance(self, samples: int) -> None:

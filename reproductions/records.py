@@ -66,7 +66,9 @@ def require_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise SuiteError(f"{folder}: nothing can be written there ({error.strerror}); name another folder") from error
+        raise SuiteError(
+            f"{folder}: nothing can be written there ({error.strerror}); name another folder"
+        ) from error
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
@@ -115,7 +117,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         kind = type(error).__name__
-        raise SuiteError(f"{path}: the checkpoint cannot be read ({kind}); start again with --overwrite") from error
+        raise SuiteError(
+            f"{path}: the checkpoint cannot be read ({kind}); start again with --overwrite"
+        ) from error
     if not isinstance(content, dict) or set(content) != CHECKPOINT_KEYS:
         raise SuiteError(f"{path}: not a checkpoint of this version; start again with --overwrite")
     return content
@@ -136,7 +140,9 @@ def commit() -> str:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--", "../ssnn_plugin", "../reproductions", ":!results")

@@ -114,8 +114,17 @@ def evaluate(method: Method, config: Config, images: Images) -> dict[str, Any]:
         rule: metrics.accuracy(output, images.y, potential=potential, tie=rule) for rule in metrics.RULES
     }
     statistics = dataclasses.asdict(counts.compute())
-    histogram = torch.cat(responses).clamp(max=config.network.t_max).histc(config.network.t_max + 1, 0, config.network.t_max)
-    return {"accuracy": accuracy, **statistics, "response_histogram": histogram.int().tolist(), "example": example}
+    histogram = (
+        torch.cat(responses)
+        .clamp(max=config.network.t_max)
+        .histc(config.network.t_max + 1, 0, config.network.t_max)
+    )
+    return {
+        "accuracy": accuracy,
+        **statistics,
+        "response_histogram": histogram.int().tolist(),
+        "example": example,
+    }
 
 
 def _example(images: Images, times: Tensor, layers: tuple[Tensor, ...]) -> dict[str, Any]:

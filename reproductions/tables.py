@@ -109,7 +109,9 @@ def _row(runs: list[dict[str, Any]]) -> dict[str, str]:
     row["spikes: input + hidden + output"] = _counts(tests, "total")
     row["of these until the decision"] = _counts(tests, "until_decision")
     row["response (bins)"] = _spread([test["response_time"] for test in tests], 1)
-    row["ties / silent %"] = " / ".join(f"{100 * mean(test[key] for test in tests):.1f}" for key in ("tied", "silent"))
+    row["ties / silent %"] = " / ".join(
+        f"{100 * mean(test[key] for test in tests):.1f}" for key in ("tied", "silent")
+    )
     row["published %"], row["lenient against published"] = _against_published(runs, network)
     return row
 

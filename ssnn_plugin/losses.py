@@ -68,6 +68,7 @@ class RelativeTargetLoss(nn.Module):
         return f"gamma={self.gamma}, t_max={self.t_max}, reduction={self.reduction!r}"
 
     def forward(self, times: Tensor, labels: Tensor) -> Tensor:
+        loss: Tensor
         targets = relative_targets(times, labels, self.gamma, self.t_max)
         loss, _ = _HalfSquaredDistance.apply(times, targets, float(self.t_max))
         if self.reduction == "none":

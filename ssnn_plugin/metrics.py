@@ -85,7 +85,8 @@ class SpikeCounts:
 
     >>> import torch
     >>> counts = SpikeCounts(t_max=256)
-    >>> counts.update(torch.tensor([[0.0, 9.0]]), torch.tensor([[1.0, torch.inf]]), torch.tensor([[5.0, 8.0]]))
+    >>> inputs, hidden = torch.tensor([[0.0, 9.0]]), torch.tensor([[1.0, torch.inf]])
+    >>> counts.update(inputs, hidden, torch.tensor([[5.0, 8.0]]))
     >>> counts.compute()  # doctest: +NORMALIZE_WHITESPACE
     SpikeStatistics(samples=1, total=(2.0, 1.0, 2.0), until_decision=(1.0, 1.0, 1.0),
                     response_time=5.0, tied=0.0, silent=0.0)
@@ -123,7 +124,9 @@ class SpikeCounts:
         others = [decision.double().sum(), (tied & ~silent).sum(), silent.sum()]
         sums = torch.stack([value.double() for value in (*total, *until, *others)])
         if self._sums is not None and self._sums.shape != sums.shape:
-            raise ValueError(f"update was called with {(len(self._sums) - 3) // 2} layers before, now {len(layers)}")
+            raise ValueError(
+                f"update was called with {(len(self._sums) - 3) // 2} layers before, now {len(layers)}"
+            )
         self._sums = sums if self._sums is None else self._sums + sums
         self.samples += batch
 

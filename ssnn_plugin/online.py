@@ -127,7 +127,11 @@ def _check(
             raise ValueError(f"weights[{number}] must have shape [out, {features}], got {list(weight.shape)}")
         features = weight.shape[0]
     _checks.class_labels(labels, times.new_empty(len(times), features))
-    for name, values in (("thresholds", thresholds), ("learning_rates", learning_rates), ("dropout", dropout)):
+    for name, values in (
+        ("thresholds", thresholds),
+        ("learning_rates", learning_rates),
+        ("dropout", dropout),
+    ):
         if len(values) != len(weights):
             raise ValueError(f"{name} must hold {len(weights)} numbers, got {len(values)}")
         for value in values:

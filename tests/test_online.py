@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ def test_follows_the_published_rule_sample_by_sample(sizes):
     images[images >= t_max] = np.inf
     images[5] = np.inf
     labels = random.randint(0, sizes[-1], n)
-    naive = [random.uniform(0, 5.0, (b, a)) for a, b in zip(sizes, sizes[1:], strict=False)]
+    naive = [random.uniform(0, 5.0, (b, a)) for a, b in pairwise(sizes)]
     ours = [torch.from_numpy(w.copy()) for w in naive]
     thresholds, rates = [6.0, 9.0, 5.0][:depth], [0.2, 0.3, 0.1][:depth]
 
@@ -74,8 +76,8 @@ def test_dropout_and_order_are_seeded():
         weights = [torch.rand(6, 4) * 3, torch.rand(3, 6) * 3]
         times, labels = torch.randint(0, 8, (50, 4)).float(), torch.randint(0, 3, (50,))
         online.s4nn_train(
-            weights, times, labels, thresholds=[2.0, 2.0], learning_rates=[0.1, 0.1], weight_decay=0.0, gamma=2,
-            t_max=10, order=torch.arange(49, -1, -1), dropout=[0.5, 0.0], seed=seed,
+            weights, times, labels, thresholds=[2.0, 2.0], learning_rates=[0.1, 0.1], weight_decay=0.0,
+            gamma=2, t_max=10, order=torch.arange(49, -1, -1), dropout=[0.5, 0.0], seed=seed,
         )  # fmt: skip
         return weights
 
@@ -87,7 +89,9 @@ def test_dropout_and_order_are_seeded():
 def test_redraw_dead_leaves_the_living_alone():
     weight = torch.arange(6.0).reshape(2, 3)
     alive = weight[0].clone()
-    count = online.redraw_dead(weight, torch.tensor([10, 9]), 10, 100.0, 101.0, torch.Generator().manual_seed(0))
+    count = online.redraw_dead(
+        weight, torch.tensor([10, 9]), 10, 100.0, 101.0, torch.Generator().manual_seed(0)
+    )
     assert count == 1
     assert torch.equal(weight[0], alive)
     assert (weight[1] >= 100).all()

@@ -96,7 +96,12 @@ def test_committed_records_carry_the_hash_of_their_config(path):
 def test_checkpoints_come_back_bit_for_bit(tmp_path):
     weights = torch.rand(3, 2, dtype=torch.float64)
     path = records.checkpoint_path(tmp_path, "some", 3)
-    content = {"config_hash": "0", "track_test": False, "state": {"epoch": 2}, "method": {"weights": [weights]}}
+    content = {
+        "config_hash": "0",
+        "track_test": False,
+        "state": {"epoch": 2},
+        "method": {"weights": [weights]},
+    }
     records.write_checkpoint(path, content)
     read = records.read_checkpoint(path)
     assert torch.equal(read["method"]["weights"][0], weights)

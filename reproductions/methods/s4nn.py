@@ -39,7 +39,7 @@ class S4NN:
 
     def _draw_weights(self, sizes: list[int]) -> list[Tensor]:
         """As the authors draw them: NumPy's RandomState, first layer first."""
-        random = np.random.RandomState(self.seed)  # noqa: NPY002
+        random = np.random.RandomState(self.seed)
         weights = []
         for n_in, n_out, init in zip(sizes, sizes[1:], self.config.network.init, strict=False):
             draw = random.uniform if isinstance(init, Uniform) else random.normal
@@ -71,7 +71,9 @@ class S4NN:
         if not least or not self.spikes:
             return
         generator = self._generator(epoch, 1)
-        for weight, spikes, init in zip(self.weights[:-1], self.spikes, self.config.network.init, strict=False):
+        for weight, spikes, init in zip(
+            self.weights[:-1], self.spikes, self.config.network.init, strict=False
+        ):
             if isinstance(init, Uniform):
                 online.redraw_dead(weight, spikes, least, *init.uniform, generator)
 
@@ -90,7 +92,9 @@ class S4NN:
         if epoch < self.config.training.epochs - self.config.training.average_last:
             return
         current = [weight.detach().clone() for weight in self.weights]
-        self.average = [a + w for a, w in zip(self.average, current, strict=True)] if self.average else current
+        self.average = (
+            [a + w for a, w in zip(self.average, current, strict=True)] if self.average else current
+        )
         self.averaged += 1
 
     def predict(self, times: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -102,7 +106,11 @@ class S4NN:
                 times = first_spike_linear(times.to(weight.device), weight, self.neuron, t_max=self.t_max)
                 layers.append(times)
             output, potential = first_spike_linear(
-                times.to(weights[-1].device), weights[-1], self.neuron, t_max=self.t_max, return_potential=True
+                times.to(weights[-1].device),
+                weights[-1],
+                self.neuron,
+                t_max=self.t_max,
+                return_potential=True,
             )
             if bool(output.isinf().all(1).any()):
                 early = times.masked_fill(times > self.t_max - 3, torch.inf)
@@ -123,7 +131,9 @@ class S4NN:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for weight, saved in zip(self.weights, state["weights"], strict=True):
             weight.detach().copy_(saved)
-        self.average = state["average"] and [a.to(w) for a, w in zip(state["average"], self.weights, strict=True)]
+        self.average = state["average"] and [
+            a.to(w) for a, w in zip(state["average"], self.weights, strict=True)
+        ]
         self.averaged, self.spikes = state["averaged"], state["spikes"]
 
 
@@ -181,7 +191,9 @@ class S4NNMinibatch(S4NN):
         self.layers = [self._layer(*each) for each in zip(self.weights, thresholds, outputs, strict=True)]
         self.weights = [layer.weight for layer in self.layers]
         self.loss = losses.RelativeTargetLoss(training.gamma, self.t_max)
-        groups = [{"params": [w], "lr": lr} for w, lr in zip(self.weights, training.learning_rates, strict=True)]
+        groups = [
+            {"params": [w], "lr": lr} for w, lr in zip(self.weights, training.learning_rates, strict=True)
+        ]
         if training.optimizer == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
                 groups, momentum=training.momentum, weight_decay=training.weight_decay
@@ -224,7 +236,9 @@ class S4NNMinibatch(S4NN):
             self.optimizer.step()
             output = layers[-1].detach()
             earliest = output.min(1).values
-            right += ((output.gather(1, target[:, None])[:, 0] == earliest) & earliest.isfinite()).sum().item()
+            right += (
+                ((output.gather(1, target[:, None])[:, 0] == earliest) & earliest.isfinite()).sum().item()
+            )
             loss += batch_loss.item() * len(batch)
             for total, layer in zip(spikes, layers, strict=True):
                 total += layer.detach().isfinite().sum(0).cpu()

@@ -40,6 +40,19 @@ def first_spike_linear(
     return_potential: Literal[True],
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...
+@overload
+def first_spike_linear(
+    times: Tensor,
+    weight: Tensor,
+    neuron: IF,
+    *,
+    t_max: float,
+    bias: Tensor | None = None,
+    gradient: str = "latency",
+    silent_gradient: bool = False,
+    return_potential: bool,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def first_spike_linear(
     times: Tensor,
     weight: Tensor,
@@ -99,9 +112,7 @@ def first_spike_linear(
     return (spikes.reshape(shape), potential.reshape(shape)) if return_potential else spikes.reshape(shape)
 
 
-def _check_connection(
-    times: Tensor, weight: Tensor, bias: Tensor | None, neuron: IF, t_max: float
-) -> None:
+def _check_connection(times: Tensor, weight: Tensor, bias: Tensor | None, neuron: IF, t_max: float) -> None:
     if not isinstance(neuron, IF):
         raise TypeError(f"neuron must be an ssnn_plugin.IF, got {neuron!r}")
     _checks.positive("t_max", t_max)

@@ -117,7 +117,7 @@ def causal_weight_grad(
     """See `ssnn_plugin.kernels.reference.causal_weight_grad`."""
     n_out, n_in = grad.shape[1], times.shape[1]
     arrays = _arrays(grad, spikes, times)
-    n_errors, n_events = _count_work(*arrays, t_max, silent)
+    n_errors, n_events = _count_work(arrays[0], arrays[1], arrays[2], t_max, silent)
     if n_errors * n_in <= n_events * n_out:
         grad_weight = grad.new_zeros(n_out, n_in)
         _share_out(
@@ -196,7 +196,7 @@ def causal_input_grad(
     n_out, n_in = weight.shape
     grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
     arrays = _arrays(grad, spikes, times)
-    n_errors, n_events = _count_work(*arrays, t_max, silent)
+    n_errors, n_events = _count_work(arrays[0], arrays[1], arrays[2], t_max, silent)
     along_inputs = n_errors * n_in <= n_events * n_out
     kernel, matrix = (_errors_along_inputs, weight) if along_inputs else (_errors_along_outputs, weight.t())
     work = min(n_errors * n_in, n_events * n_out)

@@ -6,8 +6,6 @@ continuous times are both served; whole-numbered times take the counting sort.
 
 from __future__ import annotations
 
-import math
-
 import numba as nb
 import numpy as np
 

@@ -79,7 +79,8 @@ def s4nn_epoch(weights_t, images, labels, sequence, thresholds, rates, decay, ga
     Returns:
         (spikes of every neuron of every layer, right answers, sum of the losses).
     """
-    np.random.seed(seed)
+    # Compiled code has NumPy's legacy generator without an object to pass around.
+    np.random.seed(seed)  # noqa: NPY002
     depth = len(weights_t)
     dtype = weights_t[0].dtype
     widest = images.shape[1]
@@ -116,7 +117,7 @@ def s4nn_epoch(weights_t, images, labels, sequence, thresholds, rates, decay, ga
                 outputs[j] = fired[layer, j] + 1
                 if outputs[j] < np.inf:
                     spikes[layer, j] += 1
-                    if drop[layer] > 0 and np.random.random() < drop[layer]:
+                    if drop[layer] > 0 and np.random.random() < drop[layer]:  # noqa: NPY002
                         outputs[j] = np.inf
 
         n_out = targets.size

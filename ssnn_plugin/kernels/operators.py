@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
 FORWARD = (
     "(Tensor times, Tensor weight, Tensor? bias, float threshold, float delay, float t_max, bool silent)"
@@ -29,16 +30,17 @@ FORWARD = (
 )
 WEIGHT_GRAD = "(Tensor grad, Tensor spikes, Tensor times, float delay, float t_max, bool silent) -> Tensor"
 INPUT_GRAD = (
-    "(Tensor grad, Tensor spikes, Tensor times, Tensor weight, float delay, float t_max, bool silent) -> Tensor"
+    "(Tensor grad, Tensor spikes, Tensor times, Tensor weight, float delay, float t_max, bool silent)"
+    " -> Tensor"
 )
 
 
 class Backend(NamedTuple):
     """One implementation of the kernels."""
 
-    if_linear: Callable[..., tuple[Tensor, Tensor]]
-    causal_weight_grad: Callable[..., Tensor]
-    causal_input_grad: Callable[..., Tensor]
+    if_linear: CustomOpDef
+    causal_weight_grad: CustomOpDef
+    causal_input_grad: CustomOpDef
 
 
 def _register(backend: str, device_types: str | None) -> Backend:

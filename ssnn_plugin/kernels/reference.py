@@ -22,9 +22,7 @@ def first_spike_if(
     chunk = max(1, CHUNK // max(1, weight.numel()))
     for start in range(0, times.shape[0], chunk):
         rows = slice(start, start + chunk)
-        fired[rows], potential[rows] = _first_spike_if(
-            times[rows], weight, bias, threshold, delay, t_max
-        )
+        fired[rows], potential[rows] = _first_spike_if(times[rows], weight, bias, threshold, delay, t_max)
     bad_times, nan_potential = ~(times >= 0).all(), potential.isnan().any()
     refuse_bad_samples(BAD_TIMES if bad_times else NAN_POTENTIAL if nan_potential else 0)
     return fired + delay, potential
@@ -66,7 +64,8 @@ def causal_weight_grad(
     error = _errors(grad, spikes, silent)
     grad_weight = grad.new_zeros(grad.shape[1], times.shape[1])
     chunk = max(1, CHUNK // max(1, grad_weight.numel()))
-    for rows in torch.arange(len(times)).split(chunk):
+    for start in range(0, len(times), chunk):
+        rows = slice(start, start + chunk)
         causal = _causal(spikes[rows], times[rows], delay, t_max).to(error.dtype)
         grad_weight -= torch.einsum("bj,bji->ji", error[rows], causal)
     return grad_weight
@@ -79,7 +78,8 @@ def causal_input_grad(
     error = _errors(grad, spikes, silent)
     grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
     chunk = max(1, CHUNK // max(1, weight.numel()))
-    for rows in torch.arange(len(times)).split(chunk):
+    for start in range(0, len(times), chunk):
+        rows = slice(start, start + chunk)
         causal = _causal(spikes[rows], times[rows], delay, t_max).to(error.dtype)
         grad_times[rows] = torch.einsum("bj,ji,bji->bi", error[rows], weight, causal)
     return grad_times
