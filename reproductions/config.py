@@ -131,6 +131,13 @@ class MinibatchTraining(Training):
     momentum: Fraction = 0.0
     normalize_errors: bool = True
     center_gradients: bool = False
+    center_along: Literal["ones", "mean input"] = "ones"
+
+    @model_validator(mode="after")
+    def _center_along_is_used(self) -> MinibatchTraining:
+        if self.center_along != "ones" and not self.center_gradients:
+            raise ValueError(f"center_along needs center_gradients = true, got {self.center_along!r}")
+        return self
 
     @model_validator(mode="after")
     def _momentum_is_used(self) -> MinibatchTraining:

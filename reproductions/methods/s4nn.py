@@ -190,6 +190,7 @@ class S4NNMinibatch(S4NN):
         outputs = [False] * (len(self.weights) - 1) + [True]
         self.layers = [self._layer(*each) for each in zip(self.weights, thresholds, outputs, strict=True)]
         self.weights = [layer.weight for layer in self.layers]
+        self.directions: list[Tensor] = []
         self.loss = losses.RelativeTargetLoss(training.gamma, self.t_max)
         groups = [
             {"params": [w], "lr": lr} for w, lr in zip(self.weights, training.learning_rates, strict=True)
@@ -220,6 +221,7 @@ class S4NNMinibatch(S4NN):
         self._redraw_dead(epoch, len(times))
         order = torch.randperm(len(times), generator=self._generator(epoch, 2))
         dropping = self._generator(epoch, 3)
+        self.directions = self._common_directions(times)
         loss = right = 0.0
         spikes = [torch.zeros(len(weight), dtype=torch.long) for weight in self.weights]
         for start in range(0, len(order), self.training.batch_size):
@@ -252,12 +254,19 @@ class S4NNMinibatch(S4NN):
         """Gradient centralization (Yong et al., ECCV 2020) of the hidden layers.
 
         Every counted input has the same dV/dw = 1, so that a hidden neuron's gradient is mostly a
-        common shift of all its weights: it fires ever earlier, or dies. Without that shift the sum
-        of its weights stays as drawn and the pattern is learned instead.
+        common shift of all its weights: it fires ever earlier, or dies. Without that shift the mean
+        drive of a neuron stays as drawn and the pattern is learned instead.
         """
-        for weight in self.weights[:-1]:
+        for weight, direction in zip(self.weights[:-1], self.directions, strict=True):
             assert weight.grad is not None
-            weight.grad -= weight.grad.mean(dim=1, keepdim=True)
+            weight.grad -= torch.outer(weight.grad @ direction, direction)
+
+    def _common_directions(self, times: Tensor) -> list[Tensor]:
+        """Unit vectors of the common shift: all weights alike, or as often as each input spikes."""
+        directions = [torch.ones_like(weight[0]) for weight in self.weights[:-1]]
+        if self.training.center_along == "mean input":
+            directions[0] = times.isfinite().to(self.dtype).mean(0).to(self.device)
+        return [direction / direction.norm() for direction in directions]
 
     def _forward(self, times: Tensor, dropping: torch.Generator) -> list[Tensor]:
         outputs = []
