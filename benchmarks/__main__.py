@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 import typer
@@ -36,6 +37,7 @@ BATCH = 128
 EPOCH = 60_000 // BATCH
 
 Batch = tuple[Tensor, Tensor, Tensor]
+Input = TypeVar("Input")
 Seconds = tuple[list[float], list[float]]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder with MNIST/raw/, read only.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of both sides; default: torch's choice.")]
@@ -159,8 +161,22 @@ def _time_inference(spiking: nn.Sequential, dense: nn.Sequential, test: Batch, r
         return alternate(*both, [test] * repeats)
 
 
+@app.command("import")
+def import_(repeats: Annotated[int, typer.Option(min=3, help="Fresh interpreters per side.")] = 7) -> None:
+    """Start-up: `import ssnn_plugin` against `import torch`, each in fresh interpreters."""
+
+    def start(module: str) -> Callable[[None], object]:
+        return lambda _: subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+
+    table = Table(
+        "", "ssnn_plugin (ms)", "torch (ms)", "ratio of medians", title="import in a fresh interpreter"
+    )
+    _add_row(table, ("import",), alternate(start("ssnn_plugin"), start("torch"), [None] * repeats))
+    _print(table)
+
+
 def alternate(
-    first: Callable[[Batch], object], second: Callable[[Batch], object], inputs: Sequence[Batch]
+    first: Callable[[Input], object], second: Callable[[Input], object], inputs: Sequence[Input]
 ) -> Seconds:
     """Seconds that each takes on each input, in turn."""
     seconds: Seconds = ([], [])
