@@ -151,7 +151,9 @@ def _train_quick(folder: Path, overwrite: bool) -> None:
     for (method, dataset), path in configs.available().items():
         config = configs.read(path)
         for seed in range(3) if dataset == "digits" else ():
-            run = Run(config, f"{method}-{dataset}", seed, results=folder, resume=True, overwrite=overwrite)
+            run = Run(
+                config, f"{method}-{dataset}", seed, results=folder, resume=not overwrite, overwrite=overwrite
+            )
             if run.record.exists() and not overwrite:
                 if records.read_record(run.record)["config_hash"] == config.digest():
                     stderr.print(f"{run.name} seed {seed}: recorded before, --overwrite trains it again")

@@ -94,7 +94,7 @@ class Training(Strict):
     epochs: PositiveInt
     learning_rates: list[PositiveFloat]
     schedule: Schedule = Schedule()
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Fraction = 0.0
     gamma: PositiveFloat
     dropout: Fraction = 0.0
     scale_dropout: bool = False
@@ -164,6 +164,11 @@ class Config(Strict):
             raise ValueError(
                 f"training.learning_rates must hold {layers} numbers, one per layer, got {rates}"
             )
+        if self.training.gamma > self.network.t_max:
+            t_max, gamma = self.network.t_max, self.training.gamma
+            raise ValueError(f"training.gamma must be at most network.t_max = {t_max}, got {gamma}")
+        if self.training.dropout and not self.network.hidden:
+            raise ValueError("training.dropout needs a hidden layer")
         if self.training.redraw_below and any(isinstance(init, Normal) for init in self.network.init[:-1]):
             raise ValueError("training.redraw_below needs uniform initial weights in the hidden layers")
         return self
@@ -238,7 +243,7 @@ def _validated(content: dict[str, Any], source: str) -> Config:
 def _explain(error: Any) -> str:
     # Under `training`, pydantic's path names the protocol that it chose, which is no key of the file.
     parts = [str(part) for k, part in enumerate(error["loc"]) if k != 1 or error["loc"][0] != "training"]
-    key = ".".join(parts)
+    key = ".".join(part for part in parts if not part.startswith("function-"))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         message = "unknown key"

@@ -42,7 +42,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     require_writable(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, mode) as file:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -85,7 +85,7 @@ def read_record(path: Path) -> dict[str, Any]:
         SuiteError: names the file that is cut short or is no record of this version.
     """
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: not a complete record ({error}); delete it and run again") from error
     missing = [key for key in KEYS if key not in record] if isinstance(record, dict) else list(KEYS)
@@ -136,7 +136,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Commit of the working tree, with "-dirty" where code was changed since; "unknown" outside git."""
+    """Commit of the working tree, with "-dirty" where code was changed since; "unknown" outside it."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -145,6 +145,7 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         changed = git("status", "--porcelain", "--", "../ssnn_plugin", "../reproductions", ":!results")
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):

@@ -150,6 +150,8 @@ def _training_data(run: Run) -> tuple[Images, Images, int]:
 
 def _prepare(run: Run) -> None:
     """Refuse what would overwrite earlier work or fail only after hours."""
+    if run.resume and run.overwrite:
+        raise SuiteError("--resume goes on with a run, --overwrite starts it again: pass one of them")
     records.require_writable(run.results)
     if run.device == "cuda" and not torch.cuda.is_available():
         raise SuiteError("--device: 'cuda' was asked for, but torch finds no GPU; use 'cpu'")

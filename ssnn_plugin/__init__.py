@@ -1,4 +1,4 @@
-"""Neurons that fire at most once, as drop-in modules for PyTorch, snnTorch and Norse."""
+"""Neurons that fire at most once, as drop-in modules for PyTorch."""
 
 from . import decode, encode, functional, losses, metrics, nn, online
 from .neurons import IF

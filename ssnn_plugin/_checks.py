@@ -21,6 +21,18 @@ def not_negative(name: str, value: float) -> None:
         raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
 
 
+def whole_and_positive(name: str, value: float) -> None:
+    if isinstance(value, bool) or value != int(value) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def gap(name: str, value: float, t_max: float) -> None:
+    """A wanted gap between spikes has to fit the window."""
+    positive(name, value)
+    if value > t_max:
+        raise ValueError(f"{name} must be at most t_max = {t_max}, got {value!r}")
+
+
 def one_of(name: str, value: object, allowed: Collection[object]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

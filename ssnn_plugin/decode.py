@@ -143,6 +143,8 @@ def first_to_fire(
         raise ValueError("potential is None, but tie or all_silent is 'potential'")
     if potential is not None and potential.shape != times.shape:
         raise ValueError(f"potential must have shape {list(times.shape)}, got {list(potential.shape)}")
+    if potential is not None and not bool(potential.isfinite().all()):
+        raise ValueError("potential must be finite, got NaN or infinity")
 
     earliest = times.min(dim=1, keepdim=True).values
     tied = times == earliest

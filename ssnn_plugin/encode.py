@@ -27,6 +27,7 @@ def latency(x: Tensor, t_max: int = 256, *, x_max: float = 1.0) -> Tensor:
     Raises:
         ValueError: NaN, values outside 0 ... x_max, a `t_max` or `x_max` that is not positive, or
             an `x_max` that is not whole for integer `x`.
+        TypeError: boolean or complex `x`.
 
     Source: Kheradpisheh & Masquelier 2020, time-to-first-spike coding.
 

@@ -60,7 +60,7 @@ class RelativeTargetLoss(nn.Module):
     def __init__(self, gamma: float, t_max: float, reduction: str = "mean") -> None:
         super().__init__()
         _checks.positive("t_max", t_max)
-        _checks.positive("gamma", gamma)
+        _checks.gap("gamma", gamma, t_max)
         _checks.one_of("reduction", reduction, REDUCTIONS)
         self.gamma, self.t_max, self.reduction = gamma, t_max, reduction
 

@@ -32,7 +32,7 @@ def accuracy(
             papers print), "first_index" takes the lowest class, "potential" the highest potential
             at the crossing, "unique" counts every tie as an error.
         all_silent: "potential" decides a sample without output spikes by the highest potential at
-            the end of the window, as S4NN does; "undecided" counts it as an error. None is
+            the end of the window (S4NN does so at bin t_max - 3); "undecided" counts it as an error. None is
             "potential" if one is given and `tie` is not "unique". Silence is never class 0.
 
     Returns:
@@ -100,7 +100,12 @@ class SpikeCounts:
         _checks.positive("t_max", self.t_max)
 
     def update(self, *layers: Tensor) -> None:
-        """Add a batch: the spike times of every layer [batch, *features], inputs first, outputs last."""
+        """Add a batch: the spike times of every layer [batch, *features], inputs first, outputs last.
+
+        Raises:
+            ValueError: fewer than two layers, shapes that do not fit, another number of layers than
+                before, NaN or negative times.
+        """
         if len(layers) < 2:
             raise ValueError(f"layers must hold the times of inputs and outputs, got {len(layers)} tensors")
         batch = len(layers[0])

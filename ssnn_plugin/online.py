@@ -75,10 +75,11 @@ def s4nn_train(
     depth = len(weights)
     drop = [0.0] * depth if dropout is None else list(dropout)
     _check(weights, times, labels, gamma, t_max, thresholds, learning_rates, drop)
+    _check_weight_decay(weight_decay, learning_rates)
+    sequence = _sequence(order, len(times))
     from .kernels.online import s4nn_epoch
 
     weights_t = tuple(weight.detach().t().contiguous().numpy() for weight in weights)
-    sequence = np.arange(len(times)) if order is None else order.numpy()
     spikes, right, loss = s4nn_epoch(
         weights_t,
         times.to(weights[0].dtype).contiguous().numpy(),
@@ -110,7 +111,7 @@ def _check(
     dropout: Sequence[float],
 ) -> None:
     _checks.positive("t_max", t_max)
-    _checks.positive("gamma", gamma)
+    _checks.gap("gamma", gamma, t_max)
     if not weights:
         raise ValueError("weights must hold at least one layer, got none")
     _checks.floating("times", times)
@@ -118,6 +119,8 @@ def _check(
     features = times.shape[1] if times.ndim == 2 else -1
     for number, weight in enumerate(weights):
         _checks.floating(f"weights[{number}]", weight)
+        if not bool(weight.isfinite().all()):
+            raise ValueError(f"weights[{number}] must be finite, got NaN or infinity")
         if weight.device.type != "cpu" or weight.dtype != weights[0].dtype:
             raise ValueError(
                 f"weights[{number}] must be on the CPU and of dtype {weights[0].dtype}, "
@@ -140,6 +143,27 @@ def _check(
         raise ValueError(f"dropout must be below 1, and 0 in the last layer, got {list(dropout)}")
 
 
+def _check_weight_decay(weight_decay: float, learning_rates: Sequence[float]) -> None:
+    _checks.not_negative("weight_decay", weight_decay)
+    if max(learning_rates) * weight_decay >= 1:
+        raise ValueError(
+            f"weight_decay times the learning rate must be below 1, got {weight_decay!r} and {learning_rates}"
+        )
+
+
+def _sequence(order: Tensor | None, samples: int) -> np.ndarray:
+    """Sample numbers in learning order; compiled code would read beyond the array without complaint."""
+    if order is None:
+        return np.arange(samples)
+    if order.ndim != 1 or order.is_floating_point() or order.dtype == torch.bool:
+        raise ValueError(f"order must be a vector of sample numbers, got {order.dtype} {list(order.shape)}")
+    if order.numel() and not 0 <= int(order.min()) <= int(order.max()) < samples:
+        raise ValueError(
+            f"order must hold numbers in 0 ... {samples - 1}, got {int(order.min())} ... {int(order.max())}"
+        )
+    return order.cpu().long().numpy()
+
+
 def redraw_dead(
     weight: Tensor, spikes: Tensor, least: float, low: float, high: float, generator: torch.Generator
 ) -> int:
@@ -151,6 +175,9 @@ def redraw_dead(
         least: neurons with fewer spikes than this are dead.
         low, high: the new weights are uniform between them.
         generator: source of the random numbers.
+
+    Raises:
+        ValueError: spikes that do not fit the weights.
 
     Source: Kheradpisheh & Masquelier 2020 (there, less than 0.001 of the samples of an epoch).
 

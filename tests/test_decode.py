@@ -173,3 +173,9 @@ def test_decision_of_an_empty_batch(tie):
 def test_decision_names_what_is_wrong(times, potential, rules, message):
     with pytest.raises(ValueError, match=message):
         decode.first_to_fire(times, potential, **rules)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_potential_that_is_not_finite_is_refused(value):
+    with pytest.raises(ValueError, match="potential must be finite"):
+        decode.first_to_fire(torch.tensor([[1.0, 1.0]]), torch.tensor([[0.5, value]]))

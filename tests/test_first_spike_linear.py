@@ -596,8 +596,8 @@ def test_weights_are_drawn_from_the_range():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"in_features": 0}, ValueError, "in_features must be finite and greater than 0, got 0"),
-        ({"out_features": -2}, ValueError, "out_features must be finite and greater than 0, got -2"),
+        ({"in_features": 0}, ValueError, "in_features must be a whole number of at least 1, got 0"),
+        ({"out_features": -2}, ValueError, "out_features must be a whole number of at least 1, got -2"),
         ({"t_max": 0}, ValueError, "t_max must be finite and greater than 0, got 0"),
         ({"gradient": "none"}, ValueError, "gradient must be one of 'latency'.* got 'none'"),
         ({"neuron": "IF"}, TypeError, "neuron must be an ssnn_plugin.IF, got 'IF'"),
@@ -607,3 +607,23 @@ def test_weights_are_drawn_from_the_range():
 def test_bad_layers_are_named(changes, error, message):
     with pytest.raises(error, match=message):
         SpikeLinear(**{"in_features": 4, "out_features": 3, "neuron": IF(), "t_max": 8} | changes)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_time_at_a_window_that_float32_cannot_hold_is_silence(backend):
+    times = torch.tensor([[0.7]])
+    out = first_spike_linear(times, torch.tensor([[2.0]]), IF(1.0), t_max=0.7, backend=backend)
+    assert out.isinf().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"in_features": 2.5}, "in_features must be a whole number"),
+        ({"out_features": 0}, "out_features must be a whole number"),
+        ({"init_range": (2.0, 1.0)}, "init_range must be"),
+    ],
+)
+def test_bad_sizes_and_ranges_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SpikeLinear(**{"in_features": 2, "out_features": 3, "neuron": IF(), "t_max": 8, **arguments})

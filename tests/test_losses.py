@@ -233,3 +233,8 @@ def test_fill_silent_replaces_silence_and_passes_the_gradient():
 def test_fill_silent_refuses_an_infinite_stand_in():
     with pytest.raises(ValueError, match="t_max must be finite and greater than 0, got inf"):
         functional.fill_silent(torch.zeros(1), INF)
+
+
+def test_a_gap_wider_than_the_window_is_refused_at_once():
+    with pytest.raises(ValueError, match="gamma must be at most t_max = 8, got 9"):
+        losses.RelativeTargetLoss(gamma=9, t_max=8)

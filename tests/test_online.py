@@ -61,6 +61,13 @@ def _arguments(**changes):
         ({"t_max": 0}, "t_max must be finite and greater than 0"),
         ({"dropout": [0.5]}, "dropout must be below 1, and 0 in the last layer"),
         ({"weights": []}, "weights must hold at least one layer"),
+        ({"weights": [torch.full((3, 4), float("nan"))]}, r"weights\[0\] must be finite"),
+        ({"weight_decay": float("nan")}, "weight_decay must be finite and at least 0"),
+        ({"weight_decay": 10.0}, "weight_decay times the learning rate must be below 1"),
+        ({"gamma": 9.0}, "gamma must be at most t_max = 8.0, got 9.0"),
+        ({"order": torch.tensor([0, 5])}, "order must hold numbers in 0 ... 4, got 0 ... 5"),
+        ({"order": torch.tensor([-1])}, "order must hold numbers in 0 ... 4, got -1 ... -1"),
+        ({"order": torch.tensor([0.5])}, "order must be a vector of sample numbers"),
     ],
 )
 def test_bad_arguments_are_named(changes, message):

@@ -1,8 +1,8 @@
 """S4NN (Kheradpisheh & Masquelier 2020): the authors' online protocol, and mini-batches.
 
 Integrate-and-fire neurons with one bin of delay per layer, relative target times, dt/dV = -1,
-errors normalised to unit L2 norm in every layer. The defaults of a config are the released
-recipe; dropout, learning-rate schedules and weight averaging are additions of ours.
+errors normalised to unit L2 norm in every layer. `configs/s4nn-mnist.toml` is the released
+recipe; dropout, learning-rate schedules, weight averaging and centred gradients are additions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ssnn_plugin.functional import first_spike_linear, normalize_error
 from ..config import Config, MinibatchTraining, OnlineTraining, Uniform
 from . import EpochStatistics
 
-# Samples between two looks at the progress bar; a multiple of nothing, it changes no result.
+# Samples that one compiled call learns from. Part of the protocol: the learning rate moves, and the
+# random numbers of the dropout are drawn, once per chunk.
 CHUNK = 2000
 
 
@@ -254,8 +255,8 @@ class S4NNMinibatch(S4NN):
         """Gradient centralization (Yong et al., ECCV 2020) of the hidden layers.
 
         Every counted input has the same dV/dw = 1, so that a hidden neuron's gradient is mostly a
-        common shift of all its weights: it fires ever earlier, or dies. Without that shift the mean
-        drive of a neuron stays as drawn and the pattern is learned instead.
+        common shift of all its weights: it fires ever earlier, or dies. Without that shift in the
+        gradient the pattern is learned instead.
         """
         for weight, direction in zip(self.weights[:-1], self.directions, strict=True):
             assert weight.grad is not None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal, overload
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from .. import _checks
@@ -106,10 +108,21 @@ def first_spike_linear(
     kernels = select(times.device, backend)
     flat = times.reshape(math.prod(times.shape[:-1]), times.shape[-1])
     spikes, potential = kernels.if_linear(
-        flat, weight, bias, float(neuron.threshold), float(neuron.delay), float(t_max), silent_gradient
+        flat,
+        weight,
+        bias,
+        float(neuron.threshold),
+        float(neuron.delay),
+        _rounded(t_max, times),
+        silent_gradient,
     )
     shape = (*times.shape[:-1], weight.shape[0])
     return (spikes.reshape(shape), potential.reshape(shape)) if return_potential else spikes.reshape(shape)
+
+
+def _rounded(t_max: float, times: Tensor) -> float:
+    """The end of the window as the dtype of the times can hold it, so that every kernel compares alike."""
+    return float(np.float32(t_max)) if times.dtype == torch.float32 else float(t_max)
 
 
 def _check_connection(times: Tensor, weight: Tensor, bias: Tensor | None, neuron: IF, t_max: float) -> None:

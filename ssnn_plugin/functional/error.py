@@ -17,7 +17,7 @@ class _FillSilent(torch.autograd.Function):
 
     @staticmethod
     def forward(times: Tensor, value: float) -> Tensor:
-        return times.masked_fill(times.isinf(), value)
+        return times.clamp(max=value)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -29,10 +29,17 @@ class _FillSilent(torch.autograd.Function):
 
 
 def fill_silent(times: Tensor, t_max: float) -> Tensor:
-    """Replace silence (`inf`) by the finite stand-in `t_max` and let the gradient through.
+    """Replace silence by the finite stand-in `t_max` and let the gradient through, for losses of your own.
 
     A loss needs the stand-in to ask a silent neuron to fire; whether the neuron listens is the
     layer's `silent_gradient`.
+
+    Args:
+        times: spike times of any shape; `inf`, and any time after `t_max`, is silence.
+        t_max: length of the window.
+
+    Raises:
+        ValueError: a `t_max` that is not positive.
 
     >>> import torch
     >>> fill_silent(torch.tensor([3.0, torch.inf]), 256)
@@ -69,6 +76,9 @@ def normalize_error(times: Tensor, *, reduction: str = "mean") -> Tensor:
     Args:
         times: [batch, *features].
         reduction: "mean" divides the unit errors by the batch size, "sum" does not.
+
+    Raises:
+        ValueError: an unknown reduction, times without a batch dimension.
 
     Source: Kheradpisheh & Masquelier 2020, in mini-batches as in Liu et al. 2021 (SSTDP).
 

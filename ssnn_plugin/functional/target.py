@@ -34,9 +34,7 @@ def relative_targets(times: Tensor, labels: Tensor, gamma: float, t_max: float) 
     tensor([[13., 10., 13., 40.]])
     """
     _checks.positive("t_max", t_max)
-    _checks.positive("gamma", gamma)
-    if gamma > t_max:
-        raise ValueError(f"gamma must be at most t_max = {t_max}, got {gamma!r}")
+    _checks.gap("gamma", gamma, t_max)
     _checks.floating("times", times)
     _checks.class_labels(labels, times)
     _checks.spike_times("times", times)

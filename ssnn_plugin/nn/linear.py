@@ -58,8 +58,8 @@ class SpikeLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _checks.positive("in_features", in_features)
-        _checks.positive("out_features", out_features)
+        _checks.whole_and_positive("in_features", in_features)
+        _checks.whole_and_positive("out_features", out_features)
         _checks.positive("t_max", t_max)
         _checks.one_of("gradient", gradient, GRADIENTS)
         if not isinstance(neuron, IF):
@@ -67,6 +67,8 @@ class SpikeLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.neuron, self.t_max = neuron, t_max
         self.gradient, self.silent_gradient = gradient, silent_gradient
+        if init_range is not None and not init_range[0] <= init_range[1]:
+            raise ValueError(f"init_range must be (low, high) with low <= high, got {init_range!r}")
         self.init_range = init_range or (0.0, 40 * neuron.threshold / in_features)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(out_features, in_features, **factory))
@@ -87,7 +89,8 @@ class SpikeLinear(nn.Module):
             f"bias={self.bias is not None}, init_range={self.init_range}"
         )
 
-    def forward(self, times: Tensor, return_potential: bool = False) -> Any:
+    def forward(self, times: Tensor, return_potential: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Times [*, in] -> times [*, out], or (times, potential)."""
         return first_spike_linear(
             times,
             self.weight,
