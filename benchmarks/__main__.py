@@ -60,7 +60,7 @@ def _draw_as_published(hidden: Tensor, output: Tensor) -> None:
     output.uniform_(0, 48)
 
 
-def _draw_as_tuned(hidden: Tensor, output: Tensor) -> None:
+def _draw_small(hidden: Tensor, output: Tensor) -> None:
     hidden.normal_(0.01, 0.05)
     output.normal_(0.02, 0.05)
 
@@ -75,9 +75,9 @@ RECIPES = (
         lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     ),
     Recipe(
-        "S4NN as tuned, Adam",
+        "S4NN, small weights, Adam",
         1.0,
-        _draw_as_tuned,
+        _draw_small,
         10.0,
         lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
         lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
