@@ -54,6 +54,7 @@ class State:
     epoch: int = 0
     wall_time_s: float = 0.0
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    commits: list[str] = dataclasses.field(default_factory=list)
 
 
 def execute(run: Run, progress: Progress) -> dict[str, Any]:
@@ -64,10 +65,11 @@ def execute(run: Run, progress: Progress) -> dict[str, Any]:
             folder cannot be used.
     """
     _prepare(run)
-    commit = records.commit()
     training, validation, held = _training_data(run)
     method = build(run.config, training.x.shape[1], training.classes, run.seed, run.device)
     state = _restore(run, method) if run.resume else State()
+    if (commit := records.commit()) not in state.commits:
+        state.commits.append(commit)
     times = _encode(run.config, training)
     test = _load(run, "test") if run.track_test else None
 
@@ -89,7 +91,7 @@ def execute(run: Run, progress: Progress) -> dict[str, Any]:
     finally:
         progress.end()
 
-    record = _record(run, state, method, commit, test if test is not None else _load(run, "test"))
+    record = _record(run, state, method, test if test is not None else _load(run, "test"))
     records.write_record(run.record, record)
     run.checkpoint.unlink(missing_ok=True)
     return record
@@ -193,7 +195,7 @@ def _restore(run: Run, method: Method) -> State:
     return State(**content["state"])
 
 
-def _record(run: Run, state: State, method: Method, commit: str, test: Images) -> dict[str, Any]:
+def _record(run: Run, state: State, method: Method, test: Images) -> dict[str, Any]:
     record = {
         "schema": records.SCHEMA,
         "name": run.name,
@@ -203,7 +205,8 @@ def _record(run: Run, state: State, method: Method, commit: str, test: Images) -
         "config_hash": run.config.digest(),
         "seed": run.seed,
         "versions": records.versions(),
-        "commit": commit,
+        "commit": state.commits[-1],
+        "commits": state.commits,
         "machine": records.machine(run.device),
         "wall_time_s": round(state.wall_time_s, 1),
         "history": state.history,

@@ -75,7 +75,7 @@ def _interrupt(run, what="epoch", count=1):
 @each_config
 def test_a_run_writes_a_complete_record(finished, chosen):
     record = finished(chosen)
-    assert set(record) == {*records.KEYS, "method", "dataset", "machine"}
+    assert set(record) == {*records.KEYS, "commits"}
     assert record["config"] == chosen.model_dump(mode="json")
     assert (record["config_hash"], record["seed"], record["dataset"]) == (chosen.digest(), 0, "digits")
     assert [entry["epoch"] for entry in record["history"]] == [1, 2, 3]
@@ -131,7 +131,10 @@ def test_a_seed_fixes_every_number(tmp_path, finished, chosen):
         ("minibatch", {"average_last": 2}),
         ("minibatch", {"schedule": {"kind": "linear"}}),
         ("minibatch", {"normalize_errors": False}),
+        ("minibatch", {"schedule": {"kind": "cosine", "begin": 1}}),
+        ("minibatch", {"weight_decay": 0.1}),
         ("minibatch", {"center_gradients": True}),
+        ("minibatch", {"center_gradients": True, "center_along": "mean input"}),
         ("minibatch", {"optimizer": "sgd"}),
         ("minibatch", {"optimizer": "sgd", "momentum": 0.9}),
     ],
@@ -306,3 +309,10 @@ def test_a_results_folder_that_cannot_be_used_is_refused_before_training(tmp_pat
     with pytest.raises(SuiteError, match=f"{tmp_path / 'file'}: nothing can be written there"):
         runner.execute(_run(tmp_path / "file"), progress)
     assert progress.events == []
+
+
+def test_a_record_names_every_commit_that_trained_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "commit", lambda: "first")
+    _interrupt(_run(tmp_path), "epoch", 1)
+    monkeypatch.setattr(records, "commit", lambda: "second")
+    assert execute(_run(tmp_path, resume=True))["commits"] == ["first", "second"]
