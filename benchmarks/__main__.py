@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from reproductions import datasets
-from reproductions.errors import SuiteError
+from reproductions.errors import run_command_line
 from ssnn_plugin import IF, encode
 from ssnn_plugin.functional import normalize_error
 from ssnn_plugin.losses import RelativeTargetLoss
@@ -229,14 +229,5 @@ def _mnist(split: str, data_root: Path | None) -> Batch:
     return encode.latency(images.x, T_MAX, x_max=images.x_max), images.x.float() / images.x_max, images.y
 
 
-def main() -> None:
-    """Run the command line; show what the user can mend without a traceback."""
-    try:
-        app()
-    except SuiteError as error:
-        Console(stderr=True).print("error:", error, soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    run_command_line(app)

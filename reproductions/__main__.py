@@ -13,7 +13,7 @@ from rich.text import Text
 
 from . import config as configs
 from . import records
-from .errors import SuiteError
+from .errors import SuiteError, run_command_line
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -179,14 +179,5 @@ def plot(
         console.print(str(path), soft_wrap=True, markup=False)
 
 
-def main() -> None:
-    """Run the command line; show what the user can mend without a traceback."""
-    try:
-        app()
-    except SuiteError as error:
-        Console(stderr=True).print("error:", error, soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    run_command_line(app)

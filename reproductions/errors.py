@@ -1,5 +1,21 @@
-"""The error that the command line shows without a traceback."""
+"""The error that the command lines show without a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
 
 
 class SuiteError(Exception):
     """Something the user can mend: a config, a data folder, a record, a results folder."""
+
+
+def run_command_line(app: Callable[[], object]) -> None:
+    """Run a command line; what the user can mend ends it with a message and exit code 2."""
+    try:
+        app()
+    except SuiteError as error:
+        Console(stderr=True).print("error:", error, soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)

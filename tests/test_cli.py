@@ -11,6 +11,7 @@ import reproductions
 from reproductions import __main__ as cli
 from reproductions import config as configs
 from reproductions import figures, records
+from reproductions.errors import run_command_line
 from reproductions.runner import Run
 
 pytestmark = pytest.mark.usefixtures("cheap_runs")
@@ -44,7 +45,7 @@ def call(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["reproductions", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "200")
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            run_command_line(cli.app)
         return stop.value.code or 0, *capsys.readouterr()
 
     return run
