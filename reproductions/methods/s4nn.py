@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssnn_plugin import IF, losses, nn, online
+from ssnn_plugin import IF, losses, metrics, nn, online
 from ssnn_plugin.functional import first_spike_linear, normalize_error
 
 from ..config import Config, MinibatchTraining, OnlineTraining, Uniform
@@ -237,11 +237,7 @@ class S4NNMinibatch(S4NN):
             if self.training.center_gradients:
                 self._center_gradients()
             self.optimizer.step()
-            output = layers[-1].detach()
-            earliest = output.min(1).values
-            right += (
-                ((output.gather(1, target[:, None])[:, 0] == earliest) & earliest.isfinite()).sum().item()
-            )
+            right += metrics.accuracy(layers[-1].detach(), target, tie="lenient") * len(batch)
             loss += batch_loss.item() * len(batch)
             for total, layer in zip(spikes, layers, strict=True):
                 total += layer.detach().isfinite().sum(0).cpu()
