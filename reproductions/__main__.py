@@ -41,8 +41,7 @@ def list_(results_dir: ResultsDir = records.RESULTS) -> None:
     """List methods and data sets, and what is recorded."""
     table = Table("method", "data set", "recorded seeds", "description")
     recorded = records.read_all(results_dir)
-    for (method, dataset), path in configs.available().items():
-        config = configs.read(path)
+    for (method, dataset), config in configs.available().items():
         seeds = [str(r["seed"]) for r in recorded if r["config_hash"] == config.digest()]
         table.add_row(method, dataset, ", ".join(seeds) or "-", config.description)
     console.print(table)
@@ -148,8 +147,7 @@ def _train_quick(folder: Path, overwrite: bool) -> None:
     from .runner import Run, execute
 
     stderr = Console(stderr=True)
-    for (method, dataset), path in configs.available().items():
-        config = configs.read(path)
+    for (method, dataset), config in configs.available().items():
         for seed in range(3) if dataset == "digits" else ():
             run = Run(
                 config, f"{method}-{dataset}", seed, results=folder, resume=not overwrite, overwrite=overwrite

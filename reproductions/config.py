@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -65,6 +66,11 @@ class Network(Strict):
     t_max: PositiveInt
     init: list[Uniform | Normal]
     dtype: Literal["float32", "float64"] = "float32"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Of weights and times."""
+        return torch.float64 if self.dtype == "float64" else torch.float32
 
     @model_validator(mode="after")
     def _one_init_per_layer(self) -> Network:
@@ -194,13 +200,10 @@ class Config(Strict):
         return _validated(content, "--epochs")
 
 
-def available() -> dict[tuple[str, str], Path]:
-    """Config files by (method, data set)."""
-    found: dict[tuple[str, str], Path] = {}
-    for path in sorted(CONFIGS.glob("*.toml")):
-        config = read(path)
-        found[config.method, config.dataset] = path
-    return found
+def available() -> dict[tuple[str, str], Config]:
+    """The suite's own configs by (method, data set)."""
+    configs = (read(path) for path in sorted(CONFIGS.glob("*.toml")))
+    return {(config.method, config.dataset): config for config in configs}
 
 
 def find(method: str, dataset: str) -> Config:
@@ -209,11 +212,11 @@ def find(method: str, dataset: str) -> Config:
     Raises:
         SuiteError: there is none; the message lists those that exist.
     """
-    files = available()
-    if (method, dataset) not in files:
-        known = ", ".join(f"{m} on {d}" for m, d in files)
+    configs = available()
+    if (method, dataset) not in configs:
+        known = ", ".join(f"{m} on {d}" for m, d in configs)
         raise SuiteError(f"no config for method {method!r} on data set {dataset!r}; there are: {known}")
-    return read(files[method, dataset])
+    return configs[method, dataset]
 
 
 def read(path: Path) -> Config:

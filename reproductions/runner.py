@@ -65,7 +65,7 @@ def execute(run: Run, progress: Progress) -> dict[str, Any]:
             folder cannot be used.
     """
     _prepare(run)
-    training, validation, held = _training_data(run)
+    training, validation = datasets.hold_out(_load(run, "train"), run.config.validation)
     method = build(run.config, training.x.shape[1], training.classes, run.seed, run.device)
     state = _restore(run, method) if run.resume else State()
     if (commit := records.commit()) not in state.commits:
@@ -79,7 +79,7 @@ def execute(run: Run, progress: Progress) -> dict[str, Any]:
             started = time.perf_counter()
             trained = method.train_epoch(state.epoch, times, training.y, progress.advance)
             entry: dict[str, Any] = {"epoch": state.epoch + 1, "train": dataclasses.asdict(trained)}
-            if held:
+            if len(validation):
                 entry["validation"] = evaluate(method, run.config, validation)["accuracy"]
             if test is not None:
                 entry["test"] = evaluate(method, run.config, test)["accuracy"]
@@ -100,7 +100,7 @@ def execute(run: Run, progress: Progress) -> dict[str, Any]:
 def evaluate(method: Method, config: Config, images: Images) -> dict[str, Any]:
     """Accuracy under all rules, spikes, response time; the first sample as an example."""
     counts = metrics.SpikeCounts(config.network.t_max)
-    outputs, potentials, responses, example = [], [], [], None
+    outputs, potentials, example = [], [], None
     for start in range(0, len(images), BATCH):
         part = images.select(torch.arange(start, min(start + BATCH, len(images))))
         times = _encode(config, part)
@@ -109,7 +109,6 @@ def evaluate(method: Method, config: Config, images: Images) -> dict[str, Any]:
         counts.update(times, *layers)
         outputs.append(layers[-1])
         potentials.append(potential.cpu())
-        responses.append(layers[-1].min(1).values)
         example = example or _example(part, times, layers)
     output, potential = torch.cat(outputs), torch.cat(potentials)
     accuracy = {
@@ -117,8 +116,8 @@ def evaluate(method: Method, config: Config, images: Images) -> dict[str, Any]:
     }
     statistics = dataclasses.asdict(counts.compute())
     histogram = (
-        torch.cat(responses)
-        .clamp(max=config.network.t_max)
+        output.min(1)
+        .values.clamp(max=config.network.t_max)
         .histc(config.network.t_max + 1, 0, config.network.t_max)
     )
     return {
@@ -138,16 +137,11 @@ def _example(images: Images, times: Tensor, layers: tuple[Tensor, ...]) -> dict[
 
 def _encode(config: Config, images: Images) -> Tensor:
     times = encode.latency(images.x, config.network.t_max, x_max=images.x_max)
-    return times.to(torch.float64 if config.network.dtype == "float64" else torch.float32)
+    return times.to(config.network.torch_dtype)
 
 
 def _load(run: Run, split: str) -> Images:
     return datasets.load(run.config.dataset, split, run.data_root, run.cache)
-
-
-def _training_data(run: Run) -> tuple[Images, Images, int]:
-    training, validation = datasets.hold_out(_load(run, "train"), run.config.validation)
-    return training, validation, len(validation)
 
 
 def _prepare(run: Run) -> None:

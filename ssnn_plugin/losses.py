@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
 from . import _checks
-from .functional import relative_targets
+from .functional import fill_silent, relative_targets
 
 REDUCTIONS = ("mean", "sum", "none")
-
-
-class _HalfSquaredDistance(torch.autograd.Function):
-    """1/2 sum_j ((T_j - t_j) / t_max)^2 per sample; a silent neuron's error is that of t_max."""
-
-    @staticmethod
-    def forward(times: Tensor, targets: Tensor, t_max: float) -> tuple[Tensor, Tensor]:
-        error = (targets - times.clamp(max=t_max)) / t_max
-        return 0.5 * error.square().sum(dim=1), error
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.t_max = inputs[2]
-        ctx.save_for_backward(output[1])
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
-        (error,) = ctx.saved_tensors
-        return error * (grads[0] / -ctx.t_max).unsqueeze(1), None, None
 
 
 class RelativeTargetLoss(nn.Module):
@@ -68,9 +45,9 @@ class RelativeTargetLoss(nn.Module):
         return f"gamma={self.gamma}, t_max={self.t_max}, reduction={self.reduction!r}"
 
     def forward(self, times: Tensor, labels: Tensor) -> Tensor:
-        loss: Tensor
         targets = relative_targets(times, labels, self.gamma, self.t_max)
-        loss, _ = _HalfSquaredDistance.apply(times, targets, float(self.t_max))
+        error = (targets - fill_silent(times, self.t_max)) / self.t_max
+        loss = 0.5 * error.square().sum(dim=1)
         if self.reduction == "none":
             return loss
         return loss.mean() if self.reduction == "mean" else loss.sum()

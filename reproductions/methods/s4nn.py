@@ -45,13 +45,8 @@ class S4NN:
         for n_in, n_out, init in zip(sizes, sizes[1:], self.config.network.init, strict=False):
             draw = random.uniform if isinstance(init, Uniform) else random.normal
             a, b = init.uniform if isinstance(init, Uniform) else init.normal
-            weights.append(torch.from_numpy(draw(a, b, (n_out, n_in))).to(self.dtype))
+            weights.append(torch.from_numpy(draw(a, b, (n_out, n_in))).to(self.config.network.torch_dtype))
         return weights
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of weights and times."""
-        return torch.float64 if self.config.network.dtype == "float64" else torch.float32
 
     def _rate_factor(self, progress: float) -> float:
         """Schedule of the learning rate; `progress` counts epochs and fractions of one."""
@@ -75,8 +70,8 @@ class S4NN:
         for weight, spikes, init in zip(
             self.weights[:-1], self.spikes, self.config.network.init, strict=False
         ):
-            if isinstance(init, Uniform):
-                online.redraw_dead(weight, spikes, least, *init.uniform, generator)
+            assert isinstance(init, Uniform)
+            online.redraw_dead(weight, spikes, least, *init.uniform, generator)
 
     def _training_thresholds(self) -> list[float]:
         """Thresholds while learning: with a fraction of the input spikes left out, less is enough."""
@@ -211,7 +206,7 @@ class S4NNMinibatch(S4NN):
             t_max=self.t_max,
             silent_gradient=is_output,
             device=self.device,
-            dtype=self.dtype,
+            dtype=self.config.network.torch_dtype,
         )
         layer.load_state_dict({"weight": weight})
         return layer
@@ -222,7 +217,7 @@ class S4NNMinibatch(S4NN):
         self._redraw_dead(epoch, len(times))
         order = torch.randperm(len(times), generator=self._generator(epoch, 2))
         dropping = self._generator(epoch, 3)
-        self.directions = self._common_directions(times)
+        self.directions = self.directions or self._common_directions(times)
         loss = right = 0.0
         spikes = [torch.zeros(len(weight), dtype=torch.long) for weight in self.weights]
         for start in range(0, len(order), self.training.batch_size):
@@ -262,7 +257,7 @@ class S4NNMinibatch(S4NN):
         """Unit vectors of the common shift: all weights alike, or as often as each input spikes."""
         directions = [torch.ones_like(weight[0]) for weight in self.weights[:-1]]
         if self.training.center_along == "mean input":
-            directions[0] = times.isfinite().to(self.dtype).mean(0).to(self.device)
+            directions[0] = times.isfinite().to(self.config.network.torch_dtype).mean(0).to(self.device)
         return [direction / direction.norm() for direction in directions]
 
     def _forward(self, times: Tensor, dropping: torch.Generator) -> list[Tensor]:

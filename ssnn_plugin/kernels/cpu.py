@@ -117,18 +117,25 @@ def causal_weight_grad(
     """See `ssnn_plugin.kernels.reference.causal_weight_grad`."""
     n_out, n_in = grad.shape[1], times.shape[1]
     arrays = _arrays(grad, spikes, times)
-    n_errors, n_events = _count_work(arrays[0], arrays[1], arrays[2], t_max, silent)
-    if n_errors * n_in <= n_events * n_out:
+    along_inputs, work = _cheaper_direction(arrays, t_max, silent)
+    if along_inputs:
         grad_weight = grad.new_zeros(n_out, n_in)
-        _share_out(
-            n_out, n_errors * n_in, _grad_along_inputs, *arrays, *_arrays(grad_weight), delay, t_max, silent
-        )
+        _share_out(n_out, work, _grad_along_inputs, *arrays, *_arrays(grad_weight), delay, t_max, silent)
         return grad_weight
     grad_weight_t = grad.new_zeros(n_in, n_out)
-    _share_out(
-        n_in, n_events * n_out, _grad_along_outputs, *arrays, *_arrays(grad_weight_t), delay, t_max, silent
-    )
+    _share_out(n_in, work, _grad_along_outputs, *arrays, *_arrays(grad_weight_t), delay, t_max, silent)
     return grad_weight_t.t().contiguous()
+
+
+def _cheaper_direction(arrays: tuple[np.ndarray, ...], t_max: float, silent: bool) -> tuple[bool, int]:
+    """Whether to take all inputs for each error, rather than all outputs for each input spike.
+
+    Returns it with the number of additions.
+    """
+    grad, spikes, times = arrays
+    n_errors, n_events = _count_work(grad, spikes, times, t_max, silent)
+    along_inputs, along_outputs = n_errors * times.shape[1], n_events * grad.shape[1]
+    return along_inputs <= along_outputs, min(along_inputs, along_outputs)
 
 
 @jit
@@ -193,13 +200,10 @@ def causal_input_grad(
     grad: Tensor, spikes: Tensor, times: Tensor, weight: Tensor, delay: float, t_max: float, silent: bool
 ) -> Tensor:
     """See `ssnn_plugin.kernels.reference.causal_input_grad`."""
-    n_out, n_in = weight.shape
     grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
     arrays = _arrays(grad, spikes, times)
-    n_errors, n_events = _count_work(arrays[0], arrays[1], arrays[2], t_max, silent)
-    along_inputs = n_errors * n_in <= n_events * n_out
+    along_inputs, work = _cheaper_direction(arrays, t_max, silent)
     kernel, matrix = (_errors_along_inputs, weight) if along_inputs else (_errors_along_outputs, weight.t())
-    work = min(n_errors * n_in, n_events * n_out)
     _share_out(len(times), work, kernel, *arrays, *_arrays(matrix, grad_times), delay, t_max, silent)
     return grad_times
 
