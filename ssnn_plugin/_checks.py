@@ -26,6 +26,11 @@ def whole_and_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
+def dropout(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be a probability of at least 0 and below 1, got {value!r}")
+
+
 def gap(name: str, value: float, t_max: float) -> None:
     """A wanted gap between spikes has to fit the window."""
     positive(name, value)
@@ -59,9 +64,9 @@ def spike_times(name: str, times: Tensor) -> None:
 
 
 def whole_bins(name: str, times: Tensor) -> None:
-    """Refuse times between bins, for which a current per bin has no meaning."""
+    """Refuse times between bins, for which a current or a leak per bin has no meaning."""
     if _has_values(times) and bool((times.isfinite() & (times != times.floor())).any()):
-        raise ValueError(f"{name} must be whole bins with a bias, got times between bins")
+        raise ValueError(f"{name} must be whole bins with a bias or a leak, got times between bins")
 
 
 def class_labels(labels: Tensor, times: Tensor) -> None:

@@ -339,19 +339,19 @@ def _example(dtype):
 def test_opcheck_of_the_forward_operator(backend, with_bias, silent):
     times, weight, bias, _ = _example(torch.float64)
     inputs = [tensor.requires_grad_() for tensor in (times, weight, bias)]
-    arguments = (*inputs[:2], inputs[2] if with_bias else None, 5.0, 1.0, 8.0, silent)
-    torch.library.opcheck(BACKENDS[backend].if_linear, arguments)
+    arguments = (*inputs[:2], inputs[2] if with_bias else None, 5.0, 1.0, 1.0, 8.0, silent)
+    torch.library.opcheck(BACKENDS[backend].linear.first_spike, arguments)
 
 
 @in_both_precisions
 @on_every_backend
 def test_opcheck_of_the_backward_operators(backend, dtype):
     times, weight, _, grad = _example(dtype)
-    operators = BACKENDS[backend]
-    spikes, _ = operators.if_linear(times, weight, None, 5.0, 1.0, 8.0, False)
+    operators = BACKENDS[backend].linear
+    spikes, _ = operators.first_spike(times, weight, None, 5.0, 1.0, 1.0, 8.0, False)
     assert 0 < spikes.isfinite().sum() < spikes.numel()
-    torch.library.opcheck(operators.causal_weight_grad, (grad, spikes, times, 1.0, 8.0, False))
-    torch.library.opcheck(operators.causal_input_grad, (grad, spikes, times, weight, 1.0, 8.0, True))
+    torch.library.opcheck(operators.weight_grad, (grad, spikes, times, 1.0, 8.0, False))
+    torch.library.opcheck(operators.input_grad, (grad, spikes, times, weight, 1.0, 8.0, True))
 
 
 needs_compiler = pytest.mark.skipif(

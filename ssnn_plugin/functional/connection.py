@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import _checks
-from ..kernels.operators import select
+from ..kernels.operators import output_size, select
 from ..neurons import IF
 
 GRADIENTS = ("latency",)
+
+Size2d: TypeAlias = "int | Sequence[int]"
 
 
 @overload
@@ -76,8 +79,8 @@ def first_spike_linear(
         neuron: what happens between the input spikes and the output spike.
         t_max: length of the window; a spike that would come at `t_max` or later, delay included,
             is silence.
-        bias: [out], a constant current added to the potential in every bin, or None. Spike times
-            have to be whole bins with it.
+        bias: [out], a constant current added to the potential in every bin, or None. With it, or
+            with a leak (`neuron.beta` < 1), spike times and `t_max` have to be whole bins.
         gradient: "latency", dt/dV = -1 and dV/dw = 1 for every input spike that was counted when
             the neuron fired (Kheradpisheh & Masquelier 2020).
         silent_gradient: whether a gradient that arrives at a silent neuron changes its weights,
@@ -103,43 +106,187 @@ def first_spike_linear(
     tensor([[8.],
             [4.]])
     """
-    _check_connection(times, weight, bias, neuron, t_max)
-    _checks.one_of("gradient", gradient, GRADIENTS)
-    kernels = select(times.device, backend)
-    flat = times.reshape(math.prod(times.shape[:-1]), times.shape[-1])
-    spikes, potential = kernels.if_linear(
-        flat,
-        weight,
-        bias,
-        float(neuron.threshold),
-        float(neuron.delay),
-        _rounded(t_max, times),
-        silent_gradient,
-    )
-    shape = (*times.shape[:-1], weight.shape[0])
-    return (spikes.reshape(shape), potential.reshape(shape)) if return_potential else spikes.reshape(shape)
-
-
-def _rounded(t_max: float, times: Tensor) -> float:
-    """The end of the window as the dtype of the times can hold it, so that every kernel compares alike."""
-    return float(np.float32(t_max)) if times.dtype == torch.float32 else float(t_max)
-
-
-def _check_connection(times: Tensor, weight: Tensor, bias: Tensor | None, neuron: IF, t_max: float) -> None:
-    if not isinstance(neuron, IF):
-        raise TypeError(f"neuron must be an ssnn_plugin.IF, got {neuron!r}")
-    _checks.positive("t_max", t_max)
-    _checks.floating("times", times)
+    _check_tensors(times, weight, bias, neuron, t_max, gradient)
     if times.ndim == 0 or weight.ndim != 2 or times.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"times must have shape [*, in] for a weight of shape [out, in], "
             f"got {list(times.shape)} and {list(weight.shape)}"
         )
-    if bias is not None:
-        if bias.shape != weight.shape[:1]:
-            raise ValueError(f"bias must have shape [{weight.shape[0]}], got {list(bias.shape)}")
+    flat = times.reshape(math.prod(times.shape[:-1]), times.shape[-1])
+    spikes, potential = select(times.device, backend).linear.first_spike(
+        flat, weight, bias, *_numbers(neuron, t_max, times), silent_gradient
+    )
+    shape = (*times.shape[:-1], weight.shape[0])
+    spikes, potential = spikes.reshape(shape), potential.reshape(shape)
+    return (spikes, potential) if return_potential else spikes
+
+
+@overload
+def first_spike_conv2d(
+    times: Tensor,
+    weight: Tensor,
+    neuron: IF,
+    *,
+    t_max: float,
+    bias: Tensor | None = None,
+    stride: Size2d = 1,
+    padding: Size2d | str = 0,
+    dilation: Size2d = 1,
+    groups: int = 1,
+    gradient: str = "latency",
+    silent_gradient: bool = False,
+    return_potential: Literal[False] = False,
+    backend: str | None = None,
+) -> Tensor: ...
+@overload
+def first_spike_conv2d(
+    times: Tensor,
+    weight: Tensor,
+    neuron: IF,
+    *,
+    t_max: float,
+    bias: Tensor | None = None,
+    stride: Size2d = 1,
+    padding: Size2d | str = 0,
+    dilation: Size2d = 1,
+    groups: int = 1,
+    gradient: str = "latency",
+    silent_gradient: bool = False,
+    return_potential: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def first_spike_conv2d(
+    times: Tensor,
+    weight: Tensor,
+    neuron: IF,
+    *,
+    t_max: float,
+    bias: Tensor | None = None,
+    stride: Size2d = 1,
+    padding: Size2d | str = 0,
+    dilation: Size2d = 1,
+    groups: int = 1,
+    gradient: str = "latency",
+    silent_gradient: bool = False,
+    return_potential: bool,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+def first_spike_conv2d(
+    times: Tensor,
+    weight: Tensor,
+    neuron: IF,
+    *,
+    t_max: float,
+    bias: Tensor | None = None,
+    stride: Size2d = 1,
+    padding: Size2d | str = 0,
+    dilation: Size2d = 1,
+    groups: int = 1,
+    gradient: str = "latency",
+    silent_gradient: bool = False,
+    return_potential: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """First-spike times of convolutional neurons that fire at most once.
+
+    Args:
+        times: input spike times [batch, in, height, width] in bins, as for `first_spike_linear`.
+        weight: [out, in / groups, *kernel_size].
+        neuron, t_max, gradient, silent_gradient, backend: as for `first_spike_linear`.
+        bias: [out], a constant current in every bin, or None.
+        stride, dilation, groups: as `torch.nn.functional.conv2d`.
+        padding: silent inputs around the border; a number, a pair, "same" or "valid".
+        return_potential: also return the potential, shaped as the times.
+
+    Returns:
+        Times [batch, out, height_out, width_out], or (times, potential).
+
+    Raises:
+        TypeError, ValueError: as `first_spike_linear`; a kernel that does not fit the input.
+
+    A spike in a corner, seen through a kernel of ones, drives the outputs around it.
+
+    >>> import torch
+    >>> times = torch.full((1, 1, 3, 3), torch.inf)
+    >>> times[0, 0, 0, 0] = 4
+    >>> first_spike_conv2d(times, torch.ones(1, 1, 2, 2), IF(0.5), t_max=8, padding="same")
+    tensor([[[[4., inf, inf],
+              [inf, inf, inf],
+              [inf, inf, inf]]]])
+    """
+    _check_tensors(times, weight, bias, neuron, t_max, gradient)
+    strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
+    _checks.whole_and_positive("groups", groups)
+    if times.ndim != 4 or weight.ndim != 4 or times.shape[1] != weight.shape[1] * groups:
+        raise ValueError(
+            f"times must have shape [batch, in, height, width] for a weight of shape "
+            f"[out, in / groups, height, width] and groups = {groups}, "
+            f"got {list(times.shape)} and {list(weight.shape)}"
+        )
+    if weight.shape[0] % groups:
+        raise ValueError(f"groups must divide the {weight.shape[0]} output channels, got {groups}")
+    padded = _pad(times, padding, weight.shape[2:], strides, dilations)
+    height, width = output_size(padded.shape[2:], weight.shape[2:], strides, dilations)
+    if min(height, width) < 1:
+        raise ValueError(
+            f"weight's kernel {list(weight.shape[2:])} with dilation {dilations} must fit the padded input, "
+            f"got {list(padded.shape[2:])}"
+        )
+    spikes, potential = select(times.device, backend).conv2d.first_spike(
+        padded, weight, bias, strides, dilations, groups, *_numbers(neuron, t_max, times), silent_gradient
+    )
+    spikes, potential = (
+        outputs.transpose(1, 2).reshape(len(times), weight.shape[0], height, width)
+        for outputs in (spikes, potential)
+    )
+    return (spikes, potential) if return_potential else spikes
+
+
+def pair(name: str, value: Size2d, least: int) -> list[int]:
+    """Height and width from a number or a pair of them."""
+    values = list(value) if isinstance(value, Sequence) else [value] * 2
+    if len(values) != 2 or any(isinstance(v, bool) or v != int(v) or v < least for v in values):
+        raise ValueError(f"{name} must be a whole number of at least {least}, or two of them, got {value!r}")
+    return [int(v) for v in values]
+
+
+def _pad(
+    times: Tensor, padding: Size2d | str, kernel_size: Sequence[int], stride: list[int], dilation: list[int]
+) -> Tensor:
+    """Surround the input with silence; an even kernel's odd row and column of "same" go to the end."""
+    if isinstance(padding, str):
+        _checks.one_of("padding", padding, ("same", "valid"))
+        if padding == "same" and stride != [1, 1]:
+            raise ValueError(f"padding 'same' needs a stride of 1, got {stride}")
+        spans = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel_size, dilation, strict=True)]
+        (top, bottom), (left, right) = ((span // 2, span - span // 2) for span in spans)
+    else:
+        top, left = bottom, right = pair("padding", padding, 0)
+    if not (top or bottom or left or right):
+        return times
+    return torch.nn.functional.pad(times, (left, right, top, bottom), value=math.inf)
+
+
+def _numbers(neuron: IF, t_max: float, times: Tensor) -> tuple[float, float, float, float]:
+    """What the kernels need of a neuron; t_max as the times can hold it, so that all compare alike."""
+    end = float(np.float32(t_max)) if times.dtype == torch.float32 else float(t_max)
+    return float(neuron.threshold), float(neuron.beta), float(neuron.delay), end
+
+
+def _check_tensors(
+    times: Tensor, weight: Tensor, bias: Tensor | None, neuron: IF, t_max: float, gradient: str
+) -> None:
+    if not isinstance(neuron, IF):
+        raise TypeError(f"neuron must be an ssnn_plugin.IF, got {neuron!r}")
+    _checks.one_of("gradient", gradient, GRADIENTS)
+    _checks.positive("t_max", t_max)
+    _checks.floating("times", times)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape {list(weight.shape[:1])}, got {list(bias.shape)}")
+    if bias is not None or neuron.beta != 1:
         if t_max != int(t_max):
-            raise ValueError(f"t_max must be a whole number of bins with a bias, got {t_max!r}")
+            raise ValueError(f"t_max must be a whole number of bins with a bias or a leak, got {t_max!r}")
         _checks.whole_bins("times", times)
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:

@@ -12,13 +12,15 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .events import add_rows_of_time, fire_if, jit, sort_events
+from .events import fire_if, fire_if_conv2d, fire_if_with_drift, jit, sort_events
+from .operators import output_size
 from .status import BAD_TIMES, NAN_POTENTIAL, refuse_bad_samples
 
 # Above this many bins the counting sort's table would cost more than comparing the times.
@@ -27,25 +29,36 @@ MOST_BINS = 1 << 16
 WORTH_A_THREAD = 1 << 21
 
 
-def first_spike_if(
-    times: Tensor, weight: Tensor, bias: Tensor | None, threshold: float, delay: float, t_max: float
+def first_spike_linear(
+    times: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    threshold: float,
+    beta: float,
+    delay: float,
+    t_max: float,
 ) -> tuple[Tensor, Tensor]:
     """Spike times and potentials of IF neurons; see `ssnn_plugin.kernels.operators`."""
     spikes = times.new_empty(times.shape[0], weight.shape[0])
     potential = torch.empty_like(spikes)
-    bins = math.ceil(t_max) + 1 if t_max < MOST_BINS else 0
-    current = times.new_empty(0) if bias is None else bias
+    current = weight.new_zeros(weight.shape[0]) if bias is None else bias
     status = np.zeros(len(times), np.int8)
     arrays = _arrays(times, weight.t(), current, spikes, potential)
     work = times.numel() * weight.shape[0] // 4
-    _share_out(len(times), work, _first_spike_if, *arrays, status, threshold, delay, t_max, bins)
+    neuron = threshold, beta, delay, t_max, _bins_to_count(t_max), bias is not None
+    _share_out(len(times), work, _first_spike_linear, *arrays, status, *neuron)
     refuse_bad_samples(status.max(initial=0))
     return spikes, potential
 
 
+def _bins_to_count(t_max: float) -> int:
+    return math.ceil(t_max) + 1 if t_max < MOST_BINS else 0
+
+
 @jit
-def _first_spike_if(
-    first, end, times, weight_t, current, spikes, potential, status, threshold, delay, t_max, bins
+def _first_spike_linear(
+    first, end, times, weight_t, current, spikes, potential, status,
+    threshold, beta, delay, t_max, bins, rising,
 ):  # fmt: skip
     order = np.empty(times.shape[1], np.int32)
     spiking = np.empty(times.shape[1], np.int32)
@@ -56,59 +69,24 @@ def _first_spike_if(
         if n < 0:
             status[b] = BAD_TIMES
             continue
-        if current.size == 0:
+        if beta == 1 and not rising:
             fire_if(order, n, times[b], weight_t, threshold, delay, t_max, v, spikes[b], potential[b])
         else:
-            fire_if_with_current(
-                order, n, times[b], weight_t, current, threshold, delay, t_max, v, spikes[b], potential[b]
-            )
-        nans = np.int32(0)
-        for j in range(v.size):
-            nans += np.int32(0) if potential[b, j] == potential[b, j] else np.int32(1)
-            spikes[b, j] += delay
-        if nans > 0:
-            status[b] = NAN_POTENTIAL
+            fire_if_with_drift(
+                order, n, times[b], weight_t, current, rising, beta, threshold, delay, t_max, v,
+                spikes[b], potential[b],
+            )  # fmt: skip
+        status[b] = _finish(spikes[b], potential[b], delay)
 
 
 @jit
-def fire_if_with_current(
-    order, n, times, weight_t, current, threshold, delay, t_max, v, fired, potential
-):  # fmt: skip
-    """As `fire_if`, with a constant current per output: V rises on a line between input spikes."""
-    v[:] = 0
-    fired[:] = np.inf
-    threshold = v.dtype.type(threshold)
-    k = 0
-    t = 0.0
-    while t < t_max:
-        if k < n and times[order[k]] == t:
-            k, _ = add_rows_of_time(t, k, order, n, times, weight_t, threshold, v)
-        t_next = min(times[order[k]] if k < n else np.inf, t_max)
-        for j in range(v.size):
-            if fired[j] == np.inf:
-                crossing = first_bin_above(v[j], current[j], threshold, t)
-                if crossing < t_next and times.dtype.type(crossing + delay) < t_max:
-                    fired[j] = crossing
-                    potential[j] = v[j] + current[j] * (crossing + 1)
-        t = t_next
-    for j in range(v.size):
-        potential[j] = v[j] + current[j] * t_max if fired[j] == np.inf else potential[j]
-
-
-@jit
-def first_bin_above(v, current, threshold, start):
-    """First bin t >= start with v + current (t + 1) > threshold, or inf."""
-    if v + current * (start + 1) > threshold:
-        return start
-    if current <= 0:
-        return np.inf
-    # Division rounds: settle on the first bin for which the sum itself exceeds the threshold.
-    t = np.floor((threshold - v) / current)
-    if v + current * t > threshold:
-        t -= 1
-    if not v + current * (t + 1) > threshold:
-        t += 1
-    return max(t, start)
+def _finish(spikes, potential, delay):
+    """Add the delay, and return the status of a sample."""
+    nans = np.int32(0)
+    for j in range(spikes.size):
+        nans += np.int32(0) if potential[j] == potential[j] else np.int32(1)
+        spikes[j] += delay
+    return NAN_POTENTIAL if nans > 0 else 0
 
 
 def causal_weight_grad(
@@ -252,6 +230,192 @@ def errors_of_sample(grad, spikes, silent, error):
         error[j] = grad[j] if silent or spikes[j] < np.inf else 0
         latest = max(latest, spikes[j] if error[j] != 0 else -np.inf)
     return latest
+
+
+def first_spike_conv2d(
+    times: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    dilation: list[int],
+    groups: int,
+    threshold: float,
+    beta: float,
+    delay: float,
+    t_max: float,
+) -> tuple[Tensor, Tensor]:
+    """Spike times and potentials of convolutional IF neurons; see `ssnn_plugin.kernels.operators`."""
+    synapses = _synapses(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
+    out = weight.shape[0]
+    spikes = times.new_empty(times.shape[0], synapses.locations_out, out)
+    potential = torch.empty_like(spikes)
+    current = weight.new_zeros(out) if bias is None else bias
+    status = np.zeros(len(times), np.int8)
+    arrays = _arrays(times.flatten(2), _rows(weight, groups), current, spikes, potential)
+    neuron = threshold, beta, delay, t_max, _bins_to_count(t_max), bias is not None
+    work = len(times) * len(synapses.taps) * weight.shape[1] * out // 4
+    _share_out(len(times), work, _first_spike_conv2d, *arrays, status, *synapses[:3], *neuron)
+    refuse_bad_samples(status.max(initial=0))
+    return spikes, potential
+
+
+@jit
+def _first_spike_conv2d(
+    first, end, times, rows, current, spikes, potential, status, start, taps, locations,
+    threshold, beta, delay, t_max, bins, rising,
+):  # fmt: skip
+    size = times.shape[1] * times.shape[2]
+    order, spiking, counts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(bins, np.int32)
+    v = np.empty(spikes.shape[1:], spikes.dtype)
+    since = np.empty(len(v), np.float64)
+    stamp, touched = np.empty(len(v), np.int32), np.empty(len(v), np.int32)
+    for b in range(first, end):
+        n = sort_events(times[b].reshape(-1), t_max, order, spiking, counts)
+        if n < 0:
+            status[b] = BAD_TIMES
+            continue
+        fire_if_conv2d(
+            order, n, times[b], rows, current, rising, beta, start, taps, locations, threshold, delay, t_max,
+            v, since, stamp, touched, spikes[b], potential[b],
+        )  # fmt: skip
+        status[b] = _finish(spikes[b].reshape(-1), potential[b].reshape(-1), delay)
+
+
+class Synapses(NamedTuple):
+    """Which output locations an input position reaches, and through which tap of the kernel.
+
+    Input position p (row-major) has the entries start[p] ... start[p + 1] of `taps` and `locations`.
+    """
+
+    start: np.ndarray
+    taps: np.ndarray
+    locations: np.ndarray
+    locations_out: int
+
+
+@lru_cache(maxsize=64)
+def _synapses(height: int, width: int, *kernel: int) -> Synapses:
+    size, stride, dilation = kernel[:2], kernel[2:4], kernel[4:]
+    out = output_size([height, width], list(size), list(stride), list(dilation))
+    (y, ky), (x, kx) = (
+        np.ix_(np.arange(n) * s, np.arange(k) * d)
+        for n, k, s, d in zip(out, size, stride, dilation, strict=True)
+    )
+    seen = (y + ky)[:, None, :, None] * width + (x + kx)[None, :, None, :]
+    position = seen.reshape(-1)
+    order = np.argsort(position, kind="stable")
+    start = np.concatenate([[0], np.cumsum(np.bincount(position, minlength=height * width))])
+    location, tap = np.divmod(order, size[0] * size[1])
+    return Synapses(start.astype(np.int32), tap.astype(np.int32), location.astype(np.int32), out[0] * out[1])
+
+
+def _rows(weight: Tensor, groups: int) -> Tensor:
+    """[out, in / groups, *kernel] -> [in, kernel, out / groups]: one contiguous row per input and tap."""
+    out, in_group = weight.shape[:2]
+    by_group = weight.reshape(groups, out // groups, in_group, -1)
+    return by_group.permute(0, 2, 3, 1).reshape(groups * in_group, -1, out // groups)
+
+
+def causal_conv2d_weight_grad(
+    grad: Tensor,
+    spikes: Tensor,
+    times: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    dilation: list[int],
+    groups: int,
+    delay: float,
+    t_max: float,
+    silent: bool,
+) -> Tensor:
+    """See `ssnn_plugin.kernels.reference.causal_conv2d_weight_grad`."""
+    synapses = _synapses(*times.shape[2:], *kernel_size, *stride, *dilation)
+    channels, out = times.shape[1], grad.shape[2]
+    n_taps = math.prod(kernel_size)
+    grad_rows = grad.new_zeros(channels * n_taps, out // groups)
+    arrays = _arrays(grad, spikes, times.flatten(2), grad_rows)
+    work = len(times) * len(synapses.taps) * channels * out // groups // 4
+    rest = *synapses[:3], n_taps, groups, delay, t_max, silent
+    _share_out(len(grad_rows), work, _conv2d_weight_grad, *arrays, *rest)
+    by_group = grad_rows.reshape(groups, channels // groups, n_taps, out // groups)
+    return by_group.permute(0, 3, 1, 2).reshape(out, channels // groups, *kernel_size).contiguous()
+
+
+@jit
+def _conv2d_weight_grad(
+    first, end, grad, spikes, times, grad_rows, start, taps, locations, n_taps, groups, delay, t_max, silent
+):  # fmt: skip
+    zero = grad.dtype.type(0)
+    delay = times.dtype.type(delay)
+    error = np.empty(grad.shape[1:], grad.dtype)
+    latest = np.empty(grad.shape[1], np.float64)
+    out = grad_rows.shape[1]
+    in_group = times.shape[1] // groups
+    for b in range(times.shape[0]):
+        for at in range(len(error)):
+            latest[at] = errors_of_sample(grad[b, at], spikes[b, at], silent, error[at])
+        for channel in range(first // n_taps, (end - 1) // n_taps + 1):
+            base = channel // in_group * out
+            for position in range(times.shape[2]):
+                if times[b, channel, position] < t_max:
+                    t = times[b, channel, position] + delay
+                    for s in range(start[position], start[position + 1]):
+                        row, at = channel * n_taps + taps[s], locations[s]
+                        if first <= row < end and t <= latest[at]:
+                            for j in range(out):
+                                counted = t <= spikes[b, at, base + j]
+                                grad_rows[row, j] -= error[at, base + j] if counted else zero
+
+
+def causal_conv2d_input_grad(
+    grad: Tensor,
+    spikes: Tensor,
+    times: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    dilation: list[int],
+    groups: int,
+    delay: float,
+    t_max: float,
+    silent: bool,
+) -> Tensor:
+    """See `ssnn_plugin.kernels.reference.causal_conv2d_input_grad`."""
+    synapses = _synapses(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
+    grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
+    flat = grad_times.view(*times.shape[:2], -1)
+    arrays = _arrays(grad, spikes, times.flatten(2), _rows(weight, groups), flat)
+    work = len(times) * len(synapses.taps) * weight.shape[1] * weight.shape[0] // 4
+    rest = *synapses[:3], groups, delay, t_max, silent
+    _share_out(len(times), work, _conv2d_input_grad, *arrays, *rest)
+    return grad_times
+
+
+@jit
+def _conv2d_input_grad(
+    first, end, grad, spikes, times, rows, grad_times, start, taps, locations, groups, delay, t_max, silent
+):  # fmt: skip
+    zero = grad.dtype.type(0)
+    delay = times.dtype.type(delay)
+    error = np.empty(grad.shape[1:], grad.dtype)
+    latest = np.empty(grad.shape[1], np.float64)
+    out = rows.shape[2]
+    in_group = times.shape[1] // groups
+    for b in range(first, end):
+        for at in range(len(error)):
+            latest[at] = errors_of_sample(grad[b, at], spikes[b, at], silent, error[at])
+        for channel in range(times.shape[1]):
+            base = channel // in_group * out
+            for position in range(times.shape[2]):
+                if times[b, channel, position] < t_max:
+                    t = times[b, channel, position] + delay
+                    total = zero
+                    for s in range(start[position], start[position + 1]):
+                        at, row = locations[s], rows[channel, taps[s]]
+                        if t <= latest[at]:
+                            for j in range(out):
+                                counted = t <= spikes[b, at, base + j]
+                                total += error[at, base + j] * row[j] if counted else zero
+                    grad_times[b, channel, position] = total
 
 
 def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:

@@ -75,6 +75,118 @@ def fire_if(order, n, times, weight_t, threshold, delay, t_max, v, fired, potent
 
 
 @jit
+def fire_if_with_drift(
+    order, n, times, weight_t, current, rising, beta, threshold, delay, t_max, v, fired, potential
+):  # fmt: skip
+    """As `fire_if`, with a leak or a constant current: V is an exponential or a line between inputs.
+
+    `v` holds what the input spikes contribute, `current` is added in every bin from bin 0 on;
+    `rising` says whether there is any. Times are whole bins.
+    """
+    v[:] = 0
+    fired[:] = np.inf
+    waiting = fired.size
+    k = 0
+    t = 0.0
+    while t < t_max and waiting > 0:
+        if k < n and times[order[k]] == t:
+            k, _ = add_rows_of_time(t, k, order, n, times, weight_t, threshold, v)
+        t_next = min(times[order[k]] if k < n else np.inf, t_max)
+        last = max(min(t_next, t_max - delay) - 1, t) if rising else t
+        if t + delay < t_max:
+            waiting -= cross_until(last, t, v, current, beta, threshold, fired, potential)
+        if t_next < t_max:
+            decay(v, beta, t_next - t)
+            t = t_next
+        else:
+            hold_potential(t_max - 1, t, v, current, beta, fired, potential)
+            t = t_max
+
+
+@jit
+def decay(v, beta, bins):
+    """Let the contributions of past input spikes leak away."""
+    if beta != 1:
+        kept = v.dtype.type(beta**bins)
+        for j in range(v.size):
+            v[j] *= kept
+
+
+@jit
+def bins_of_current(beta, t):
+    """What a unit current from bin 0 to bin t leaves in V: the sum of beta^k over k = 0 ... t."""
+    if beta == 1:
+        return t + 1
+    return -np.expm1((t + 1) * np.log(beta)) / (1 - beta)
+
+
+@jit
+def cross_until(last, t, v, current, beta, threshold, fired, potential):
+    """Note the outputs that cross in the bins t ... last, no input coming after t; return how many.
+
+    V is monotone in between, so that its two ends show whether it crosses.
+    """
+    threshold = v.dtype.type(threshold)
+    kept = v.dtype.type(1 if beta == 1 else beta ** (last - t))
+    now, later = v.dtype.type(bins_of_current(beta, t)), v.dtype.type(bins_of_current(beta, last))
+    above = np.int32(0)
+    for j in range(v.size):
+        highest = max(v[j] + current[j] * now, v[j] * kept + current[j] * later)
+        above += np.int32(1) if (highest > threshold) & (fired[j] == np.inf) else np.int32(0)
+    if above > 0:
+        for j in range(v.size):
+            if fired[j] == np.inf:
+                level = v[j] + current[j] * now
+                if level > threshold:
+                    fired[j] = t
+                    potential[j] = level
+                elif v[j] * kept + current[j] * later > threshold:
+                    crossing = first_bin_above(v[j], current[j], beta, threshold, t, last)
+                    fired[j] = crossing
+                    potential[j] = potential_after(v[j], current[j], beta, t, crossing)
+    return above
+
+
+@jit
+def hold_potential(end, t, v, current, beta, fired, potential):
+    """Write V after bin `end` for the outputs that have not fired."""
+    kept = v.dtype.type(1 if beta == 1 else beta ** (end - t))
+    bins = v.dtype.type(bins_of_current(beta, end))
+    for j in range(v.size):
+        level = v[j] * kept + current[j] * bins
+        potential[j] = level if fired[j] == np.inf else potential[j]
+
+
+@jit
+def potential_after(v, current, beta, t_event, t):
+    """V after bin t, no input having come since t_event, when it contributed v."""
+    kept = 1.0 if beta == 1 else beta ** (t - t_event)
+    return v * kept + current * bins_of_current(beta, t)
+
+
+@jit
+def first_bin_above(v, current, beta, threshold, start, last):
+    """First bin with V > threshold, where V is below in bin `start` and above in bin `last`.
+
+    Without a leak V is the line v + current (t + 1); with one it approaches
+    rest = current / (1 - beta) as rest - (rest - V(start)) beta^(t - start).
+    """
+    if beta == 1:
+        t = np.floor((threshold - v) / current)
+    else:
+        rest = current / (1 - beta)
+        gap = (rest - threshold) / (rest - potential_after(v, current, beta, start, start))
+        t = start + np.floor(np.log(gap) / np.log(beta)) + 1
+    # The closed form rounds: settle on the first bin in which V itself exceeds the threshold.
+    t = start if t != t else min(max(t, start), last)
+    while t > start and potential_after(v, current, beta, start, t - 1) > threshold:
+        t -= 1
+    while t < last and not potential_after(v, current, beta, start, t) > threshold:
+        t += 1
+    return t
+
+
+@jit
 def add_rows_of_time(t, k, order, n, times, weight_t, threshold, v):
     """Add the weights of every input spike of time `t` to `v`.
 
@@ -107,3 +219,89 @@ def record_crossings(v, threshold, t, fired, potential):
         fired[j] = t if above else fired[j]
         potential[j] = v[j] if above else potential[j]
         v[j] = -np.inf if above else v[j]
+
+
+@jit
+def fire_if_conv2d(
+    order, n, times, rows, current, rising, beta, start, taps, locations, threshold, delay, t_max,
+    v, since, stamp, touched, fired, potential,
+):  # fmt: skip
+    """First crossings of convolutional neurons, [locations, out]; an input spike adds to those that see it.
+
+    `times` is [in, height * width]; `rows` is [in, kernel, out / groups]. Input position p reaches
+    location `locations[s]` through weight `taps[s]` for s = start[p] ... start[p + 1]. A location is
+    brought up to date when a spike reaches it: `since` holds the bin it stands at, `stamp` the event
+    that reached it last, `touched` lists those reached in the present bin.
+    """
+    v[:] = 0
+    fired[:] = np.inf
+    since[:] = 0
+    stamp[:] = -1
+    drift = rising or beta != 1
+    positions = times.shape[1]
+    out = rows.shape[2]
+    in_group = times.shape[0] * out // fired.shape[1]
+    flat = times.reshape(-1)
+    k = 0
+    while k < n:
+        t = flat[order[k]]
+        event = k
+        n_touched = 0
+        while k < n and flat[order[k]] == t:
+            channel, position = order[k] // positions, order[k] % positions
+            base = channel // in_group * out
+            for s in range(start[position], start[position + 1]):
+                at = locations[s]
+                if stamp[at] != event:
+                    stamp[at] = event
+                    touched[n_touched] = at
+                    n_touched += 1
+                    if drift:
+                        if rising:
+                            cross_before(
+                                t, since[at], v[at], current, beta, threshold, delay, t_max,
+                                fired[at], potential[at],
+                            )  # fmt: skip
+                        decay(v[at], beta, t - since[at])
+                        since[at] = t
+                row = rows[channel, taps[s]]
+                for j in range(out):
+                    v[at, base + j] += row[j]
+            k += 1
+        if times.dtype.type(t + delay) < t_max:
+            for i in range(n_touched):
+                at = touched[i]
+                if drift:
+                    cross_until(t, t, v[at], current, beta, threshold, fired[at], potential[at])
+                else:
+                    record_crossings_if_any(v[at], threshold, t, fired[at], potential[at])
+    for at in range(v.shape[0]):
+        if drift:
+            t = since[at]
+            if rising:
+                cross_before(
+                    t_max, t, v[at], current, beta, threshold, delay, t_max, fired[at], potential[at]
+                )
+            hold_potential(t_max - 1, t, v[at], current, beta, fired[at], potential[at])
+        else:
+            for j in range(v.shape[1]):
+                potential[at, j] = v[at, j] if fired[at, j] == np.inf else potential[at, j]
+
+
+@jit
+def cross_before(t, since, v, current, beta, threshold, delay, t_max, fired, potential):
+    """Note the outputs that cross in the bins since ... t - 1, driven by the current alone."""
+    last = min(t, t_max - delay) - 1
+    if last >= since:
+        cross_until(last, since, v, current, beta, threshold, fired, potential)
+
+
+@jit
+def record_crossings_if_any(v, threshold, t, fired, potential):
+    """As `record_crossings`, after a look: most additions cross nothing."""
+    threshold = v.dtype.type(threshold)
+    above = np.int32(0)
+    for j in range(v.size):
+        above += np.int32(1) if v[j] > threshold else np.int32(0)
+    if above > 0:
+        record_crossings(v, threshold, t, fired, potential)

@@ -1,17 +1,24 @@
 """The kernels as registered `torch.library` operators: one set per backend, interchangeable.
 
-`if_linear(times, weight, bias, threshold, delay, t_max, silent) -> (spikes, potential)`
+For each connection (`linear`, `conv2d`) there are three operators:
+
+`first_spike(times, weight, bias, *geometry, threshold, beta, delay, t_max, silent) -> (spikes, potential)`
     `times` [batch, in], `weight` [out, in], `bias` [out] or None. `spikes` [batch, out] are the
     times of the output spikes, `delay` included, `inf` where there is no crossing or where the
     spike would reach `t_max`. `potential` [batch, out] is V at the crossing, and V at the end of
     the window (every input before `t_max` counted) for a silent neuron. `silent` says whether a
     gradient that arrives at a silent neuron counts.
-`causal_weight_grad(grad, spikes, times, delay, t_max, silent)` and
-`causal_input_grad(grad, spikes, times, weight, delay, t_max, silent)`
+`weight_grad(grad, spikes, times, *geometry, delay, t_max, silent)` and
+`input_grad(grad, spikes, times, weight, *geometry, delay, t_max, silent)`
     The two halves of its backward pass; `grad` is dL/dt of the output spikes.
 
-The autograd rule of `spikes` is dt/dV = -1 (Kheradpisheh & Masquelier 2020), that of `potential`
-is exact in the weights; both treat an input spike that comes one bin earlier as +w.
+A convolution has times [batch, in, height, width], already padded with silence, weights
+[out, in / groups, *kernel_size], outputs [batch, locations, out] and the geometry `stride`,
+`dilation`, `groups` (`weight_grad` also needs the `kernel_size`). A linear layer has none.
+
+The autograd rule of `spikes` is dt/dV = -1 (Kheradpisheh & Masquelier 2020). Every counted input
+spike stands for +w in V, whatever its age, and an input spike that comes one bin earlier for +w too;
+`potential` is differentiated alike, which is exact in the weights unless there is a leak.
 """
 
 from __future__ import annotations
@@ -24,23 +31,24 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
-FORWARD = (
-    "(Tensor times, Tensor weight, Tensor? bias, float threshold, float delay, float t_max, bool silent)"
-    " -> (Tensor, Tensor)"
-)
-WEIGHT_GRAD = "(Tensor grad, Tensor spikes, Tensor times, float delay, float t_max, bool silent) -> Tensor"
-INPUT_GRAD = (
-    "(Tensor grad, Tensor spikes, Tensor times, Tensor weight, float delay, float t_max, bool silent)"
-    " -> Tensor"
-)
+GEOMETRY = {"linear": "", "conv2d": "int[] stride, int[] dilation, int groups, "}
+NEURON = "float threshold, float beta, float delay, float t_max, bool silent"
+CAUSALITY = "float delay, float t_max, bool silent"
+
+
+class Connection(NamedTuple):
+    """The operators of one connection."""
+
+    first_spike: CustomOpDef
+    weight_grad: CustomOpDef
+    input_grad: CustomOpDef
 
 
 class Backend(NamedTuple):
     """One implementation of the kernels."""
 
-    if_linear: CustomOpDef
-    causal_weight_grad: CustomOpDef
-    causal_input_grad: CustomOpDef
+    linear: Connection
+    conv2d: Connection
 
 
 def _register(backend: str, device_types: str | None) -> Backend:
@@ -57,64 +65,100 @@ def _register(backend: str, device_types: str | None) -> Backend:
             schema=schema,
         )
 
-    def forward(
-        times: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        threshold: float,
-        delay: float,
-        t_max: float,
-        silent: bool,
-    ) -> tuple[Tensor, Tensor]:
-        return kernel("first_spike_if")(times, weight, bias, threshold, delay, t_max)  # type: ignore[no-any-return]
+    def connection(name: str, grad_prefix: str, kernel_size: str) -> Connection:
+        def first_spike(*args: Any) -> tuple[Tensor, Tensor]:
+            *tensors_and_neuron, _silent = args
+            return kernel(f"first_spike_{name}")(*tensors_and_neuron)  # type: ignore[no-any-return]
 
-    def weight_grad(*args: Any) -> Tensor:
-        return kernel("causal_weight_grad")(*args)  # type: ignore[no-any-return]
+        def weight_grad(*args: Any) -> Tensor:
+            return kernel(f"{grad_prefix}_weight_grad")(*args)  # type: ignore[no-any-return]
 
-    def input_grad(*args: Any) -> Tensor:
-        return kernel("causal_input_grad")(*args)  # type: ignore[no-any-return]
+        def input_grad(*args: Any) -> Tensor:
+            return kernel(f"{grad_prefix}_input_grad")(*args)  # type: ignore[no-any-return]
 
-    operators = Backend(
-        define("if_linear", forward, FORWARD),
-        define("causal_weight_grad", weight_grad, WEIGHT_GRAD),
-        define("causal_input_grad", input_grad, INPUT_GRAD),
-    )
+        geometry = GEOMETRY[name]
+        given = "Tensor grad, Tensor spikes, Tensor times, "
+        return Connection(
+            define(
+                f"first_spike_{name}",
+                first_spike,
+                f"(Tensor times, Tensor weight, Tensor? bias, {geometry}{NEURON}) -> (Tensor, Tensor)",
+            ),
+            define(
+                f"{grad_prefix}_weight_grad",
+                weight_grad,
+                f"({given}{kernel_size}{geometry}{CAUSALITY}) -> Tensor",
+            ),
+            define(
+                f"{grad_prefix}_input_grad",
+                input_grad,
+                f"({given}Tensor weight, {geometry}{CAUSALITY}) -> Tensor",
+            ),
+        )
 
-    @operators.if_linear.register_fake
-    def _(times, weight, bias, threshold, delay, t_max, silent):  # type: ignore[no-untyped-def]
+    linear = connection("linear", "causal", "")
+    conv2d = connection("conv2d", "causal_conv2d", "int[] kernel_size, ")
+
+    @linear.first_spike.register_fake
+    def _(times, weight, bias, *neuron):  # type: ignore[no-untyped-def]
         shape = times.shape[0], weight.shape[0]
         return times.new_empty(shape), times.new_empty(shape)
 
-    @operators.causal_weight_grad.register_fake
-    def _(grad, spikes, times, delay, t_max, silent):  # type: ignore[no-untyped-def]
+    @linear.weight_grad.register_fake
+    def _(grad, spikes, times, *causality):  # type: ignore[no-untyped-def]
         return grad.new_empty(grad.shape[1], times.shape[1])
 
-    @operators.causal_input_grad.register_fake
-    def _(grad, spikes, times, weight, delay, t_max, silent):  # type: ignore[no-untyped-def]
+    @conv2d.first_spike.register_fake
+    def _(times, weight, bias, stride, dilation, groups, *neuron):  # type: ignore[no-untyped-def]
+        height, width = output_size(times.shape[2:], weight.shape[2:], stride, dilation)
+        shape = times.shape[0], height * width, weight.shape[0]
+        return times.new_empty(shape), times.new_empty(shape)
+
+    @conv2d.weight_grad.register_fake
+    def _(grad, spikes, times, kernel_size, stride, dilation, groups, *causality):  # type: ignore[no-untyped-def]
+        return grad.new_empty(grad.shape[2], times.shape[1] // groups, *kernel_size)
+
+    def like_times(grad, spikes, times, *rest):  # type: ignore[no-untyped-def]
         return torch.empty_like(times, memory_format=torch.contiguous_format)
 
+    for operators in (linear, conv2d):
+        operators.input_grad.register_fake(like_times)
+        _attach_latency_rule(operators)
+    return Backend(linear, conv2d)
+
+
+def output_size(
+    size: torch.Size | list[int], kernel_size: torch.Size | list[int], stride: list[int], dilation: list[int]
+) -> list[int]:
+    """Height and width of the output of a convolution without padding."""
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel_size, dilation, strict=True)]
+    return [(n - span) // s + 1 for n, span, s in zip(size, spans, stride, strict=True)]
+
+
+def _attach_latency_rule(operators: Connection) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        times, weight, _, _, ctx.delay, ctx.t_max, ctx.silent = inputs
+        times, weight, _, *geometry, _, _, ctx.delay, ctx.t_max, ctx.silent = inputs
+        ctx.geometry = tuple(geometry)
         ctx.save_for_backward(times, weight, output[0])
         ctx.set_materialize_grads(False)
 
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_potential: Tensor | None) -> tuple[Any, ...]:
         times, weight, spikes = ctx.saved_tensors
         grad, silent = _join_gradients(spikes, grad_spikes, grad_potential, ctx.silent)
-        rest = ctx.delay, ctx.t_max, silent
+        rest = *ctx.geometry, ctx.delay, ctx.t_max, silent
         grad_times = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_times = operators.causal_input_grad(grad, spikes, times, weight, *rest)
+            grad_times = operators.input_grad(grad, spikes, times, weight, *rest)
         if ctx.needs_input_grad[1]:
-            grad_weight = operators.causal_weight_grad(grad, spikes, times, *rest)
+            kernel_size = (list(weight.shape[2:]),) if weight.ndim > 2 else ()
+            grad_weight = operators.weight_grad(grad, spikes, times, *kernel_size, *rest)
         if ctx.needs_input_grad[2]:
             counted = silent | spikes.isfinite()
             bins = torch.where(spikes.isfinite(), spikes - ctx.delay + 1, ctx.t_max)
-            grad_bias = -(grad * bins * counted).sum(0)
-        return grad_times, grad_weight, grad_bias, None, None, None, None
+            grad_bias = -(grad * bins * counted).flatten(0, -2).sum(0)
+        return grad_times, grad_weight, grad_bias, *[None] * (len(ctx.geometry) + 5)
 
-    operators.if_linear.register_autograd(backward, setup_context=setup_context)
-    return operators
+    operators.first_spike.register_autograd(backward, setup_context=setup_context)
 
 
 def _join_gradients(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _checks
-from ..functional import first_spike_linear
-from ..functional.connection import GRADIENTS
+from ..functional import first_spike_conv2d, first_spike_linear
+from ..functional.pool import AveragePool, Convolution
 from ..neurons import IF
+from .connection import SpikeConnection
 
 
-class SpikeLinear(nn.Module):
+class SpikeLinear(SpikeConnection):
     """Fully connected neurons that fire at most once: times [*, in] -> times [*, out].
 
     Args:
@@ -25,6 +24,10 @@ class SpikeLinear(nn.Module):
         bias: whether to learn a constant current, added to the potential in every bin.
         init_range: weights are drawn uniformly from it. None is (0, 40 threshold / in_features),
             with which a neuron fires after about 5 % of its inputs. The bias starts at 0.
+        input_pool: an average pool in front of the weights; times are [batch, channels, height,
+            width] then, and are flattened.
+        dropout: in training, the probability that an input spike is dropped; the others count
+            1 / (1 - dropout) times, as with `torch.nn.Dropout` on a spike train.
         device, dtype: of the parameters; float32 or float64.
 
     Calling the layer with `return_potential=True` returns (times, potential), the potential being
@@ -41,8 +44,6 @@ class SpikeLinear(nn.Module):
     tensor([[8.]], grad_fn=<ViewBackward0>)
     """
 
-    bias: Tensor | None
-
     def __init__(
         self,
         in_features: int,
@@ -54,50 +55,56 @@ class SpikeLinear(nn.Module):
         silent_gradient: bool = False,
         bias: bool = False,
         init_range: tuple[float, float] | None = None,
+        input_pool: AveragePool | None = None,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         _checks.whole_and_positive("in_features", in_features)
         _checks.whole_and_positive("out_features", out_features)
-        _checks.positive("t_max", t_max)
-        _checks.one_of("gradient", gradient, GRADIENTS)
-        if not isinstance(neuron, IF):
-            raise TypeError(f"neuron must be an ssnn_plugin.IF, got {neuron!r}")
+        super().__init__(
+            (out_features, in_features),
+            neuron,
+            t_max=t_max,
+            gradient=gradient,
+            silent_gradient=silent_gradient,
+            bias=bias,
+            init_range=init_range,
+            input_pool=input_pool,
+            dropout=dropout,
+            device=device,
+            dtype=dtype,
+        )
         self.in_features, self.out_features = in_features, out_features
-        self.neuron, self.t_max = neuron, t_max
-        self.gradient, self.silent_gradient = gradient, silent_gradient
-        if init_range is not None and not init_range[0] <= init_range[1]:
-            raise ValueError(f"init_range must be (low, high) with low <= high, got {init_range!r}")
-        self.init_range = init_range or (0.0, 40 * neuron.threshold / in_features)
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, **factory))
-        _checks.floating("dtype: the weight", self.weight)
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_features, **factory)) if bias else None)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weights anew from `init_range` and set the bias to 0."""
-        nn.init.uniform_(self.weight, *self.init_range)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.in_features}, {self.out_features}, {self.neuron!r}, t_max={self.t_max}, "
-            f"gradient={self.gradient!r}, silent_gradient={self.silent_gradient}, "
-            f"bias={self.bias is not None}, init_range={self.init_range}"
-        )
+        return f"{self.in_features}, {self.out_features}, {super().extra_repr()}"
 
     def forward(self, times: Tensor, return_potential: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Times [*, in] -> times [*, out], or (times, potential)."""
+        times, weight = self._drop(times)
+        if self.input_pool is not None:
+            outputs = self._on_pooled(times, weight, self.input_pool)
+            return outputs if return_potential else outputs[0]
         return first_spike_linear(
-            times,
-            self.weight,
-            self.neuron,
-            t_max=self.t_max,
-            bias=self.bias,
-            gradient=self.gradient,
-            silent_gradient=self.silent_gradient,
-            return_potential=return_potential,
+            times, weight, self.neuron, return_potential=return_potential, **self._options()
         )
+
+    def _on_pooled(self, times: Tensor, weight: Tensor, pool: AveragePool) -> tuple[Tensor, Tensor]:
+        """A linear layer behind a pool is a convolution that fits its input once."""
+        if times.ndim != 4:
+            raise ValueError(
+                f"times must have shape [batch, channels, height, width], got {list(times.shape)}"
+            )
+        size = pool.output_size(times.shape[2:])
+        if min(size) < 1 or times.shape[1] * size[0] * size[1] != self.in_features:
+            raise ValueError(
+                f"times must have {self.in_features} values per sample after {pool}, "
+                f"got {list(times.shape)}, which is {times.shape[1]} x {size[0]} x {size[1]}"
+            )
+        kernels = weight.reshape(self.out_features, times.shape[1], *size)
+        convolution = Convolution(kernels, [1, 1], [0, 0], [1, 1]).after(pool)
+        spikes, potential = first_spike_conv2d(
+            pool.crop(times), convolution.weight, self.neuron, return_potential=True, **self._options()
+        )
+        return spikes.flatten(1), potential.flatten(1)

@@ -1,0 +1,121 @@
+"""Pooling of spike times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from .connection import Size2d, pair
+
+
+def earliest_spike_pool2d(
+    times: Tensor, kernel_size: Size2d, stride: Size2d | None = None, padding: Size2d = 0
+) -> Tensor:
+    """The earliest spike of each window, silence if there is none: the max-pooling of latency codes.
+
+    The gradient goes to the earliest input; of inputs that tie to the first one, row by row.
+
+    Args:
+        times: spike times [batch, channels, height, width], `inf` = silent.
+        kernel_size, stride: as `torch.nn.functional.max_pool2d`; the stride defaults to the kernel.
+        padding: silent inputs around the border, at most half a kernel.
+
+    Returns:
+        Times [batch, channels, height_out, width_out].
+
+    Raises:
+        TypeError: a dtype other than float32 or float64.
+        ValueError: NaN or negative times, shapes or a padding that do not fit.
+
+    >>> import torch
+    >>> earliest_spike_pool2d(torch.tensor([[[[5.0, 2.0], [torch.inf, 9.0]]]]), 2)
+    tensor([[[[2.]]]])
+    """
+    _checks.floating("times", times)
+    if times.ndim != 4:
+        raise ValueError(f"times must have shape [batch, channels, height, width], got {list(times.shape)}")
+    _checks.spike_times("times", times)
+    size = pair("kernel_size", kernel_size, 1)
+    step = size if stride is None else pair("stride", stride, 1)
+    edge = pair("padding", padding, 0)
+    if any(2 * e > k for e, k in zip(edge, size, strict=True)):
+        raise ValueError(f"padding must be at most half the kernel_size {size}, got {edge}")
+    if any(n + 2 * e < k for n, e, k in zip(times.shape[2:], edge, size, strict=True)):
+        raise ValueError(f"kernel_size {size} must fit the padded input, got {list(times.shape[2:])}")
+    return -torch.nn.functional.max_pool2d(-times, size, step, edge)
+
+
+def drop_spikes(times: Tensor, p: float) -> Tensor:
+    """Silence each spike with probability `p`, independently.
+
+    Scale the weights of the layer behind by 1 / (1 - p), as `nn.SpikeLinear` and `nn.SpikeConv2d`
+    do, and it is what `torch.nn.Dropout` does to a spike train.
+
+    Args:
+        times: spike times of any shape.
+        p: probability, 0 <= p < 1.
+
+    Raises:
+        ValueError: a `p` out of range.
+
+    >>> import torch
+    >>> drop_spikes(torch.tensor([3.0, torch.inf]), 0.0)
+    tensor([3., inf])
+    """
+    _checks.dropout("p", p)
+    return times.masked_fill(torch.rand_like(times) < p, math.inf) if p > 0 else times
+
+
+class AveragePool(NamedTuple):
+    """An average pool without padding, as part of a connection: it is a linear map."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+
+    def output_size(self, size: Sequence[int]) -> list[int]:
+        return [(n - k) // s + 1 for n, k, s in zip(size, self.kernel_size, self.stride, strict=True)]
+
+    def crop(self, times: Tensor) -> Tensor:
+        """Leave out the rows and columns at the end that fill no window."""
+        pooled = self.output_size(times.shape[2:])
+        height, width = ((n - 1) * s + k for n, k, s in zip(pooled, *self, strict=True))
+        return times[..., :height, :width]
+
+
+class Convolution(NamedTuple):
+    """A convolution's weight [out, in / groups, *kernel] and where it is applied."""
+
+    weight: Tensor
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+
+    def after(self, pool: AveragePool) -> Convolution:
+        """This convolution on the output of an average pool, as one convolution.
+
+        Exact if the pool's windows do not reach over the padding: no padding, or no overlap.
+        """
+        box = self.weight.new_full((1, 1, *pool.kernel_size), 1 / math.prod(pool.kernel_size))
+        spacing = [s * d for s, d in zip(pool.stride, self.dilation, strict=True)]
+        taps = self.weight.flatten(0, 1).unsqueeze(1)
+        weight = torch.nn.functional.conv_transpose2d(taps, box, stride=spacing)
+        stride, padding = (
+            [s * n for s, n in zip(pool.stride, own, strict=True)] for own in (self.stride, self.padding)
+        )
+        return Convolution(self._shaped(weight), stride, padding, [1, 1])
+
+    def before(self, pool: AveragePool) -> Convolution:
+        """An average pool on the output of this convolution, as one convolution."""
+        box = self.weight.new_full((1, 1, *pool.kernel_size), 1 / math.prod(pool.kernel_size))
+        taps = self.weight.flatten(0, 1).unsqueeze(0)
+        weight = torch.nn.functional.conv_transpose2d(box, taps, stride=self.stride, dilation=self.dilation)
+        stride = [s * n for s, n in zip(pool.stride, self.stride, strict=True)]
+        return Convolution(self._shaped(weight), stride, self.padding, [1, 1])
+
+    def _shaped(self, taps: Tensor) -> Tensor:
+        return taps.reshape(*self.weight.shape[:2], *taps.shape[2:])

@@ -1,0 +1,91 @@
+"""What layers of neurons that fire at most once have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _checks
+from ..functional import drop_spikes
+from ..functional.connection import GRADIENTS
+from ..functional.pool import AveragePool
+from ..neurons import IF
+
+
+class SpikeConnection(nn.Module):
+    """Weights, a bias if wanted, and the neuron behind them: the base of the layers on spike times."""
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight_shape: tuple[int, ...],
+        neuron: IF,
+        *,
+        t_max: float,
+        gradient: str,
+        silent_gradient: bool,
+        bias: bool,
+        init_range: tuple[float, float] | None,
+        input_pool: AveragePool | None,
+        dropout: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        _checks.positive("t_max", t_max)
+        _checks.one_of("gradient", gradient, GRADIENTS)
+        _checks.dropout("dropout", dropout)
+        if not isinstance(neuron, IF):
+            raise TypeError(f"neuron must be an ssnn_plugin.IF, got {neuron!r}")
+        self.neuron, self.t_max = neuron, t_max
+        self.gradient, self.silent_gradient = gradient, silent_gradient
+        self.input_pool, self.dropout = input_pool, dropout
+        if init_range is not None and not init_range[0] <= init_range[1]:
+            raise ValueError(f"init_range must be (low, high) with low <= high, got {init_range!r}")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(weight_shape, **factory))
+        _checks.floating("dtype: the weight", self.weight)
+        inputs = self.weight[0].numel()
+        self.init_range = init_range or (0.0, 40 * neuron.threshold / inputs)
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(weight_shape[0], **factory)) if bias else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew from `init_range` and set the bias to 0."""
+        nn.init.uniform_(self.weight, *self.init_range)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def _drop(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Input spikes and weights, in training after dropout: what is left counts for more."""
+        if not (self.training and self.dropout):
+            return times, self.weight
+        return drop_spikes(times, self.dropout), self.weight / (1 - self.dropout)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "t_max": self.t_max,
+            "bias": self.bias,
+            "gradient": self.gradient,
+            "silent_gradient": self.silent_gradient,
+        }
+
+    def extra_repr(self) -> str:
+        options = [
+            repr(self.neuron),
+            f"t_max={self.t_max}",
+            f"gradient={self.gradient!r}",
+            f"silent_gradient={self.silent_gradient}",
+            f"bias={self.bias is not None}",
+            f"init_range={self.init_range}",
+        ]
+        if self.input_pool is not None:
+            options.append(f"input_pool={self.input_pool}")
+        if self.dropout:
+            options.append(f"dropout={self.dropout}")
+        return ", ".join(options)
