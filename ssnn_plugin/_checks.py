@@ -73,8 +73,16 @@ def class_labels(labels: Tensor, times: Tensor) -> None:
     """Refuse labels that do not fit output times of shape [batch, classes]."""
     if times.ndim != 2:
         raise ValueError(f"times must have shape [batch, classes], got {list(times.shape)}")
-    if labels.shape != times.shape[:1]:
-        raise ValueError(f"labels must have shape [{times.shape[0]}], got {list(labels.shape)}")
+    labels_of_any_shape(labels, times)
+
+
+def labels_of_any_shape(labels: Tensor, times: Tensor) -> None:
+    """Refuse labels [batch, *] that do not fit output times of shape [batch, classes, *]."""
+    if times.ndim < 2:
+        raise ValueError(f"times must have shape [batch, classes, *], got {list(times.shape)}")
+    expected = [times.shape[0], *times.shape[2:]]
+    if list(labels.shape) != expected:
+        raise ValueError(f"labels must have shape {expected}, got {list(labels.shape)}")
     if labels.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
         raise TypeError(f"labels must hold whole numbers, got {labels.dtype}")
     if labels.device != times.device:

@@ -59,7 +59,7 @@ def times_to_spikes(times: Tensor, t_max: int) -> Tensor:
 
 class _SpikesToTimes(torch.autograd.Function):
     @staticmethod
-    def forward(spikes: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(spikes: Tensor, potential: Tensor | None, dtype: torch.dtype) -> Tensor:
         fired = spikes != 0
         first = fired.to(torch.uint8).argmax(0).to(dtype)
         return first.masked_fill(~fired.any(0), math.inf)
@@ -67,33 +67,40 @@ class _SpikesToTimes(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.train = inputs[0].shape, inputs[0].dtype
+        ctx.potential = None if inputs[1] is None else inputs[1].dtype
         ctx.save_for_backward(output)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor | None, None]:
         (times,) = ctx.saved_tensors
         shape, dtype = ctx.train
         silent = times.isinf()
         first = times.masked_fill(silent, 0).long().unsqueeze(0)
         error = (-grads[0]).masked_fill(silent, 0).to(dtype).unsqueeze(0)
-        return error.new_zeros(shape).scatter(0, first, error), None
+        of_potential = (
+            None if ctx.potential is None else (-grads[0]).masked_fill(~silent, 0).to(ctx.potential)
+        )
+        return error.new_zeros(shape).scatter(0, first, error), of_potential, None
 
 
-def spikes_to_times(spikes: Tensor) -> Tensor:
+def spikes_to_times(spikes: Tensor, potential: Tensor | None = None) -> Tensor:
     """First-spike times of a spike train: [time, *] -> [*], `inf` for a neuron that never fires.
 
-    Later spikes are ignored. The backward hands -dL/dt to the first spike and nothing to a silent
-    neuron, so that silence is no error and gives no NaN.
+    Later spikes are ignored. The backward hands -dL/dt to the first spike. A silent neuron has no
+    spike to hand it to: without a potential it gets nothing, so that silence is no error and gives
+    no NaN; with one, -dL/dt goes to it, which is what `silent_gradient=True` does on spike times.
 
     Args:
         spikes: time first; anything but 0 is a spike. Any trailing shape, device and dtype.
+        potential: [*] after the last bin, if silent neurons are to learn from a finite stand-in
+            for their time (`functional.fill_silent`).
 
     Returns:
         Times in bins: float64 for a float64 train, float32 otherwise (half precision cannot
         count beyond 256 bins).
 
     Raises:
-        ValueError: no time axis, no time bins, or NaN.
+        ValueError: no time axis, no time bins, NaN, or a potential of another shape.
 
     >>> import torch
     >>> spikes_to_times(torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 0]]))
@@ -103,8 +110,10 @@ def spikes_to_times(spikes: Tensor) -> Tensor:
         raise ValueError(f"spikes must have shape [time >= 1, *], got {list(spikes.shape)}")
     if not torch.compiler.is_compiling() and bool(spikes.isnan().any()):
         raise ValueError("spikes must not hold NaN")
+    if potential is not None and potential.shape != spikes.shape[1:]:
+        raise ValueError(f"potential must have shape {list(spikes.shape[1:])}, got {list(potential.shape)}")
     dtype = torch.float64 if spikes.dtype == torch.float64 else torch.float32
-    return _SpikesToTimes.apply(spikes, dtype)  # type: ignore[no-any-return]
+    return _SpikesToTimes.apply(spikes, potential, dtype)  # type: ignore[no-any-return]
 
 
 def first_to_fire(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from . import _checks
 from .functional import fill_silent, relative_targets
 
 REDUCTIONS = ("mean", "sum", "none")
+SILENT = ("t_max", "ignore")
 
 
 class RelativeTargetLoss(nn.Module):
@@ -48,6 +52,143 @@ class RelativeTargetLoss(nn.Module):
         targets = relative_targets(times, labels, self.gamma, self.t_max)
         error = (targets - fill_silent(times, self.t_max)) / self.t_max
         loss = 0.5 * error.square().sum(dim=1)
-        if self.reduction == "none":
-            return loss
-        return loss.mean() if self.reduction == "mean" else loss.sum()
+        return _reduce(loss, self.reduction)
+
+
+class TemporalCrossEntropyLoss(nn.Module):
+    """Cross-entropy on first-spike times, the earlier the likelier: logits -t / (temperature t_max).
+
+    The temperature is a fraction of the window, so that it means the same for windows of any length.
+
+    Args:
+        t_max: length of the window.
+        temperature: difference in time, as a fraction of `t_max`, that makes a class e times likelier.
+        silent: "t_max" lets a silent neuron count as if it fired at the end of the window, one bin
+            after the last; "ignore" leaves silent neurons out, except that of the label.
+        weight: [classes], factors of the classes as in `torch.nn.CrossEntropyLoss`.
+        reduction: "mean", "sum" or "none".
+
+    Shape: times [batch, classes, *] float, labels [batch, *] whole numbers -> scalar, or [batch, *].
+
+    Raises:
+        ValueError, TypeError: arguments out of range; labels that do not fit, NaN or negative times.
+
+    >>> import torch
+    >>> loss = TemporalCrossEntropyLoss(t_max=100, temperature=0.1)
+    >>> loss(torch.tensor([[20.0, 30.0, torch.inf]]), torch.tensor([0]))
+    tensor(0.3135)
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        t_max: float,
+        temperature: float = 0.1,
+        *,
+        silent: str = "t_max",
+        weight: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        _checks.positive("t_max", t_max)
+        _checks.positive("temperature", temperature)
+        _checks.one_of("silent", silent, SILENT)
+        _checks.one_of("reduction", reduction, REDUCTIONS)
+        self.t_max, self.temperature, self.silent, self.reduction = t_max, temperature, silent, reduction
+        self.register_buffer("weight", weight)
+
+    def extra_repr(self) -> str:
+        return (
+            f"t_max={self.t_max}, temperature={self.temperature}, silent={self.silent!r}, "
+            f"reduction={self.reduction!r}"
+        )
+
+    def forward(self, times: Tensor, labels: Tensor) -> Tensor:
+        _checks.floating("times", times)
+        _checks.labels_of_any_shape(labels, times)
+        _checks.spike_times("times", times)
+        labels = labels.long()
+        logits = -fill_silent(times, self.t_max) / (self.temperature * self.t_max)
+        if self.silent == "ignore":
+            others = torch.ones_like(times, dtype=torch.bool).scatter(1, labels.unsqueeze(1), False)
+            logits = logits.masked_fill(others & (times >= self.t_max), -math.inf)
+        return nn.functional.cross_entropy(logits, labels, self.weight, reduction=self.reduction)
+
+
+class TargetTimeLoss(nn.Module):
+    """Mean squared distance to target times, as fractions of the window: ((t - target) / t_max)^2.
+
+    Args:
+        t_max: length of the window.
+        on_target, off_target: target time of the label and of the other classes, for labels.
+        tolerance: a distance up to it, in bins, is no error.
+        silent: "t_max" lets a silent neuron count as if it fired at the end of the window;
+            "ignore" leaves it without error.
+        reduction: "mean" over neurons and batch, "sum", or "none".
+
+    Shape: times [batch, classes, *] float, labels [batch, *] whole numbers; or target times of the
+    shape of the times, `inf` for silence -> scalar, or the shape of the times.
+
+    Raises:
+        ValueError, TypeError: arguments out of range; targets that do not fit, NaN or negative times.
+
+    >>> import torch
+    >>> loss = TargetTimeLoss(t_max=100, on_target=10, off_target=100, reduction="none")
+    >>> loss(torch.tensor([[20.0, torch.inf]]), torch.tensor([0]))
+    tensor([[0.0100, 0.0000]])
+    """
+
+    def __init__(
+        self,
+        t_max: float,
+        on_target: float = 0.0,
+        off_target: float | None = None,
+        *,
+        tolerance: float = 0.0,
+        silent: str = "t_max",
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        _checks.positive("t_max", t_max)
+        off_target = t_max if off_target is None else off_target
+        for name, value in (("on_target", on_target), ("off_target", off_target)):
+            if not 0 <= value <= t_max:
+                raise ValueError(f"{name} must lie in 0 ... t_max = {t_max}, got {value!r}")
+        _checks.not_negative("tolerance", tolerance)
+        _checks.one_of("silent", silent, SILENT)
+        _checks.one_of("reduction", reduction, REDUCTIONS)
+        self.t_max, self.on_target, self.off_target = t_max, on_target, off_target
+        self.tolerance, self.silent, self.reduction = tolerance, silent, reduction
+
+    def extra_repr(self) -> str:
+        return (
+            f"t_max={self.t_max}, on_target={self.on_target}, off_target={self.off_target}, "
+            f"tolerance={self.tolerance}, silent={self.silent!r}, reduction={self.reduction!r}"
+        )
+
+    def forward(self, times: Tensor, targets: Tensor) -> Tensor:
+        _checks.floating("times", times)
+        _checks.spike_times("times", times)
+        wanted = self._target_times(times, targets).clamp(max=self.t_max)
+        error = fill_silent(times, self.t_max) - wanted
+        error = error.masked_fill(error.abs() <= self.tolerance, 0) / self.t_max
+        if self.silent == "ignore":
+            error = error.masked_fill(times >= self.t_max, 0)
+        return _reduce(error.square(), self.reduction)
+
+    def _target_times(self, times: Tensor, targets: Tensor) -> Tensor:
+        if targets.is_floating_point():
+            if targets.shape != times.shape:
+                raise ValueError(f"targets must have shape {list(times.shape)}, got {list(targets.shape)}")
+            _checks.spike_times("targets", targets)
+            return targets
+        _checks.labels_of_any_shape(targets, times)
+        wanted = torch.full_like(times, self.off_target)
+        return wanted.scatter(1, targets.long().unsqueeze(1), self.on_target)
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()

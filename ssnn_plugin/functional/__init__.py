@@ -3,6 +3,12 @@
 from .connection import first_spike_conv2d, first_spike_linear
 from .error import fill_silent, normalize_error
 from .pool import drop_spikes, earliest_spike_pool2d
+from .step import (
+    first_spike_pool2d_sequence,
+    first_spike_pool2d_step,
+    single_spike_sequence,
+    single_spike_step,
+)
 from .target import relative_targets
 
 __all__ = [
@@ -11,6 +17,10 @@ __all__ = [
     "fill_silent",
     "first_spike_conv2d",
     "first_spike_linear",
+    "first_spike_pool2d_sequence",
+    "first_spike_pool2d_step",
     "normalize_error",
     "relative_targets",
+    "single_spike_sequence",
+    "single_spike_step",
 ]

@@ -16,7 +16,7 @@ from ..neurons import IF
 
 GRADIENTS = ("latency",)
 
-Size2d: TypeAlias = "int | Sequence[int]"
+Size2d: TypeAlias = "int | tuple[int, ...] | list[int]"
 
 
 @overload

@@ -1,0 +1,273 @@
+"""The single-spike neuron on currents, bin by bin or a whole window at once.
+
+The state is the potential alone: a neuron has fired exactly if its potential is above threshold,
+where it stays. After the window the state thus is what layers on spike times return as their
+potential: that at the crossing, or at the end of the window for a silent neuron.
+
+Under the latency rule (dt/dV = -1, Kheradpisheh & Masquelier 2020) a spike is differentiated in
+the bin in which it fires, dS/dV = 1, and every current up to that bin counts as +1 in V, whatever
+its age. See docs/three-modes.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .connection import Size2d
+
+Number: TypeAlias = "float | Tensor"
+
+
+class _Integrate(torch.autograd.Function):
+    """V <- beta V + I for a neuron that has not fired; every current counts as +1, whatever its age."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(current: Tensor, potential: Tensor, beta: Number, threshold: Number) -> Tensor:
+        return torch.where(potential > threshold, potential, beta * potential + current)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, potential, beta, threshold = inputs
+        ctx.beta = _shape(beta)
+        ctx.save_for_backward(potential, potential > threshold)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        potential, spent = ctx.saved_tensors
+        counted = grads[0].masked_fill(spent, 0)
+        grad_beta = (counted * potential).sum_to_size(ctx.beta) if ctx.needs_input_grad[2] else None
+        return counted, grads[0], grad_beta, None
+
+
+class _Fire(torch.autograd.Function):
+    """A spike where V exceeds the threshold for the first time: dS/dV = 1 there, 0 elsewhere."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(potential: Tensor, spent: Tensor, threshold: Number) -> Tensor:
+        return ((potential > threshold) & ~spent).to(potential.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.threshold = _shape(inputs[2])
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        grad = grads[0] * ctx.saved_tensors[0]
+        grad_threshold = -grad.sum_to_size(ctx.threshold) if ctx.needs_input_grad[2] else None
+        return grad, None, grad_threshold
+
+
+def single_spike_step(
+    current: Tensor,
+    potential: Tensor,
+    *,
+    threshold: Number = 1.0,
+    beta: Number = 1.0,
+    spike_grad: Callable[[Tensor], Tensor] | None = None,
+    quantize: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One bin of neurons that fire at most once: V <- beta V + I, a spike where V first exceeds threshold.
+
+    Args:
+        current: input of this bin [*], any floating dtype.
+        potential: state [*]; zeros at the start of a window. Above threshold means fired.
+        threshold, beta: numbers, or tensors that broadcast to [*]; they get a gradient if they ask for one.
+        spike_grad: a surrogate, called with V - threshold; it replaces the latency rule, and V is
+            differentiated as it is computed. None is the latency rule.
+        quantize: applied to the potential of neurons that have not fired.
+
+    Returns:
+        (spikes, potential), both [*] in the dtype of `current`.
+
+    >>> import torch
+    >>> potential = torch.zeros(2)
+    >>> for current in torch.tensor([[0.6, 0.2], [0.6, 0.2], [0.6, 0.2]]):
+    ...     spikes, potential = single_spike_step(current, potential)
+    ...     print(spikes, potential)
+    tensor([0., 0.]) tensor([0.6000, 0.2000])
+    tensor([1., 0.]) tensor([1.2000, 0.4000])
+    tensor([0., 0.]) tensor([1.2000, 0.6000])
+    """
+    threshold, beta = _like(threshold, current), _like(beta, current)
+    spent = potential > threshold
+    if spike_grad is None:
+        v = _Integrate.apply(current, potential, beta, threshold)
+    else:
+        v = torch.where(spent, potential, beta * potential + current)
+    if quantize is not None:
+        v = torch.where(spent, v, quantize(v))
+    if spike_grad is None:
+        return _Fire.apply(v, spent, threshold), v
+    return spike_grad(v - threshold).to(v.dtype) * ~spent, v
+
+
+class _Sequence(torch.autograd.Function):
+    """`_Integrate` and `_Fire` in every bin of a window."""
+
+    @staticmethod
+    def forward(
+        currents: Tensor, potential: Tensor, beta: Number, threshold: Number
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        alive, spikes = _first_crossing(free := _accumulate(currents, potential, beta), potential, threshold)
+        return spikes.to(currents.dtype), _hold(free, potential, alive), alive
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, start, beta, threshold = inputs
+        ctx.beta, ctx.threshold = _shape(beta), _shape(threshold)
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(start, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        start, spikes, potentials, alive = ctx.saved_tensors
+        of_spikes = grads[0] * spikes
+        # What the potential of a bin is worth to all later ones.
+        total = (of_spikes + grads[1]).flip(0).cumsum(0).flip(0)
+        counted = total.masked_fill(~alive, 0)
+        grad_beta = grad_threshold = None
+        if ctx.needs_input_grad[2]:
+            before = torch.cat([start.unsqueeze(0), potentials[:-1]])
+            grad_beta = (counted * before).sum(0).sum_to_size(ctx.beta)
+        if ctx.needs_input_grad[3]:
+            grad_threshold = -of_spikes.sum(0).sum_to_size(ctx.threshold)
+        return counted, total[0], grad_beta, grad_threshold
+
+
+def single_spike_sequence(
+    currents: Tensor,
+    potential: Tensor | None = None,
+    *,
+    threshold: Number = 1.0,
+    beta: Number = 1.0,
+    spike_grad: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`single_spike_step` in every bin of a window, without a loop over them.
+
+    Without a leak the potential is a cumulative sum; with one it takes log2(T) passes over the window.
+
+    Args:
+        currents: [T, *].
+        potential: state [*] before the first bin; None is zeros.
+        threshold, beta, spike_grad: as for `single_spike_step`.
+
+    Returns:
+        (spikes, potentials), both [T, *]; `potentials[-1]` is the state after the window.
+
+    Raises:
+        ValueError: no time axis, or no bins.
+
+    >>> import torch
+    >>> spikes, potentials = single_spike_sequence(torch.tensor([[0.6], [0.6], [0.6]]))
+    >>> spikes.squeeze(1), potentials.squeeze(1)
+    (tensor([0., 1., 0.]), tensor([0.6000, 1.2000, 1.2000]))
+    """
+    if currents.ndim == 0 or currents.shape[0] == 0:
+        raise ValueError(f"currents must have shape [T >= 1, *], got {list(currents.shape)}")
+    threshold, beta = _like(threshold, currents), _like(beta, currents)
+    start = torch.zeros_like(currents[0]) if potential is None else potential
+    if spike_grad is None:
+        spikes, potentials, _ = _Sequence.apply(currents, start, beta, threshold)
+        return spikes, potentials
+    free = _accumulate(currents, start, beta)
+    alive, _ = _first_crossing(free, start, threshold)
+    return spike_grad(free - threshold).to(free.dtype) * alive, _hold(free, start, alive)
+
+
+def first_spike_pool2d_step(
+    spikes: Tensor, fired: Tensor, kernel_size: Size2d, stride: Size2d | None = None, padding: Size2d = 0
+) -> tuple[Tensor, Tensor]:
+    """One bin of `earliest_spike_pool2d` on spike trains: a window fires with its first spike, once.
+
+    Args:
+        spikes: [batch, channels, height, width], 0 for no spike.
+        fired: state [batch, channels, height_out, width_out], 1 for a window that has fired; zeros at
+            the start.
+        kernel_size, stride, padding: as `torch.nn.functional.max_pool2d`.
+
+    Returns:
+        (spikes, fired), both [batch, channels, height_out, width_out].
+
+    >>> import torch
+    >>> fired = torch.zeros(1, 1, 1, 1)
+    >>> for spikes in torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]]]):
+    ...     pooled, fired = first_spike_pool2d_step(spikes.reshape(1, 1, 2, 2), fired, 2)
+    ...     print(pooled.item(), fired.item())
+    1.0 1.0
+    0.0 1.0
+    """
+    pooled = torch.nn.functional.max_pool2d(spikes, kernel_size, stride, padding)
+    first = pooled * (fired == 0)
+    return first, torch.maximum(fired, (first != 0).to(fired.dtype)).detach()
+
+
+def first_spike_pool2d_sequence(
+    spikes: Tensor,
+    fired: Tensor | None,
+    kernel_size: Size2d,
+    stride: Size2d | None = None,
+    padding: Size2d = 0,
+) -> tuple[Tensor, Tensor]:
+    """`first_spike_pool2d_step` in every bin of a window, without a loop over them.
+
+    Args:
+        spikes: [T, batch, channels, height, width].
+        fired: state before the first bin, or None.
+        kernel_size, stride, padding: as `torch.nn.functional.max_pool2d`.
+
+    Returns:
+        (spikes [T, *], fired [T, *]); `fired[-1]` is the state after the window.
+    """
+    flat = torch.nn.functional.max_pool2d(spikes.flatten(0, 1), kernel_size, stride, padding)
+    pooled = flat.reshape(*spikes.shape[:2], *flat.shape[1:])
+    seen = (pooled != 0).to(pooled.dtype).cummax(0).values
+    if fired is not None:
+        seen = torch.maximum(seen, fired)
+    start = torch.zeros_like(seen[:1]) if fired is None else fired.unsqueeze(0)
+    before = torch.cat([start, seen[:-1]])
+    return pooled * (before == 0), seen.detach()
+
+
+def _accumulate(currents: Tensor, start: Tensor, beta: Number) -> Tensor:
+    """V of every bin as if nothing fired; the reach of each pass is twice that of the one before."""
+    v = torch.cat([(beta * start + currents[0]).unsqueeze(0), currents[1:]])
+    if isinstance(beta, float) and beta == 1:
+        return v.cumsum(0)
+    reach = 1
+    while reach < len(v):
+        v = torch.cat([v[:reach], v[reach:] + beta**reach * v[:-reach]])
+        reach *= 2
+    return v
+
+
+def _first_crossing(free: Tensor, start: Tensor, threshold: Number) -> tuple[Tensor, Tensor]:
+    """Which bins a neuron is alive in (up to and including its spike), and where it spikes."""
+    above = free > threshold
+    crossings = above.to(torch.int32).cumsum(0)
+    alive = (crossings - above.to(torch.int32) == 0) & ~(start > threshold)
+    return alive, above & alive
+
+
+def _hold(free: Tensor, start: Tensor, alive: Tensor) -> Tensor:
+    """Keep the potential of a neuron that has fired."""
+    last = alive.sum(0, keepdim=True)
+    at_crossing = free.gather(0, (last - 1).clamp(min=0)).squeeze(0)
+    return torch.where(alive, free, torch.where(last.squeeze(0) > 0, at_crossing, start))
+
+
+def _like(value: Number, like: Tensor) -> Number:
+    """A tensor in the dtype and on the device of the input, so that it promotes nothing."""
+    return value.to(like.device, like.dtype) if isinstance(value, Tensor) else value
+
+
+def _shape(value: Number) -> torch.Size | None:
+    return value.shape if isinstance(value, Tensor) else None

@@ -1,0 +1,322 @@
+"""Norse: neurons that fire at most once, a silent-safe decoder and a latency encoder, as Norse has them.
+
+Needs the extra `norse`. The neuron is the one of `functional.single_spike_step`; with this module's
+decoder it has the spike times and gradients of the layers on spike times (docs/three-modes.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks, decode, encode
+from .functional import (
+    fill_silent,
+    first_spike_pool2d_sequence,
+    first_spike_pool2d_step,
+    single_spike_sequence,
+    single_spike_step,
+)
+from .functional.connection import Size2d, pair
+
+try:
+    from norse.torch.functional.threshold import threshold as norse_threshold
+    from norse.torch.module.snn import SNN, SNNCell
+except ImportError as error:
+    raise ImportError("ssnn_plugin.norse needs Norse: pip install 'ssnn-plugin[norse]'") from error
+
+__all__ = [
+    "FirstSpikePool2d",
+    "FirstSpikePool2dCell",
+    "LatencyEncoder",
+    "SingleSpikeIF",
+    "SingleSpikeIFCell",
+    "SingleSpikeIFParameters",
+    "SingleSpikeIFState",
+    "SpikesToTimesDecoder",
+    "single_spike_if_step",
+]
+
+LATENCY = "latency"
+
+
+class SingleSpikeIFParameters(NamedTuple):
+    """Parameters of an integrate-and-fire neuron that fires at most once.
+
+    Args:
+        v_th: threshold, at least 0; the neuron fires above it, strictly.
+        tau_mem_inv: inverse membrane time constant in 1/s; 0 is no leak. A step keeps
+            1 - dt tau_mem_inv of the potential, Norse's Euler step. An input is added as it is.
+        method: "latency" is the rule dt/dV = -1 (Kheradpisheh & Masquelier 2020); any method of
+            Norse's `threshold` ("super", "triangle", ...) replaces it by that surrogate.
+        alpha: of the surrogate.
+    """
+
+    v_th: float | Tensor = 1.0
+    tau_mem_inv: float | Tensor = 0.0
+    method: str = LATENCY
+    alpha: float | Tensor = 100.0
+
+
+class SingleSpikeIFState(NamedTuple):
+    """State: the potential, which stays above threshold once the neuron has fired."""
+
+    v: Tensor
+
+
+def _neuron(p: SingleSpikeIFParameters, dt: float, like: Tensor) -> dict[str, Any]:
+    surrogate: Callable[[Tensor], Tensor] | None = None
+    if p.method != LATENCY:
+        alpha = torch.as_tensor(p.alpha, device=like.device, dtype=like.dtype)
+        surrogate = partial(norse_threshold, method=p.method, alpha=alpha)
+    return {"threshold": p.v_th, "beta": decay_per_step(p, dt), "spike_grad": surrogate}
+
+
+def decay_per_step(p: SingleSpikeIFParameters, dt: float) -> float | Tensor:
+    """What a step keeps of the potential.
+
+    Raises:
+        ValueError: a time step that is not positive, or longer than the membrane time constant.
+    """
+    _checks.positive("dt", dt)
+    beta = 1.0 - dt * p.tau_mem_inv
+    if not isinstance(beta, Tensor) and not 0 <= beta <= 1:
+        raise ValueError(f"tau_mem_inv must lie in 0 ... 1 / dt = {1 / dt}, got {p.tau_mem_inv!r}")
+    return beta
+
+
+def single_spike_if_step(
+    input_tensor: Tensor,
+    state: SingleSpikeIFState | None = None,
+    p: SingleSpikeIFParameters = SingleSpikeIFParameters(),  # noqa: B008
+    dt: float = 0.001,
+) -> tuple[Tensor, SingleSpikeIFState]:
+    """One step of integrate-and-fire neurons that fire at most once.
+
+    Args:
+        input_tensor: currents [*], any floating dtype and device.
+        state: None at the start of a window.
+        p: parameters.
+        dt: time step in seconds; matters only with a leak.
+
+    Returns:
+        (spikes, state) of the shape, dtype and device of the input.
+
+    >>> import torch
+    >>> z, state = single_spike_if_step(torch.tensor([0.6, 1.2]))
+    >>> single_spike_if_step(torch.tensor([0.6, 1.2]), state)
+    (tensor([1., 0.]), SingleSpikeIFState(v=tensor([1.2000, 1.2000])))
+    """
+    v = torch.zeros_like(input_tensor) if state is None else state.v
+    spikes, v = single_spike_step(input_tensor, v, **_neuron(p, dt, input_tensor))
+    return spikes, SingleSpikeIFState(v)
+
+
+def _initial_state(input_tensor: Tensor) -> SingleSpikeIFState:
+    return SingleSpikeIFState(torch.zeros_like(input_tensor))
+
+
+class SingleSpikeIFCell(SNNCell):  # type: ignore[misc]
+    """Integrate-and-fire neurons that fire at most once, one step per call, as `norse.torch.IAFCell`.
+
+    Args:
+        p: `SingleSpikeIFParameters`.
+        dt: time step in seconds.
+
+    Shape: input [batch, *], state or None -> (spikes, state).
+
+    >>> import torch
+    >>> z, state = SingleSpikeIFCell()(torch.tensor([[1.5, 0.5]]))
+    >>> z
+    tensor([[1., 0.]])
+    """
+
+    def __init__(
+        self,
+        p: SingleSpikeIFParameters = SingleSpikeIFParameters(),  # noqa: B008
+        dt: float = 0.001,
+    ) -> None:
+        decay_per_step(p, dt)
+        super().__init__(single_spike_if_step, _initial_state, p, dt)
+
+
+class SingleSpikeIF(SNN):  # type: ignore[misc]
+    """Integrate-and-fire neurons that fire at most once, a window per call, as `norse.torch.IAF`.
+
+    The window is taken at once, without a loop over its steps.
+
+    Args:
+        p: `SingleSpikeIFParameters`.
+        dt: time step in seconds.
+        record_states: whether to return the state of every step instead of the last.
+
+    Shape: input [T, batch, *], state or None -> (spikes [T, batch, *], state).
+
+    >>> import torch
+    >>> z, state = SingleSpikeIF()(torch.tensor([[[0.6]], [[0.6]], [[0.6]]]))
+    >>> z.flatten(), state.v
+    (tensor([0., 1., 0.]), tensor([[1.2000]]))
+    """
+
+    def __init__(
+        self,
+        p: SingleSpikeIFParameters = SingleSpikeIFParameters(),  # noqa: B008
+        dt: float = 0.001,
+        record_states: bool = False,
+    ) -> None:
+        decay_per_step(p, dt)
+        super().__init__(single_spike_if_step, _initial_state, p, dt, record_states=record_states)
+
+    def forward(
+        self, input_tensor: Tensor, state: SingleSpikeIFState | None = None
+    ) -> tuple[Tensor, SingleSpikeIFState]:
+        """Currents [T, batch, *] and state -> spikes [T, batch, *] and state."""
+        start = None if state is None else state.v
+        spikes, v = single_spike_sequence(input_tensor, start, **_neuron(self.p, self.dt, input_tensor))
+        return spikes, SingleSpikeIFState(v if self.record_states else v[-1])
+
+
+class FirstSpikePool2dState(NamedTuple):
+    """State: 1 for a window that has fired, else 0."""
+
+    fired: Tensor
+
+
+class FirstSpikePool2dCell(nn.Module):
+    """Pooling of spikes: a window fires with its first spike, and never again. One step per call.
+
+    The step-mode twin of `nn.EarliestSpikePool2d`; max-pooling of spike trains would let a window
+    fire once per input.
+
+    Args:
+        kernel_size, stride, padding: as `torch.nn.MaxPool2d`.
+
+    Shape: spikes [batch, channels, H, W], state or None -> (spikes [batch, channels, H', W'], state).
+
+    >>> import torch
+    >>> pool = FirstSpikePool2dCell(2)
+    >>> z, state = pool(torch.ones(1, 1, 2, 2))
+    >>> z.item(), pool(torch.ones(1, 1, 2, 2), state)[0].item()
+    (1.0, 0.0)
+    """
+
+    def __init__(self, kernel_size: Size2d, stride: Size2d | None = None, padding: Size2d = 0) -> None:
+        super().__init__()
+        self.kernel_size = tuple(pair("kernel_size", kernel_size, 1))
+        self.stride = self.kernel_size if stride is None else tuple(pair("stride", stride, 1))
+        self.padding = tuple(pair("padding", padding, 0))
+
+    def extra_repr(self) -> str:
+        return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+    def forward(
+        self, input_tensor: Tensor, state: FirstSpikePool2dState | None = None
+    ) -> tuple[Tensor, FirstSpikePool2dState]:
+        """Spikes and state -> pooled spikes and state."""
+        window = self.kernel_size, self.stride, self.padding
+        if state is None:
+            size = [
+                (n + 2 * p - k) // s + 1 for n, k, s, p in zip(input_tensor.shape[2:], *window, strict=True)
+            ]
+            state = FirstSpikePool2dState(input_tensor.new_zeros(*input_tensor.shape[:2], *size))
+        spikes, fired = first_spike_pool2d_step(input_tensor, state.fired, *window)
+        return spikes, FirstSpikePool2dState(fired)
+
+
+class FirstSpikePool2d(FirstSpikePool2dCell):
+    """As `FirstSpikePool2dCell`, a window of steps per call: spikes [T, batch, channels, H, W].
+
+    >>> import torch
+    >>> z, state = FirstSpikePool2d(2)(torch.ones(3, 1, 1, 2, 2))
+    >>> z.flatten()
+    tensor([1., 0., 0.])
+    """
+
+    def forward(
+        self, input_tensor: Tensor, state: FirstSpikePool2dState | None = None
+    ) -> tuple[Tensor, FirstSpikePool2dState]:
+        """Spikes [T, *] and state -> pooled spikes [T, *] and state."""
+        fired = None if state is None else state.fired
+        spikes, seen = first_spike_pool2d_sequence(
+            input_tensor, fired, self.kernel_size, self.stride, self.padding
+        )
+        return spikes, FirstSpikePool2dState(seen[-1])
+
+
+class LatencyEncoder(nn.Module):
+    """Intensities -> spike trains, the brighter the earlier, each value by itself; 0 does not spike.
+
+    Args:
+        seq_length: number of steps.
+        x_max: intensity that spikes in the first step.
+
+    Shape: [batch, *] -> [seq_length, batch, *].
+
+    >>> import torch
+    >>> LatencyEncoder(4)(torch.tensor([[1.0, 0.5, 0.0]])).argmax(0)
+    tensor([[0, 2, 0]])
+    """
+
+    def __init__(self, seq_length: int, x_max: float = 1.0) -> None:
+        super().__init__()
+        _checks.whole_and_positive("seq_length", seq_length)
+        _checks.positive("x_max", x_max)
+        self.seq_length, self.x_max = seq_length, x_max
+
+    def extra_repr(self) -> str:
+        return f"seq_length={self.seq_length}, x_max={self.x_max}"
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Intensities [batch, *] -> spikes [seq_length, batch, *]."""
+        return decode.times_to_spikes(
+            encode.latency(values, self.seq_length, x_max=self.x_max), self.seq_length
+        )
+
+
+class SpikesToTimesDecoder(nn.Module):
+    """First-spike times of spike trains, in place of Norse's decoder of that name, safe with silence.
+
+    Norse's stops with an error in the backward pass as soon as one neuron is silent, and takes
+    [T, batch, features] on the CPU only.
+
+    Args:
+        t_silent: the finite time that stands for silence, in steps, or in seconds with
+            `convert_indices_to_times`. Take one that is not before the end of the window.
+        convert_indices_to_times: whether to return seconds instead of steps.
+        dt: time step in seconds.
+
+    Shape: spikes [T, batch, *], potential [batch, *] or None -> times [1, batch, *], the leading
+    axis being Norse's `spike_count`, of which there is one.
+
+    A gradient goes to the first spike; a silent neuron's goes to its potential at the end of the
+    window if that is passed, else it is dropped.
+
+    >>> import torch
+    >>> decoder = SpikesToTimesDecoder(t_silent=3, convert_indices_to_times=False)
+    >>> decoder(torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]], [[0.0, 0.0]]]))
+    tensor([[[1., 3.]]])
+    """
+
+    def __init__(self, t_silent: float, convert_indices_to_times: bool = True, dt: float = 1e-3) -> None:
+        super().__init__()
+        _checks.positive("dt", dt)
+        _checks.positive("t_silent", t_silent)
+        self.t_silent, self.convert_indices_to_times, self.dt = t_silent, convert_indices_to_times, dt
+
+    def extra_repr(self) -> str:
+        times = f"convert_indices_to_times={self.convert_indices_to_times}, dt={self.dt}"
+        return f"t_silent={self.t_silent}, {times}"
+
+    def forward(self, spike_input: Tensor, potential: Tensor | None = None) -> Tensor:
+        """Spikes [T, batch, *] -> times [1, batch, *]."""
+        unit = self.dt if self.convert_indices_to_times else 1.0
+        last = (len(spike_input) - 1) * unit
+        if self.t_silent < last and not math.isclose(self.t_silent, last):
+            raise ValueError(f"t_silent must not be before the last step at {last}, got {self.t_silent!r}")
+        times = decode.spikes_to_times(spike_input, potential)
+        return (fill_silent(times, self.t_silent / unit) * unit).unsqueeze(0)

@@ -1,0 +1,424 @@
+"""snnTorch: neurons that fire at most once, temporal losses, accuracy and encoding, with its conventions.
+
+Needs the extra `snntorch`. The neuron is the one of `functional.single_spike_step`; with the plug-in's
+losses it has the spike times and gradients of the layers on spike times (docs/three-modes.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import decode, encode, losses, metrics
+from .functional import (
+    first_spike_pool2d_sequence,
+    first_spike_pool2d_step,
+    single_spike_sequence,
+    single_spike_step,
+)
+from .functional.connection import Size2d, pair
+
+try:
+    import snntorch as snn
+except ImportError as error:
+    raise ImportError("ssnn_plugin.snntorch needs snnTorch: pip install 'ssnn-plugin[snntorch]'") from error
+
+__all__ = [
+    "FirstSpikePool2d",
+    "SingleSpike",
+    "accuracy_temporal",
+    "ce_temporal_loss",
+    "latency",
+    "mse_temporal_loss",
+    "relative_temporal_loss",
+    "reset",
+]
+
+
+class _Stateful(snn.Leaky):  # type: ignore[misc]
+    """What snnTorch's utilities expect of a neuron whose whole state is `mem`.
+
+    Being a `Leaky` is what makes `utils.reset`, `backprop.BPTT` and the monitors of snnTorch 1.0
+    handle it; they know their own classes only.
+    """
+
+    sequence: bool
+
+    def _state(self, input_: Tensor, mem: Tensor | None, shape: torch.Size) -> Tensor:
+        """`mem`, or the hidden state; zeros where it does not fit the input, as in `Leaky`."""
+        if self.init_hidden and mem is not None:
+            raise TypeError("mem must not be passed with init_hidden=True: the neuron keeps it itself")
+        state = self.mem if mem is None else mem
+        if state.shape != shape:
+            return input_.new_zeros(shape)
+        return state.to(input_.device, input_.dtype)
+
+    def _outputs(self, spikes: Tensor, mem: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        # A copy: snnTorch detaches hidden states in place, which a view does not allow.
+        self.mem = mem[-1].clone() if self.sequence else mem
+        return spikes if self.init_hidden and not self.output else (spikes, mem)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the graph, which neither can take along."""
+        state = self.__dict__.copy()
+        state["_buffers"] = {**self._buffers, "mem": self.mem.detach()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """`utils.reset` of snnTorch 1.0 reaches only neurons in its registry; copies are left out of it."""
+        super().__setstate__(state)
+        snn.SpikingNeuron.instances.append(self)
+
+
+class SingleSpike(_Stateful):
+    """A neuron that fires at most once, in place of `snntorch.Leaky`.
+
+    Its spikes are differentiated by the latency rule, dt/dV = -1 (Kheradpisheh & Masquelier 2020):
+    a spike's gradient is read in the bin in which it fires and handed to every current up to that
+    bin. `mem` rises until the neuron fires and then stays above threshold, which is how it is known
+    to have fired; after the window it is the potential at the crossing, or at the end of a silent one.
+
+    Args:
+        beta: what is left of the potential after a step; 1 is no leak. Clamped to 0 ... 1.
+        threshold: at least 0; the neuron fires above it, strictly.
+        spike_grad: a surrogate of snnTorch's, which replaces the latency rule. None is the rule.
+        surrogate_disable: whether spikes pass no gradient at all.
+        init_hidden, output, state_quant, graded_spikes_factor: as `snntorch.Leaky`.
+        inhibition: of the neurons [batch, features] that cross in the same step only the one with the
+            highest potential fires; the others are spent, as `Leaky` resets them.
+        learn_beta, learn_threshold, learn_graded_spikes_factor: as `snntorch.Leaky`.
+        reset_mechanism, reset_delay: refused; a neuron that fires once is not reset.
+        sequence: whether a call takes all steps at once, [T, batch, *], without a loop over them.
+
+    Shape: [batch, *] -> (spikes, mem) of that shape, or spikes alone with `init_hidden=True` and
+    `output=False`. With `sequence=True` all are [T, batch, *]. The dtype is kept.
+
+    Raises:
+        ValueError: a negative threshold; `reset_mechanism`, `reset_delay`; `state_quant` with `sequence`.
+        TypeError: `mem` passed with `init_hidden=True`.
+
+    >>> import torch
+    >>> lif = SingleSpike()
+    >>> mem = lif.reset_mem()
+    >>> for _ in range(3):
+    ...     spk, mem = lif(torch.tensor([[0.6, 0.2]]), mem)
+    ...     print(spk, mem)
+    tensor([[0., 0.]]) tensor([[0.6000, 0.2000]])
+    tensor([[1., 0.]]) tensor([[1.2000, 0.4000]])
+    tensor([[0., 0.]]) tensor([[1.2000, 0.6000]])
+    """
+
+    def __init__(
+        self,
+        beta: float | Tensor = 1.0,
+        threshold: float | Tensor = 1.0,
+        spike_grad: Callable[[Tensor], Tensor] | None = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        reset_mechanism: str | None = None,
+        state_quant: Callable[[Tensor], Tensor] | bool = False,
+        output: bool = False,
+        graded_spikes_factor: float | Tensor = 1.0,
+        learn_graded_spikes_factor: bool = False,
+        reset_delay: bool | None = None,
+        *,
+        sequence: bool = False,
+    ) -> None:
+        for name, value in (("reset_mechanism", reset_mechanism), ("reset_delay", reset_delay)):
+            if value is not None:
+                raise ValueError(
+                    f"{name} must be left out, got {value!r}: the neuron fires once, without reset"
+                )
+        if bool((torch.as_tensor(threshold) < 0).any()):
+            raise ValueError(f"threshold must be at least 0, got {threshold!r}")
+        if sequence and state_quant:
+            raise ValueError(
+                "state_quant must be False with sequence=True: it makes each step wait for the last"
+            )
+        super().__init__(
+            beta=beta,
+            threshold=threshold,
+            spike_grad=spike_grad,
+            init_hidden=init_hidden,
+            learn_beta=learn_beta,
+            learn_threshold=learn_threshold,
+            reset_mechanism="none",
+            state_quant=state_quant,
+            output=output,
+            graded_spikes_factor=graded_spikes_factor,
+            learn_graded_spikes_factor=learn_graded_spikes_factor,
+        )
+        self.surrogate_disable, self.inhibition, self.sequence = surrogate_disable, inhibition, sequence
+        # None is the latency rule; the default surrogate of `Leaky` would also keep it from being pickled.
+        self.spike_grad = _without_gradient if surrogate_disable else spike_grad
+
+    def extra_repr(self) -> str:
+        numbers = (
+            f"{name}={value.item() if value.numel() == 1 else list(value.shape)}"
+            for name, value in (("beta", self.beta), ("threshold", self.threshold))
+        )
+        flags = (f"{name}={getattr(self, name)}" for name in ("init_hidden", "output", "sequence"))
+        return ", ".join((*numbers, *flags))
+
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Currents [batch, *] and state -> spikes and state; [T, batch, *] with `sequence=True`."""
+        state = self._state(input_, mem, input_.shape[1:] if self.sequence else input_.shape)
+        neuron: dict[str, Any] = {
+            "threshold": self.threshold,
+            "beta": self.beta.clamp(0, 1),
+            "spike_grad": self.spike_grad,
+        }
+        if self.sequence:
+            spikes, mem = single_spike_sequence(input_, state, **neuron)
+        else:
+            quantize = self.state_quant or None
+            spikes, mem = single_spike_step(input_, state, quantize=quantize, **neuron)
+        if self.inhibition:
+            spikes = _only_the_highest(spikes, mem)
+        return self._outputs(spikes * self.graded_spikes_factor.to(spikes.dtype), mem)
+
+
+def _without_gradient(mem_shift: Tensor) -> Tensor:
+    return (mem_shift > 0).to(mem_shift.dtype)
+
+
+def _only_the_highest(spikes: Tensor, mem: Tensor) -> Tensor:
+    """Of the neurons [..., features] that fire together, the one with the highest potential."""
+    highest = mem.masked_fill(spikes == 0, -torch.inf).argmax(-1, keepdim=True)
+    return spikes * torch.zeros_like(spikes).scatter(-1, highest, 1.0)
+
+
+class FirstSpikePool2d(_Stateful):
+    """Pooling of spike trains: a window fires with its first spike, and never again.
+
+    The step-mode twin of `nn.EarliestSpikePool2d`, used like a neuron; `mem` says which windows
+    have fired. Max-pooling of spike trains would let a window fire once per input.
+
+    Args:
+        kernel_size, stride, padding: as `torch.nn.MaxPool2d`.
+        init_hidden, output, sequence: as `SingleSpike`.
+
+    Shape: [batch, channels, H, W] -> (spikes, mem) [batch, channels, H', W'], or spikes alone with
+    `init_hidden=True` and `output=False`. With `sequence=True` all have a time axis in front.
+
+    >>> import torch
+    >>> pool = FirstSpikePool2d(2, init_hidden=True)
+    >>> [pool(torch.ones(1, 1, 2, 2)).item() for _ in range(3)]
+    [1.0, 0.0, 0.0]
+    """
+
+    def __init__(
+        self,
+        kernel_size: Size2d,
+        stride: Size2d | None = None,
+        padding: Size2d = 0,
+        *,
+        init_hidden: bool = False,
+        output: bool = False,
+        sequence: bool = False,
+    ) -> None:
+        super().__init__(beta=1.0, init_hidden=init_hidden, output=output, reset_mechanism="none")
+        self.spike_grad = None
+        self.kernel_size = tuple(pair("kernel_size", kernel_size, 1))
+        self.stride = self.kernel_size if stride is None else tuple(pair("stride", stride, 1))
+        self.padding = tuple(pair("padding", padding, 0))
+        self.sequence = sequence
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+            f"init_hidden={self.init_hidden}, output={self.output}, sequence={self.sequence}"
+        )
+
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Spikes [batch, channels, H, W] and state -> pooled spikes and state."""
+        window = self.kernel_size, self.stride, self.padding
+        size = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(input_.shape[-2:], *window, strict=True))
+        shape = torch.Size((*input_.shape[1 if self.sequence else 0 : -2], *size))
+        pool = first_spike_pool2d_sequence if self.sequence else first_spike_pool2d_step
+        return self._outputs(*pool(input_, self._state(input_, mem, shape), *window))
+
+
+def reset(net: nn.Module) -> None:
+    """Reset the hidden states of all snnTorch neurons in `net`, however deeply nested, and of no other net.
+
+    `snntorch.utils.reset` of 1.0 looks at the direct children only, and resets every net of the process.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Sequential(SingleSpike(init_hidden=True)))
+    >>> _ = net(torch.ones(1, 2)); reset(net); net[0][0].mem
+    tensor([[0., 0.]])
+    """
+    for module in net.modules():
+        if isinstance(module, snn.SpikingNeuron):
+            for name in ("reset_mem", "reset_hidden"):
+                if hasattr(module, name):
+                    getattr(module, name)()
+                    break
+
+
+def latency(data: Tensor, num_steps: int, *, x_max: float = 1.0) -> Tensor:
+    """Intensities [batch, *] -> spike trains [num_steps, batch, *], the brighter the earlier.
+
+    Each value is encoded by itself, whatever the rest of the batch; a value of 0 does not spike.
+
+    Raises:
+        ValueError, TypeError: as `encode.latency`.
+
+    >>> import torch
+    >>> latency(torch.tensor([[1.0, 0.5, 0.0]]), num_steps=4).argmax(0)
+    tensor([[0, 2, 0]])
+    """
+    return decode.times_to_spikes(encode.latency(data, num_steps, x_max=x_max), num_steps)
+
+
+class _TemporalLoss:
+    """snnTorch's calling convention, `loss_fn(spk_rec, targets)`: a loss on the first-spike times."""
+
+    def __call__(self, spk_out: Tensor, targets: Tensor, mem: Tensor | None = None) -> Tensor:
+        """Loss of spike trains [T, batch, classes, *] against targets.
+
+        `mem`, recorded [T, batch, classes, *] or of the last step, lets silent neurons learn: the
+        gradient of their stand-in time goes to their potential at the end of the window.
+        """
+        loss: Tensor = self._loss(len(spk_out))(first_spike_times(spk_out, mem), targets)
+        return loss
+
+    def _loss(self, num_steps: int) -> nn.Module:
+        raise NotImplementedError
+
+
+class ce_temporal_loss(_TemporalLoss):
+    """Cross-entropy on first-spike times, `losses.TemporalCrossEntropyLoss` on spike trains.
+
+    Args:
+        temperature: as a fraction of the window, so that it does not depend on the number of steps.
+        silent: "t_max" counts a silent neuron as firing right after the last step, "ignore" leaves it out.
+        reduction, weight: as `torch.nn.CrossEntropyLoss`.
+
+    >>> import torch
+    >>> spk_rec = latency(torch.tensor([[0.75, 0.65, 0.0]]), num_steps=100)
+    >>> ce_temporal_loss(temperature=0.1)(spk_rec, torch.tensor([0]))
+    tensor(0.3137)
+    """
+
+    __name__ = "ce_temporal_loss"
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        silent: str = "t_max",
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+    ) -> None:
+        self._options = {"silent": silent, "reduction": reduction, "weight": weight}
+        self.temperature = temperature
+        self._loss(1)
+
+    def _loss(self, num_steps: int) -> nn.Module:
+        return losses.TemporalCrossEntropyLoss(num_steps, self.temperature, **self._options)  # type: ignore[arg-type]
+
+
+class mse_temporal_loss(_TemporalLoss):
+    """Mean squared distance to target times, `losses.TargetTimeLoss` on spike trains.
+
+    Args:
+        target_is_time: whether targets are times in steps [batch, classes, *] instead of labels.
+        on_target, off_target: step at which the label and the others should fire; negative steps
+            count from the end, so that the default of -1 is the last one. None is silence.
+        tolerance: a distance up to it, in steps, is no error.
+        silent: "t_max" counts a silent neuron as firing right after the last step, "ignore" leaves it out.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ValueError: when called, if a target lies outside the window.
+
+    >>> import torch
+    >>> spk_rec = latency(torch.tensor([[0.75, 0.5]]), num_steps=100)
+    >>> mse_temporal_loss(on_target=25, off_target=40, reduction="none")(spk_rec, torch.tensor([0]))
+    tensor([[0.0000, 0.0100]])
+    """
+
+    __name__ = "mse_temporal_loss"
+
+    def __init__(
+        self,
+        target_is_time: bool = False,
+        on_target: float | None = 0,
+        off_target: float | None = -1,
+        tolerance: float = 0,
+        silent: str = "t_max",
+        reduction: str = "mean",
+    ) -> None:
+        self.target_is_time, self.on_target, self.off_target = target_is_time, on_target, off_target
+        self._options = {"tolerance": tolerance, "silent": silent, "reduction": reduction}
+
+    def __call__(self, spk_out: Tensor, targets: Tensor, mem: Tensor | None = None) -> Tensor:
+        return super().__call__(spk_out, targets.to(spk_out.dtype) if self.target_is_time else targets, mem)
+
+    def _loss(self, num_steps: int) -> nn.Module:
+        wanted = (
+            num_steps if step is None else step + num_steps if step < 0 else step
+            for step in (self.on_target, self.off_target)
+        )
+        return losses.TargetTimeLoss(num_steps, *wanted, **self._options)  # type: ignore[arg-type]
+
+
+class relative_temporal_loss(_TemporalLoss):
+    """S4NN's relative targets, `losses.RelativeTargetLoss` on spike trains [T, batch, classes].
+
+    Args:
+        gamma: wanted gap in steps between the label and the others.
+        reduction: "mean" over the batch, "sum" or "none".
+
+    >>> import torch
+    >>> spk_rec = latency(torch.tensor([[0.8, 0.7]]), num_steps=100)
+    >>> relative_temporal_loss(gamma=5)(spk_rec, torch.tensor([0]))
+    tensor(0.)
+    """
+
+    # The name that `backprop.BPTT` takes a loss on spike trains by.
+    __name__ = "mse_temporal_loss"
+
+    def __init__(self, gamma: float, reduction: str = "mean") -> None:
+        self.gamma, self.reduction = gamma, reduction
+
+    def _loss(self, num_steps: int) -> nn.Module:
+        return losses.RelativeTargetLoss(self.gamma, num_steps, self.reduction)
+
+
+def accuracy_temporal(
+    spk_out: Tensor, targets: Tensor, mem: Tensor | None = None, *, tie: str | None = None
+) -> float:
+    """Fraction of samples whose label fires first, in spike trains [T, batch, classes].
+
+    Args:
+        targets: labels [batch].
+        mem: potentials, recorded or of the last step; they decide ties and silent samples.
+        tie: "lenient", "first_index", "potential" or "unique", as `metrics.accuracy`. None is
+            "potential" if there is one, else "unique". Silence is never class 0.
+
+    >>> import torch
+    >>> spk_rec = torch.zeros(4, 2, 3); spk_rec[1, 0, 2] = 1
+    >>> accuracy_temporal(spk_rec, torch.tensor([2, 0]))
+    0.5
+    """
+    potential = None if mem is None else _last(mem, spk_out).detach()
+    tie = tie or ("unique" if mem is None else "potential")
+    times = decode.spikes_to_times(spk_out.detach())
+    return metrics.accuracy(times, targets, potential=potential, tie=tie)
+
+
+def first_spike_times(spk_out: Tensor, mem: Tensor | None = None) -> Tensor:
+    """First-spike times [batch, *] of spike trains [T, batch, *]; see `decode.spikes_to_times`."""
+    return decode.spikes_to_times(spk_out, None if mem is None else _last(mem, spk_out))
+
+
+def _last(mem: Tensor, spk_out: Tensor) -> Tensor:
+    return mem[-1] if mem.shape == spk_out.shape else mem
