@@ -7,7 +7,7 @@ decoder it has the spike times and gradients of the layers on spike times (docs/
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,10 +23,19 @@ from .functional import (
     single_spike_step,
 )
 from .functional.connection import Size2d, pair
+from .neurons import IF
+from .nn import EarliestSpikePool2d
 
 try:
     from norse.torch.functional.threshold import threshold as norse_threshold
-    from norse.torch.module.snn import SNN, SNNCell
+    from norse.torch.module.iaf import IAF, IAFCell
+    from norse.torch.module.leaky_integrator import LI, LICell
+    from norse.torch.module.leaky_integrator_box import LIBoxCell
+    from norse.torch.module.lif import LIF, LIFCell
+    from norse.torch.module.lif_box import LIFBoxCell
+    from norse.torch.module.lift import Lift
+    from norse.torch.module.sequential import SequentialState
+    from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 except ImportError as error:
     raise ImportError("ssnn_plugin.norse needs Norse: pip install 'ssnn-plugin[norse]'") from error
 
@@ -320,3 +329,101 @@ class SpikesToTimesDecoder(nn.Module):
             raise ValueError(f"t_silent must not be before the last step at {last}, got {self.t_silent!r}")
         times = decode.spikes_to_times(spike_input, potential)
         return (fill_silent(times, self.t_silent / unit) * unit).unsqueeze(0)
+
+
+class _Norse:
+    """Norse's answers to `convert.Host`."""
+
+    def parts(self, module: nn.Module) -> list[tuple[str, nn.Module]] | None:
+        if isinstance(module, Lift | SequentialState):
+            return list(module.named_children())
+        return None
+
+    def neuron_on_times(self, module: Any) -> IF | None:
+        if not isinstance(module, SingleSpikeIF | SingleSpikeIFCell):
+            return None
+        p = module.p
+        if p.method != LATENCY:
+            raise ValueError(f"method {p.method!r} has no meaning on spike times. Use {LATENCY!r}")
+        beta = _one_value("tau_mem_inv", decay_per_step(p, module.dt))
+        return IF(_one_value("v_th", p.v_th), beta=beta)
+
+    def pool_on_times(self, module: Any) -> EarliestSpikePool2d | None:
+        if not isinstance(module, FirstSpikePool2dCell):
+            return None
+        return EarliestSpikePool2d(module.kernel_size, module.stride, module.padding)
+
+    def refires(self, module: Any) -> bool:
+        spiking = isinstance(module, SNN | SNNCell | SNNRecurrent | SNNRecurrentCell)
+        ours = isinstance(module, SingleSpikeIF | SingleSpikeIFCell)
+        return spiking and not ours and not isinstance(module, LI | LICell | LIBoxCell)
+
+    def single_spike(self, module: Any) -> tuple[nn.Module, tuple[str, ...]]:
+        p = module.p
+        lost = [
+            f"v_reset {_short(p.v_reset)}: a neuron that fires once is not reset"
+            if hasattr(p, "v_reset")
+            else "",
+            f"method {p.method!r}: the latency rule replaces the surrogate" if hasattr(p, "method") else "",
+        ]
+        rest: Any
+        if type(module) in (IAF, IAFCell):
+            rest, gain, leak = p.v_reset, 1.0, 0.0
+        elif type(module) in (LIF, LIFCell, LIFBoxCell):
+            # Norse adds dt tau_mem_inv (v_leak - v + input): the input's factor goes into the threshold.
+            rest, leak = p.v_leak, _plain(p.tau_mem_inv)
+            gain = module.dt * leak
+            if type(module) is not LIFBoxCell:
+                gain = leak / _plain(p.tau_syn_inv)
+                lost.append(
+                    "tau_syn_inv: an input acts at once, with the whole charge of its synaptic current"
+                )
+        else:
+            raise ValueError("only IAF, LIF, LIFBox and their cells have a single-spike counterpart")
+        v_th = _plain((torch.as_tensor(p.v_th) - torch.as_tensor(rest)) / gain)
+        if float(torch.as_tensor(v_th).min()) < 0:
+            raise ValueError(f"v_th {_short(p.v_th)} must not be below the potential at rest, {_short(rest)}")
+        if _short(v_th) != _short(p.v_th):
+            lost.append(
+                f"v_th {_short(p.v_th)} becomes {_short(v_th)}: from 0 up, in units of what an input adds"
+            )
+        kind = SingleSpikeIF if isinstance(module, SNN) else SingleSpikeIFCell
+        options = {"record_states": module.record_states} if kind is SingleSpikeIF else {}
+        new = kind(SingleSpikeIFParameters(v_th=v_th, tau_mem_inv=leak), module.dt, **options)
+        return new, tuple(filter(None, lost))
+
+    def neuron_in_steps(self, neuron: IF, last: bool) -> nn.Module:
+        dt = 1.0  # a step is a bin, so that 1 - dt tau_mem_inv is the leak without rounding
+        p = SingleSpikeIFParameters(v_th=neuron.threshold, tau_mem_inv=1 - neuron.beta)
+        return SingleSpikeIF(p, dt)
+
+    def pool_in_steps(self, pool: EarliestSpikePool2d) -> nn.Module:
+        return FirstSpikePool2d(pool.kernel_size, pool.stride, pool.padding)
+
+    def sequential(self, modules: Sequence[nn.Module]) -> nn.Module:
+        over_time = (SingleSpikeIF, FirstSpikePool2d)
+        model: nn.Module = SequentialState(*(m if isinstance(m, over_time) else Lift(m) for m in modules))
+        return model
+
+
+HOST = _Norse()
+
+
+def _plain(value: Any) -> Any:
+    """A number where there is but one."""
+    tensor = torch.as_tensor(value).detach()
+    return tensor.item() if tensor.numel() == 1 else tensor
+
+
+def _one_value(name: str, value: float | Tensor) -> float:
+    values = torch.unique(torch.as_tensor(value, dtype=torch.float64).detach())
+    if values.numel() != 1:
+        raise ValueError(f"{name} must be the same for all neurons, got {values.numel()} values")
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(f"{name} must not be learnable on spike times")
+    return float(values.item())
+
+
+def _short(value: Any) -> str:
+    plain = _plain(value)
+    return f"{list(plain.shape)}" if isinstance(plain, Tensor) else f"{plain:.4g}"

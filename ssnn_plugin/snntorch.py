@@ -6,7 +6,7 @@ losses it has the spike times and gradients of the layers on spike times (docs/t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from .functional import (
     single_spike_step,
 )
 from .functional.connection import Size2d, pair
+from .neurons import IF
+from .nn import EarliestSpikePool2d
 
 try:
     import snntorch as snn
@@ -422,3 +424,99 @@ def first_spike_times(spk_out: Tensor, mem: Tensor | None = None) -> Tensor:
 
 def _last(mem: Tensor, spk_out: Tensor) -> Tensor:
     return mem[-1] if mem.shape == spk_out.shape else mem
+
+
+class _SnnTorch:
+    """snnTorch's answers to `convert.Host`."""
+
+    def parts(self, module: nn.Module) -> list[tuple[str, nn.Module]] | None:
+        return None
+
+    def neuron_on_times(self, module: Any) -> IF | None:
+        if not isinstance(module, SingleSpike):
+            return None
+        refused = {
+            "learn_beta": isinstance(module.beta, nn.Parameter),
+            "learn_threshold": isinstance(module.threshold, nn.Parameter),
+            "learn_graded_spikes_factor": isinstance(module.graded_spikes_factor, nn.Parameter),
+            "graded_spikes_factor": bool((module.graded_spikes_factor != 1).any()),
+            "state_quant": bool(module.state_quant),
+            "inhibition": module.inhibition,
+            "spike_grad or surrogate_disable": module.spike_grad is not None,
+        }
+        for name, given in refused.items():
+            if given:
+                raise ValueError(f"the option {name} has no meaning on spike times. Leave it out")
+        beta = _one_value("beta", module.beta.clamp(0, 1))
+        return IF(_one_value("threshold", module.threshold), beta=beta)
+
+    def pool_on_times(self, module: Any) -> EarliestSpikePool2d | None:
+        if not isinstance(module, FirstSpikePool2d):
+            return None
+        return EarliestSpikePool2d(module.kernel_size, module.stride, module.padding)
+
+    def refires(self, module: Any) -> bool:
+        return isinstance(module, snn.SpikingNeuron) and not isinstance(module, _Stateful)
+
+    def single_spike(self, module: Any) -> tuple[nn.Module, tuple[str, ...]]:
+        if type(module) not in (snn.Leaky, snn.Lapicque, snn.Synaptic):
+            raise ValueError("only Leaky, Lapicque and Synaptic have a single-spike counterpart")
+        beta, gain, lost = module.beta, None, []
+        if isinstance(module, snn.Lapicque):
+            beta, gain = 1 - module.time_step / (module.R * module.C), module.time_step / module.C
+            lost.append(f"R, C: an input counts {_short(gain)} times, which the threshold makes up for")
+        elif isinstance(module, snn.Synaptic):
+            kept = module.alpha.detach().clamp(0, 1)
+            if bool((kept == 1).any()):
+                raise ValueError("alpha = 1 is a synaptic current that never ends")
+            gain = 1 / (1 - kept)
+            lost.append(
+                f"alpha {_short(kept)}: an input acts at once, with the whole charge of its synaptic current"
+            )
+            lost.append("state: a step returns (spk, mem), without syn")
+        lost.append(f"reset_mechanism {module.reset_mechanism!r}: a neuron that fires once is not reset")
+        if not module.surrogate_disable:
+            lost.append("spike_grad: the latency rule replaces the surrogate")
+        threshold = module.threshold if gain is None else module.threshold.detach() / gain
+        neuron = SingleSpike(
+            beta=beta.detach(),
+            threshold=threshold.detach(),
+            surrogate_disable=module.surrogate_disable,
+            init_hidden=module.init_hidden,
+            inhibition=module.inhibition,
+            learn_beta=isinstance(beta, nn.Parameter),
+            learn_threshold=isinstance(module.threshold, nn.Parameter),
+            state_quant=module.state_quant,
+            output=module.output,
+            graded_spikes_factor=module.graded_spikes_factor.detach(),
+            learn_graded_spikes_factor=isinstance(module.graded_spikes_factor, nn.Parameter),
+        )
+        for name in ("beta", "threshold", "graded_spikes_factor"):
+            if isinstance(getattr(module, name), nn.Parameter) and (gain is None or name != "threshold"):
+                setattr(neuron, name, getattr(module, name))
+        return neuron, tuple(lost)
+
+    def neuron_in_steps(self, neuron: IF, last: bool) -> nn.Module:
+        # In double precision, so that both modes compare with the same number.
+        beta, threshold = (torch.tensor(x, dtype=torch.float64) for x in (neuron.beta, neuron.threshold))
+        return SingleSpike(beta=beta, threshold=threshold, init_hidden=True, output=last)
+
+    def pool_in_steps(self, pool: EarliestSpikePool2d) -> nn.Module:
+        return FirstSpikePool2d(pool.kernel_size, pool.stride, pool.padding, init_hidden=True)
+
+    def sequential(self, modules: Sequence[nn.Module]) -> nn.Module:
+        return nn.Sequential(*modules)
+
+
+HOST = _SnnTorch()
+
+
+def _one_value(name: str, value: Tensor) -> float:
+    values = torch.unique(value.detach())
+    if values.numel() != 1:
+        raise ValueError(f"{name} must be the same for all neurons, got {values.numel()} values")
+    return float(values.item())
+
+
+def _short(value: Tensor) -> str:
+    return f"{value.item():.4g}" if value.numel() == 1 else f"{list(value.shape)}"

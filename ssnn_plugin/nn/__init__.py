@@ -3,5 +3,6 @@
 from .conv import SpikeConv2d
 from .linear import SpikeLinear
 from .pool import EarliestSpikePool2d, SpikeFlatten
+from .sequential import SpikeSequential
 
-__all__ = ["EarliestSpikePool2d", "SpikeConv2d", "SpikeFlatten", "SpikeLinear"]
+__all__ = ["EarliestSpikePool2d", "SpikeConv2d", "SpikeFlatten", "SpikeLinear", "SpikeSequential"]

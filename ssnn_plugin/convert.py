@@ -1,0 +1,540 @@
+"""Host model <-> network on spike times, sharing parameters; host neurons -> single-spike neurons.
+
+What is particular to a host is asked of its adapter (`snntorch.py`, `norse.py`), and of that only if
+the host has been imported: a model of its cannot exist otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import fx, nn
+
+from . import _checks
+from .functional.pool import AveragePool
+from .neurons import IF
+from .nn import EarliestSpikePool2d, SpikeConv2d, SpikeFlatten, SpikeLinear, SpikeSequential
+from .nn.connection import SpikeConnection
+
+HOSTS = ("snntorch", "norse")
+
+
+class NoTimeMode(TypeError):
+    """A module that has no meaning on spike times; the message names its path, class and a replacement."""
+
+
+class Replacement(NamedTuple):
+    """What `replace_neurons` put in the place of a neuron, and what could not be kept."""
+
+    path: str
+    old: str
+    new: str
+    lost: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.old} -> {self.new}" + "".join(f"\n  {what}" for what in self.lost)
+
+
+class Host(Protocol):
+    """What an adapter answers about the modules of its host."""
+
+    def parts(self, module: nn.Module) -> list[tuple[str, nn.Module]] | None:
+        """The named modules that a container of the host runs one after the other; None for others."""
+
+    def neuron_on_times(self, module: Any) -> IF | None:
+        """The neuron of a single-spike module. Raises ValueError if an option has no meaning on times."""
+
+    def pool_on_times(self, module: Any) -> EarliestSpikePool2d | None:
+        """The pool on times of the host's first-spike pool."""
+
+    def refires(self, module: Any) -> bool:
+        """Whether this is a neuron of the host, which may fire more than once."""
+
+    def single_spike(self, module: Any) -> tuple[nn.Module, tuple[str, ...]]:
+        """The single-spike module for a neuron of the host, and what is lost. Raises ValueError."""
+
+    def neuron_in_steps(self, neuron: IF, last: bool) -> nn.Module:
+        """The single-spike module of the host for a neuron on times."""
+
+    def pool_in_steps(self, pool: EarliestSpikePool2d) -> nn.Module:
+        """The host's first-spike pool."""
+
+    def sequential(self, modules: Sequence[nn.Module]) -> nn.Module:
+        """The host's container of modules that work on one step each, or are the adapter's own."""
+
+
+def _adapter(name: str) -> Host:
+    adapter: Any = importlib.import_module(f"{__package__}.{name}")
+    host: Host = adapter.HOST
+    return host
+
+
+def _hosts() -> list[Host]:
+    return [_adapter(name) for name in HOSTS if name in sys.modules]
+
+
+def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool = False) -> SpikeSequential:
+    """The network on spike times that equals a step-by-step model, sharing its parameters.
+
+    Training one trains the other: weights and biases are the same `Parameter` objects, so that an
+    optimiser of one is an optimiser of the other. Thresholds and leaks are copied.
+
+    Args:
+        model: a snnTorch `nn.Sequential` or module, or a Norse `SequentialState`, made of Linear,
+            Conv2d, Flatten, Identity, average pooling on either side of a connection, Dropout on
+            spikes, our single-spike neurons and first-spike pools. The `forward` of a module of
+            your own is followed symbolically: it has to be a chain of such modules, in a loop over
+            steps or not.
+        t_max: number of steps, after which everything is silent.
+        silent_gradient: whether silent neurons of the last layer learn from a gradient that reaches
+            them, as they do in steps if the decoder or the loss is given their potential.
+
+    Returns:
+        A `SpikeSequential`: times [batch, *] -> times.
+
+    Raises:
+        NoTimeMode: the path and class of the first module that has no meaning on spike times, and what to
+            use instead.
+        ValueError: a `t_max` that is not a whole number above 0.
+
+    Source: docs/three-modes.md.
+    """
+    _checks.whole_and_positive("t_max", t_max)
+    hosts = _hosts()
+    builder = _Builder(t_max, hosts)
+    for path, module in _chain(model, hosts):
+        builder.add(path, module)
+    network = builder.finish()
+    last = network[-1]
+    if isinstance(last, SpikeConnection):
+        last.silent_gradient = silent_gradient
+    return network.train(model.training)
+
+
+SUPPORTED = (
+    "Linear, Conv2d, Flatten, AvgPool2d, Dropout, Identity, single-spike neurons and first-spike pools"
+)
+
+
+class _Builder:
+    """Joins connection, pooling and neuron to layers, module by module."""
+
+    def __init__(self, t_max: int, hosts: list[Host]) -> None:
+        self.t_max, self.hosts = t_max, hosts
+        self.layers: list[nn.Module] = []
+        self._start_layer()
+
+    def _start_layer(self) -> None:
+        self.connection: nn.Linear | nn.Conv2d | None = None
+        self.where = ""
+        self.input_pool: AveragePool | None = None
+        self.output_pool: AveragePool | None = None
+        self.dropout = 0.0
+        self.flatten = False
+
+    def add(self, path: str, module: nn.Module) -> None:
+        def refuse(why: str) -> NoTimeMode:
+            return NoTimeMode(f"{path or 'the model'} ({type(module).__name__}) has no time mode: {why}")
+
+        self.where = f"{path} ({type(module).__name__})"
+        for host in self.hosts:
+            try:
+                neuron, pool = host.neuron_on_times(module), host.pool_on_times(module)
+            except ValueError as error:
+                raise refuse(str(error)) from error
+            if neuron is not None:
+                self._neuron(neuron, refuse)
+                return
+            if pool is not None:
+                self._first_spike_pool(pool, refuse)
+                return
+            if host.refires(module):
+                raise refuse(
+                    "it may fire more than once. Use a single-spike neuron; "
+                    "ssnn_plugin.replace_neurons(model) puts them in place"
+                )
+        if isinstance(module, nn.Identity):
+            return
+        for kinds, handle in self._handlers():
+            if isinstance(module, kinds):
+                handle(module, refuse)
+                return
+        raise refuse(f"a network on spike times is made of {SUPPORTED}")
+
+    def _handlers(self) -> Iterable[tuple[Any, Callable[[Any, Callable[[str], NoTimeMode]], None]]]:
+        return (
+            ((nn.Linear, nn.Conv2d), self._weights),
+            (nn.Flatten, self._flatten),
+            (nn.AvgPool2d, self._average_pool),
+            (nn.Dropout, self._dropout),
+            ((nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d), self._max_pool),
+            ((nn.BatchNorm1d, nn.BatchNorm2d), self._batch_norm),
+        )
+
+    def _weights(self, module: nn.Linear | nn.Conv2d, refuse: Callable[[str], NoTimeMode]) -> None:
+        if self.connection is not None:
+            raise refuse("two weight layers follow each other. Put a neuron between them, or multiply them")
+        if isinstance(module, nn.Conv2d):
+            if module.padding_mode != "zeros":
+                raise refuse(f"padding_mode must be 'zeros', which is silence, got {module.padding_mode!r}")
+            if self.flatten:
+                raise refuse("a convolution needs an input with height and width, which Flatten has removed")
+        elif self.input_pool is not None and not self.flatten:
+            raise refuse("a Linear layer on pooled spikes needs a Flatten between them")
+        elif self.input_pool is None and self.flatten:
+            self.layers.append(SpikeFlatten())
+        self.connection, self.flatten = module, False
+
+    def _flatten(self, module: nn.Flatten, refuse: Callable[[str], NoTimeMode]) -> None:
+        # A window of steps has its time axis in front of the batch, a single step has none.
+        if module.start_dim not in (1, 2) or module.end_dim != -1:
+            raise refuse("only the features of a sample can be flattened. Use Flatten() or Flatten(2)")
+        self.flatten = True
+
+    def _average_pool(self, module: nn.AvgPool2d, refuse: Callable[[str], NoTimeMode]) -> None:
+        if module.padding not in (0, (0, 0)) or module.ceil_mode or module.divisor_override is not None:
+            raise refuse("use AvgPool2d without padding, ceil_mode and divisor_override")
+        pool = AveragePool(_pair(module.kernel_size), _pair(module.stride))
+        if self.flatten or isinstance(self.connection, nn.Linear):
+            raise refuse("pool before Flatten and Linear")
+        if self.connection is None and self.input_pool is None:
+            self.input_pool = pool
+        elif self.connection is not None and self.output_pool is None:
+            self.output_pool = pool
+        else:
+            raise refuse("two average pools follow each other. Use one with the product of their kernels")
+
+    def _dropout(self, module: nn.Dropout, refuse: Callable[[str], NoTimeMode]) -> None:
+        if self.connection is not None or self.input_pool is not None:
+            raise refuse("it drops currents anew in every step. Put it right behind a neuron, on its spikes")
+        if self.dropout:
+            raise refuse("two Dropouts follow each other. Use one")
+        if not 0 <= module.p < 1:
+            raise refuse(f"p must be at least 0 and below 1, got {module.p!r}")
+        self.dropout = module.p
+
+    def _max_pool(self, module: nn.Module, refuse: Callable[[str], NoTimeMode]) -> None:
+        why = (
+            "the maximum of currents is no sum of spikes"
+            if self.connection is not None
+            else "max-pooling of spike trains lets a unit fire several times"
+        )
+        raise refuse(f"{why}. Use FirstSpikePool2d of ssnn_plugin's adapter behind the neuron, or AvgPool2d")
+
+    def _batch_norm(self, module: nn.Module, refuse: Callable[[str], NoTimeMode]) -> None:
+        raise refuse(
+            "it mixes the steps of a batch. Fold it into the weights in front, for instance with "
+            "torch.nn.utils.fusion.fuse_conv_bn_eval or fuse_linear_bn_eval"
+        )
+
+    def _first_spike_pool(self, pool: EarliestSpikePool2d, refuse: Callable[[str], NoTimeMode]) -> None:
+        if self.connection is not None:
+            raise refuse("it pools spikes, not currents. Put it behind the neuron")
+        if self.input_pool is not None or self.flatten or self.dropout:
+            raise refuse("put it right behind the neuron")
+        self.layers.append(pool)
+
+    def _neuron(self, neuron: IF, refuse: Callable[[str], NoTimeMode]) -> None:
+        if self.connection is None:
+            raise refuse("it needs a Linear or Conv2d in front")
+        try:
+            self.layers.append(self._layer(self.connection, neuron))
+        except (TypeError, ValueError) as error:
+            raise refuse(str(error)) from error
+        if self.flatten:
+            self.layers.append(SpikeFlatten())
+        self._start_layer()
+
+    def _layer(self, connection: nn.Linear | nn.Conv2d, neuron: IF) -> SpikeConnection:
+        options: dict[str, Any] = {
+            "t_max": self.t_max,
+            "bias": connection.bias is not None,
+            "input_pool": self.input_pool,
+            "dropout": self.dropout,
+            "device": "meta",
+            "dtype": connection.weight.dtype,
+        }
+        layer: SpikeConnection
+        if isinstance(connection, nn.Linear):
+            layer = SpikeLinear(connection.in_features, connection.out_features, neuron, **options)
+        else:
+            layer = SpikeConv2d(
+                connection.in_channels,
+                connection.out_channels,
+                connection.kernel_size,
+                neuron,
+                stride=connection.stride,
+                padding=connection.padding,
+                dilation=connection.dilation,
+                groups=connection.groups,
+                output_pool=self.output_pool,
+                **options,
+            )
+        layer.weight = connection.weight  # type: ignore[assignment]
+        layer.bias = connection.bias
+        return layer
+
+    def finish(self) -> SpikeSequential:
+        if self.connection is not None or self.input_pool is not None or self.dropout:
+            raise NoTimeMode(
+                f"{self.where} has no time mode: the model must end with neurons, so put one behind it"
+            )
+        if not self.layers:
+            raise NoTimeMode(f"the model has no layers; a network on spike times is made of {SUPPORTED}")
+        return SpikeSequential(*self.layers)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = size if isinstance(size, tuple) else (size, size)
+    return int(height), int(width)
+
+
+def _chain(model: nn.Module, hosts: list[Host], path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model in the order in which they run, with their paths."""
+    parts = _parts(model, hosts)
+    if parts is None:
+        if not any(True for _ in model.children()):
+            yield path, model
+            return
+        parts = _trace(model, hosts)
+    for name, part in parts:
+        yield from _chain(part, hosts, f"{path}.{name}" if path else name)
+
+
+def _parts(module: nn.Module, hosts: list[Host]) -> list[tuple[str, nn.Module]] | None:
+    for host in hosts:
+        parts = host.parts(module)
+        if parts is not None:
+            return parts
+    if type(module).forward is nn.Sequential.forward:
+        return list(module.named_children())
+    return None
+
+
+class _WindowProxy(fx.Proxy):
+    """A proxy whose sizes are 2: two steps show how the modules of a loop over time follow each other."""
+
+    def __index__(self) -> int:
+        return 2
+
+    def __len__(self) -> int:
+        return 2
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, hosts: list[Host]) -> None:
+        super().__init__()
+        self.hosts = hosts
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return _parts(m, self.hosts) is not None or not any(True for _ in m.children())
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _WindowProxy(node, self)
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        return iter((obj[0], obj[1]))
+
+
+def _trace(model: nn.Module, hosts: list[Host]) -> list[tuple[str, nn.Module]]:
+    """The chain of modules that a module's own `forward` runs its input through."""
+    name = type(model).__name__
+    try:
+        graph = _Tracer(hosts).trace(model)
+    except Exception as error:
+        raise NoTimeMode(
+            f"the forward of {name} cannot be followed ({type(error).__name__}: {error}). "
+            "Put its modules into an nn.Sequential"
+        ) from error
+    before: dict[str, str | None] = {}
+    modules: dict[str, nn.Module] = {}
+    inputs: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op != "call_module":
+            continue
+        target, argument = str(node.target), node.args[0] if node.args else None
+        source, flattened = _source(argument, name)
+        modules[target] = model.get_submodule(target)
+        link = target
+        if flattened:
+            link = f"{target} input"
+            modules[link], before[target] = nn.Flatten(), link
+        elif target in before and before[target] != source:
+            raise NoTimeMode(f"{name} runs {target} on {before[target]} and on {source}: it is no chain")
+        before[link] = source
+        if source is None and isinstance(argument, fx.Node):
+            inputs.setdefault(target, []).append(argument)
+    for target, nodes in inputs.items():
+        if len(nodes) > 1 and all(node.op == "placeholder" for node in nodes):
+            raise NoTimeMode(
+                f"{name} feeds the same input to {target} in every step. Encode it as spikes, for instance "
+                "with the adapter's latency encoder, and index them by the step"
+            )
+    return [(target, modules[target]) for target in _ordered(before, name)]
+
+
+def _source(argument: Any, name: str) -> tuple[str | None, bool]:
+    """The module whose output this is, None for the model's input, and whether it is flattened."""
+    flattened = False
+    while isinstance(argument, fx.Node):
+        if argument.op == "placeholder":
+            return None, flattened
+        if argument.op == "call_module":
+            return str(argument.target), flattened
+        called = argument.target
+        if called is operator.getitem:
+            of, index = argument.args
+            if isinstance(of, fx.Node) and of.op == "call_module" and index != 0:
+                raise NoTimeMode(
+                    f"{name} passes on the state of {of.target}; only its spikes have a time mode"
+                )
+        elif called in (torch.flatten, "flatten", "view", "reshape"):
+            flattened = True
+        else:
+            label = getattr(called, "__name__", str(called))
+            raise NoTimeMode(
+                f"{name} calls {label} between its modules, which has no time mode. "
+                f"Use modules: {SUPPORTED}; FirstSpikePool2d behind a neuron for max_pool2d"
+            )
+        argument = argument.args[0]
+    raise NoTimeMode(f"{name} runs a module on {argument!r}, which is not its input")
+
+
+def _ordered(before: dict[str, str | None], name: str) -> list[str]:
+    after: dict[str | None, str] = {}
+    for target, source in before.items():
+        if source in after:
+            raise NoTimeMode(
+                f"{name} runs both {after[source]} and {target} on {source or 'its input'}: it is no chain"
+            )
+        after[source] = target
+    order: list[str] = []
+    while (order[-1] if order else None) in after:
+        order.append(after[order[-1] if order else None])
+    if len(order) < len(before):
+        raise NoTimeMode(f"{name} is no chain of modules: {sorted(set(before) - set(order))} are not reached")
+    return order
+
+
+def to_step_mode(model: nn.Sequential, host: str) -> nn.Module:
+    """A host's step-by-step model that equals a network on spike times, sharing its parameters.
+
+    Args:
+        model: layers of `ssnn_plugin.nn` in a row, such as `to_event_driven` returns.
+        host: "snntorch" gives an `nn.Sequential` with hidden states that takes a step per call and
+            returns (spikes, mem); "norse" a `SequentialState` that takes [T, batch, *] and returns
+            (spikes, state).
+
+    Raises:
+        NoTimeMode: a layer that has no step mode, such as one with a delay.
+        ValueError: an unknown host.
+
+    What silent neurons learn from is a choice of the decoder in steps: pass it their potential if
+    the last layer has `silent_gradient=True`.
+    """
+    _checks.one_of("host", host, HOSTS)
+    adapter = _adapter(host)
+    layers = list(model.named_children())
+    modules: list[nn.Module] = []
+    for position, (path, layer) in enumerate(layers):
+        try:
+            modules += _in_steps(layer, adapter, last=position == len(layers) - 1)
+        except ValueError as error:
+            raise NoTimeMode(f"{path} ({type(layer).__name__}) has no step mode: {error}") from error
+    return adapter.sequential(modules).train(model.training)
+
+
+def _in_steps(layer: nn.Module, adapter: Host, last: bool) -> Iterator[nn.Module]:
+    if isinstance(layer, EarliestSpikePool2d):
+        yield adapter.pool_in_steps(layer)
+    elif isinstance(layer, nn.Flatten):
+        yield nn.Flatten()
+    elif isinstance(layer, SpikeConnection):
+        if layer.neuron.delay:
+            raise ValueError(f"the hosts' neurons have no delay, got {layer.neuron}")
+        yield from connection_in_steps(layer)
+        yield adapter.neuron_in_steps(layer.neuron, last)
+    else:
+        raise ValueError("it is no layer of ssnn_plugin.nn")
+
+
+def connection_in_steps(layer: SpikeConnection) -> Iterator[nn.Module]:
+    """The torch modules in front of the neuron, sharing the layer's parameters."""
+    if layer.dropout:
+        yield nn.Dropout(layer.dropout)
+    if layer.input_pool is not None:
+        yield nn.AvgPool2d(*layer.input_pool)
+        if isinstance(layer, SpikeLinear):
+            yield nn.Flatten()
+    options: dict[str, Any] = {"bias": layer.bias is not None, "device": "meta"}
+    connection: nn.Linear | nn.Conv2d
+    if isinstance(layer, SpikeLinear):
+        connection = nn.Linear(layer.in_features, layer.out_features, **options)
+    elif isinstance(layer, SpikeConv2d):
+        connection = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            **options,
+        )
+    else:
+        raise ValueError("it is no layer of ssnn_plugin.nn")
+    connection.weight = layer.weight
+    connection.bias = layer.bias
+    yield connection
+    if isinstance(layer, SpikeConv2d) and layer.output_pool is not None:
+        yield nn.AvgPool2d(*layer.output_pool)
+
+
+def replace_neurons(model: nn.Module) -> list[Replacement]:
+    """Swap the neurons of snnTorch and Norse in a model for single-spike ones, in place, keeping weights.
+
+    Handled are snnTorch's Leaky, Lapicque and Synaptic, and Norse's IAF, LIF and LIFBox, cells and
+    layers. Their surrogate gradients give way to the latency rule, without which there is no time mode.
+
+    Returns:
+        What was changed, one entry per neuron, with what could not be kept.
+
+    Raises:
+        ValueError: a neuron that cannot be replaced, such as a recurrent one, by its path and class; then
+            nothing has been changed. A model that is a neuron itself.
+
+    >>> import snntorch, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2), snntorch.Leaky(beta=0.5, init_hidden=True))
+    >>> print(*replace_neurons(model))
+    1: Leaky -> SingleSpike
+      reset_mechanism 'subtract': a neuron that fires once is not reset
+      spike_grad: the latency rule replaces the surrogate
+    """
+    hosts = _hosts()
+    new: dict[nn.Module, tuple[nn.Module, tuple[str, ...]]] = {}
+    found = []
+    for path, module in model.named_modules(remove_duplicate=False):
+        host = next((host for host in hosts if host.refires(module)), None)
+        if host is None:
+            continue
+        if not path:
+            raise ValueError(
+                f"model is a neuron itself ({type(module).__name__}): pass the model it is part of"
+            )
+        try:
+            new[module] = new.get(module) or host.single_spike(module)
+        except ValueError as error:
+            raise ValueError(f"{path} ({type(module).__name__}) cannot be replaced: {error}") from error
+        found.append((path, module))
+    changed = []
+    for path, module in found:
+        neuron, lost = new[module]
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, neuron.train(module.training))
+        changed.append(Replacement(path, type(module).__name__, type(neuron).__name__, lost))
+    return changed

@@ -1,0 +1,40 @@
+"""A network on spike times."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .connection import SpikeConnection
+
+
+class SpikeSequential(nn.Sequential):
+    """`torch.nn.Sequential` on spike times, which hands on the potential of its last layer if asked.
+
+    Shape: times [batch, *] -> times, or (times, potential) with `return_potential=True`.
+
+    Raises:
+        TypeError: `return_potential=True` and a last layer without neurons.
+
+    >>> import torch
+    >>> from ssnn_plugin import IF
+    >>> from ssnn_plugin.nn import SpikeLinear
+    >>> model = SpikeSequential(SpikeLinear(4, 3, IF(), t_max=8), SpikeLinear(3, 2, IF(), t_max=8))
+    >>> times, potential = model(torch.zeros(1, 4), return_potential=True)
+    >>> times.shape, potential.shape
+    (torch.Size([1, 2]), torch.Size([1, 2]))
+    """
+
+    def forward(self, times: Tensor, return_potential: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Times [batch, *] -> times, or (times, potential)."""
+        *layers, last = self
+        for layer in layers:
+            times = layer(times)
+        if not return_potential:
+            output: Tensor = last(times)
+            return output
+        if not isinstance(last, SpikeConnection):
+            raise TypeError(
+                f"return_potential=True needs a last layer with neurons, got {type(last).__name__}"
+            )
+        outputs: tuple[Tensor, Tensor] = last(times, return_potential=True)
+        return outputs
