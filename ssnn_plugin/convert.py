@@ -106,7 +106,7 @@ def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool = Fal
     """
     _checks.whole_and_positive("t_max", t_max)
     hosts = _hosts()
-    builder = _Builder(t_max, hosts)
+    builder = Builder(t_max, hosts)
     for path, module in _chain(model, hosts):
         builder.add(path, module)
     network = builder.finish()
@@ -121,8 +121,8 @@ SUPPORTED = (
 )
 
 
-class _Builder:
-    """Joins connection, pooling and neuron to layers, module by module."""
+class Builder:
+    """Joins connections, pools and neurons to layers on spike times, one after the other."""
 
     def __init__(self, t_max: int, hosts: list[Host]) -> None:
         self.t_max, self.hosts = t_max, hosts
@@ -137,34 +137,47 @@ class _Builder:
         self.dropout = 0.0
         self.flatten = False
 
-    def add(self, path: str, module: nn.Module) -> None:
+    def add(self, path: str, module: nn.Module | IF) -> None:
+        """Add a torch module, a module of a host, or the neuron behind what came before.
+
+        Raises:
+            NoTimeMode: what has no meaning on spike times, here.
+        """
+
         def refuse(why: str) -> NoTimeMode:
             return NoTimeMode(f"{path or 'the model'} ({type(module).__name__}) has no time mode: {why}")
 
         self.where = f"{path} ({type(module).__name__})"
+        try:
+            part = self._on_times(module)
+        except ValueError as error:
+            raise refuse(str(error)) from error
+        if isinstance(part, IF):
+            self._neuron(part, refuse)
+            return
+        if isinstance(part, EarliestSpikePool2d):
+            self._first_spike_pool(part, refuse)
+            return
+        if isinstance(part, nn.Identity):
+            return
+        for kinds, handle in self._handlers():
+            if isinstance(part, kinds):
+                handle(part, refuse)
+                return
+        raise refuse(f"a network on spike times is made of {SUPPORTED}")
+
+    def _on_times(self, module: nn.Module | IF) -> nn.Module | IF:
+        """What a module of a host is on spike times; others as they are."""
         for host in self.hosts:
-            try:
-                neuron, pool = host.neuron_on_times(module), host.pool_on_times(module)
-            except ValueError as error:
-                raise refuse(str(error)) from error
-            if neuron is not None:
-                self._neuron(neuron, refuse)
-                return
-            if pool is not None:
-                self._first_spike_pool(pool, refuse)
-                return
+            part = host.neuron_on_times(module) or host.pool_on_times(module)
+            if part is not None:
+                return part
             if host.refires(module):
-                raise refuse(
+                raise ValueError(
                     "it may fire more than once. Use a single-spike neuron; "
                     "ssnn_plugin.replace_neurons(model) puts them in place"
                 )
-        if isinstance(module, nn.Identity):
-            return
-        for kinds, handle in self._handlers():
-            if isinstance(module, kinds):
-                handle(module, refuse)
-                return
-        raise refuse(f"a network on spike times is made of {SUPPORTED}")
+        return module
 
     def _handlers(self) -> Iterable[tuple[Any, Callable[[Any, Callable[[str], NoTimeMode]], None]]]:
         return (
