@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 
-def first_spikes(times, weight, threshold, delay, t_max, bias=None):
+def first_spikes(times, weight, threshold, delay, t_max, bias=None, beta=1.0):
     """Simulate one sample bin by bin: (output times with delay, potential at crossing or at the end)."""
     n_out = weight.shape[0]
     out = np.full(n_out, np.inf)
@@ -13,6 +14,7 @@ def first_spikes(times, weight, threshold, delay, t_max, bias=None):
     for j in range(n_out):
         v = 0.0
         for t in range(int(t_max)):
+            v *= beta
             for i in range(weight.shape[1]):
                 if times[i] == t:
                     v += weight[j, i]
@@ -35,6 +37,35 @@ def latency_gradients(times, weight, out, delay, grad_out, t_max):
                 grad_weight[j, i] = -grad_out[j]
                 grad_times[i] += grad_out[j] * weight[j, i]
     return grad_weight, grad_times
+
+
+def first_spikes_of_trains(current, times, neuron, t_max):
+    """As `first_spikes`, for a batch; the affine map `current` takes the spikes of a bin to what they add."""
+    v = torch.zeros_like(current(torch.zeros_like(times)))
+    spikes, potential = torch.full_like(v, torch.inf), v
+    for t in range(t_max):
+        v = neuron.beta * v + current((times == t).to(times.dtype))
+        waiting = spikes.isinf()
+        potential = torch.where(waiting, v, potential)
+        if t + neuron.delay < t_max:
+            spikes = spikes.masked_fill(waiting & (v > neuron.threshold), t + neuron.delay)
+    return spikes, potential
+
+
+def latency_loss(current, times, spikes, error, neuron, t_max):
+    """A number with the gradients of the latency rule, through `current`: the sum of -error V.
+
+    V counts each causal input spike as +w, and as +w more for each bin that it comes earlier. A
+    silent neuron (`spikes` is inf) counts the whole window. `error` is dL/dt - dL/dV.
+    """
+    earlier = times.detach() - times
+    bias = current(torch.zeros_like(times))
+    crossing = (spikes - neuron.delay).clamp(max=t_max - 1)
+    loss = 0.0
+    for t in range(t_max):
+        v = current((1 + earlier).masked_fill(times > t, 0)) + t * bias
+        loss = loss - torch.where(crossing == t, error * v, 0.0).sum()
+    return loss
 
 
 def s4nn_step(weights, image, label, thresholds, rates, decay, gamma, t_max):
