@@ -1,0 +1,175 @@
+"""Models of snnTorch and Norse, step by step, against the same networks event by event."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import norse.torch as norse
+import snntorch as snn
+import torch
+from snntorch import functional as snn_functional
+from snntorch import utils as snn_utils
+from torch import Tensor, nn
+
+from ssnn_plugin import decode, losses, to_event_driven
+from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell
+from ssnn_plugin.snntorch import SingleSpike
+
+T_MAX = 256
+GAMMA = 20
+
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+def _weights() -> tuple[nn.Linear, nn.Linear]:
+    """784-400-10, drawn as in examples/."""
+    hidden, output = nn.Linear(784, 400, bias=False), nn.Linear(400, 10, bias=False)
+    nn.init.normal_(hidden.weight, 0.01, 0.05)
+    nn.init.normal_(output.weight, 0.01, 0.02)
+    return hidden, output
+
+
+def _snntorch(neuron: Callable[..., nn.Module], **options: object) -> nn.Sequential:
+    hidden, output = _weights()
+    return nn.Sequential(
+        hidden,
+        neuron(init_hidden=True, **options),
+        output,
+        neuron(init_hidden=True, output=True, **options),
+    )
+
+
+def _snntorch_steps(model: nn.Module, spikes: Tensor) -> Tensor:
+    snn_utils.reset(model)
+    return torch.stack([model(step)[0] for step in spikes])
+
+
+def _snntorch_window(model: nn.Module, spikes: Tensor) -> Tensor:
+    snn_utils.reset(model)
+    outputs: Tensor = model(spikes)[0]
+    return outputs
+
+
+def _norse_cells() -> nn.Module:
+    hidden, output = _weights()
+    cells = norse.SequentialState(hidden, SingleSpikeIFCell(), output, SingleSpikeIFCell())
+    return norse.Lift(cells)  # type: ignore[no-any-return]
+
+
+def _norse_layers(neuron: Callable[[], nn.Module]) -> nn.Module:
+    hidden, output = _weights()
+    return norse.SequentialState(  # type: ignore[no-any-return]
+        norse.Lift(hidden), neuron(), norse.Lift(output), neuron()
+    )
+
+
+def _norse_window(model: nn.Module, spikes: Tensor) -> Tensor:
+    outputs: Tensor = model(spikes)[0]
+    return outputs
+
+
+def _ours(trains: Tensor, labels: Tensor) -> Tensor:
+    loss: Tensor = losses.RelativeTargetLoss(GAMMA, T_MAX)(decode.spikes_to_times(trains), labels)
+    return loss
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """A host's model, how it runs a window of spikes, and its loss on the output trains."""
+
+    build: Callable[[], nn.Module]
+    run: Callable[[nn.Module, Tensor], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor] = _ours
+    #: whether it is the same network as the event-driven one, or the host's own neuron
+    single_spike: bool = True
+
+
+MODELS = {
+    "snnTorch, SingleSpike, loop": StepModel(lambda: _snntorch(SingleSpike), _snntorch_steps),
+    "snnTorch, SingleSpike(sequence=True)": StepModel(
+        lambda: _snntorch(SingleSpike, sequence=True), _snntorch_window
+    ),
+    "snnTorch, Leaky and ce_temporal_loss, loop": StepModel(
+        lambda: _snntorch(snn.Leaky, beta=1.0), _snntorch_steps, snn_functional.ce_temporal_loss(), False
+    ),
+    "Norse, SingleSpikeIFCell, loop": StepModel(_norse_cells, _norse_window),
+    "Norse, SingleSpikeIF": StepModel(lambda: _norse_layers(SingleSpikeIF), _norse_window),
+    "Norse, IAF, loop": StepModel(lambda: _norse_layers(norse.IAF), _norse_window, _ours, False),
+}
+
+
+def step_by_step(name: str, model: nn.Module) -> Step:
+    """A training step of a host's model on input spike trains [T, batch, 784]."""
+    of = MODELS[name]
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def step(spikes: Tensor, labels: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = of.loss(of.run(model, spikes), labels)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def event_by_event(model: nn.Module) -> Step:
+    """A training step of the same kind of network on input spike times [batch, 784]."""
+    optimizer = torch.optim.Adam(model.parameters())
+    loss_function = losses.RelativeTargetLoss(GAMMA, T_MAX)
+
+    def step(times: Tensor, labels: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = loss_function(model(times), labels)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def event_network(name: str) -> tuple[nn.Module, nn.Module]:
+    """A host's model, and the network on spike times: the same, or that of the host's neuron replaced."""
+    model = MODELS[name].build()
+    twin = model if MODELS[name].single_spike else _snntorch(SingleSpike)
+    if twin is not model:
+        for own, other in zip(twin.parameters(), model.parameters(), strict=True):
+            own.data.copy_(other.data)
+    return model, to_event_driven(twin, t_max=T_MAX)
+
+
+def peak_memory(name: str, events: bool, times: Tensor, labels: Tensor) -> float:
+    """MiB that a training step needs at its peak, beyond what the process has before; in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    arguments = sender, name, events, times.numpy(), labels.numpy(), torch.get_num_threads()
+    process = context.Process(target=_measure_peak, args=arguments)
+    process.start()
+    sender.close()
+    peak: float = receiver.recv()
+    process.join()
+    return peak
+
+
+def _measure_peak(sender, name, events, times, labels, threads) -> None:  # type: ignore[no-untyped-def]
+    torch.set_num_threads(threads)
+    times, labels = torch.from_numpy(times), torch.from_numpy(labels)
+    model, network = event_network(name)
+    step = event_by_event(network) if events else step_by_step(name, model)
+    few = times[:2] if events else decode.times_to_spikes(times[:2], T_MAX)
+    step(few, labels[:2])  # compiles kernels, makes the optimiser's state
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _status("VmRSS")
+    step(times if events else decode.times_to_spikes(times, T_MAX), labels)
+    sender.send((_status("VmHWM") - before) / 1024)
+    sender.close()
+
+
+def _status(field: str) -> int:
+    (line,) = [
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:")
+    ]
+    return int(line.split()[1])
