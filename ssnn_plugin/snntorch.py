@@ -53,9 +53,15 @@ class _Stateful(snn.Leaky):  # type: ignore[misc]
         """`mem`, or the hidden state; zeros where it does not fit the input, as in `Leaky`."""
         if self.init_hidden and mem is not None:
             raise TypeError("mem must not be passed with init_hidden=True: the neuron keeps it itself")
+        if mem is not None and self.sequence and mem.ndim == input_.ndim:
+            mem = mem[-1]
+        if mem is None and self.sequence and not self.init_hidden:
+            return input_.new_zeros(shape)
         state = self.mem if mem is None else mem
         if state.shape != shape:
             return input_.new_zeros(shape)
+        if not torch.compiler.is_compiling() and state.is_inference() != torch.is_inference_mode_enabled():
+            state = state.clone()
         return state.to(input_.device, input_.dtype)
 
     def _outputs(self, spikes: Tensor, mem: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -85,18 +91,19 @@ class SingleSpike(_Stateful):
 
     Args:
         beta: what is left of the potential after a step; 1 is no leak. Clamped to 0 ... 1.
-        threshold: at least 0; the neuron fires above it, strictly.
+        threshold: at least 0, below which a learned one counts as 0; the neuron fires above it, strictly.
         spike_grad: a surrogate of snnTorch's, which replaces the latency rule. None is the rule.
         surrogate_disable: whether spikes pass no gradient at all.
         init_hidden, output, state_quant, graded_spikes_factor: as `snntorch.Leaky`.
-        inhibition: of the neurons [batch, features] that cross in the same step only the one with the
+        inhibition: of neurons [batch, features] that cross in the same step only the one with the
             highest potential fires; the others are spent, as `Leaky` resets them.
         learn_beta, learn_threshold, learn_graded_spikes_factor: as `snntorch.Leaky`.
         reset_mechanism, reset_delay: refused; a neuron that fires once is not reset.
         sequence: whether a call takes all steps at once, [T, batch, *], without a loop over them.
 
     Shape: [batch, *] -> (spikes, mem) of that shape, or spikes alone with `init_hidden=True` and
-    `output=False`. With `sequence=True` all are [T, batch, *]. The dtype is kept.
+    `output=False`. With `sequence=True` all are [T, batch, *], and without a hidden state every call starts
+    anew. The dtype is kept, so that half precision also adds up in half precision.
 
     Raises:
         ValueError: a negative threshold; `reset_mechanism`, `reset_delay`; `state_quant` with `sequence`.
@@ -141,7 +148,8 @@ class SingleSpike(_Stateful):
             raise ValueError(f"threshold must be at least 0, got {threshold!r}")
         if sequence and state_quant:
             raise ValueError(
-                "state_quant must be False with sequence=True: it makes each step wait for the last"
+                f"state_quant must be False with sequence=True, got {state_quant!r}: "
+                "it makes each step wait for the last"
             )
         super().__init__(
             beta=beta,
@@ -161,19 +169,20 @@ class SingleSpike(_Stateful):
         self.spike_grad = _without_gradient if surrogate_disable else spike_grad
 
     def extra_repr(self) -> str:
-        numbers = (
-            f"{name}={value.item() if value.numel() == 1 else list(value.shape)}"
-            for name, value in (("beta", self.beta), ("threshold", self.threshold))
-        )
+        numbers = (f"{name}={_short(getattr(self, name))}" for name in ("beta", "threshold"))
         flags = (f"{name}={getattr(self, name)}" for name in ("init_hidden", "output", "sequence"))
         return ", ".join((*numbers, *flags))
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Currents [batch, *] and state -> spikes and state; [T, batch, *] with `sequence=True`."""
+        input_ = input_ if input_.is_floating_point() else input_.to(torch.get_default_dtype())
+        if self.inhibition and input_.ndim != 2 + self.sequence:
+            raise ValueError(f"input_ must be [batch, features] with inhibition, got {list(input_.shape)}")
         state = self._state(input_, mem, input_.shape[1:] if self.sequence else input_.shape)
+        threshold = _within(self.threshold, 0, torch.inf)
         neuron: dict[str, Any] = {
-            "threshold": self.threshold,
-            "beta": self.beta.clamp(0, 1),
+            "threshold": threshold,
+            "beta": _within(self.beta, 0, 1),
             "spike_grad": self.spike_grad,
         }
         if self.sequence:
@@ -182,7 +191,7 @@ class SingleSpike(_Stateful):
             quantize = self.state_quant or None
             spikes, mem = single_spike_step(input_, state, quantize=quantize, **neuron)
         if self.inhibition:
-            spikes = _only_the_highest(spikes, mem)
+            spikes = _only_the_highest(spikes, mem, mem > threshold)
         return self._outputs(spikes * self.graded_spikes_factor.to(spikes.dtype), mem)
 
 
@@ -190,9 +199,14 @@ def _without_gradient(mem_shift: Tensor) -> Tensor:
     return (mem_shift > 0).to(mem_shift.dtype)
 
 
-def _only_the_highest(spikes: Tensor, mem: Tensor) -> Tensor:
-    """Of the neurons [..., features] that fire together, the one with the highest potential."""
-    highest = mem.masked_fill(spikes == 0, -torch.inf).argmax(-1, keepdim=True)
+def _within(value: Tensor, low: float, high: float) -> Tensor:
+    """A parameter kept in its range; `clamp` alone would stop its gradient on the edges."""
+    return torch.where((value >= low) & (value <= high), value, value.clamp(low, high))
+
+
+def _only_the_highest(spikes: Tensor, mem: Tensor, above: Tensor) -> Tensor:
+    """Of the neurons [..., features] that may still fire, the one with the highest potential."""
+    highest = mem.masked_fill(above & (spikes == 0), -torch.inf).argmax(-1, keepdim=True)
     return spikes * torch.zeros_like(spikes).scatter(-1, highest, 1.0)
 
 
@@ -231,6 +245,8 @@ class FirstSpikePool2d(_Stateful):
         self.stride = self.kernel_size if stride is None else tuple(pair("stride", stride, 1))
         self.padding = tuple(pair("padding", padding, 0))
         self.sequence = sequence
+        # `Leaky` registers parameters of a neuron, which a pool does not have.
+        self._non_persistent_buffers_set.update(self._buffers)
 
     def extra_repr(self) -> str:
         return (
@@ -331,7 +347,8 @@ class mse_temporal_loss(_TemporalLoss):
     """Mean squared distance to target times, `losses.TargetTimeLoss` on spike trains.
 
     Args:
-        target_is_time: whether targets are times in steps [batch, classes, *] instead of labels.
+        target_is_time: whether targets are times in steps, [batch, classes, *] or what broadcasts to it,
+            instead of labels; negative times count from the end.
         on_target, off_target: step at which the label and the others should fire; negative steps
             count from the end, so that the default of -1 is the last one. None is silence.
         tolerance: a distance up to it, in steps, is no error.
@@ -360,9 +377,13 @@ class mse_temporal_loss(_TemporalLoss):
     ) -> None:
         self.target_is_time, self.on_target, self.off_target = target_is_time, on_target, off_target
         self._options = {"tolerance": tolerance, "silent": silent, "reduction": reduction}
+        losses.TargetTimeLoss(1, **self._options)  # type: ignore[arg-type]  # refuses what is out of range
 
     def __call__(self, spk_out: Tensor, targets: Tensor, mem: Tensor | None = None) -> Tensor:
-        return super().__call__(spk_out, targets.to(spk_out.dtype) if self.target_is_time else targets, mem)
+        if self.target_is_time:
+            targets = targets.to(torch.promote_types(spk_out.dtype, torch.float32))
+            targets = torch.where(targets < 0, targets + len(spk_out), targets).expand_as(spk_out[0])
+        return super().__call__(spk_out, targets, mem)
 
     def _loss(self, num_steps: int) -> nn.Module:
         wanted = (
@@ -390,8 +411,9 @@ class relative_temporal_loss(_TemporalLoss):
 
     def __init__(self, gamma: float, reduction: str = "mean") -> None:
         self.gamma, self.reduction = gamma, reduction
+        self._loss(max(1, gamma))
 
-    def _loss(self, num_steps: int) -> nn.Module:
+    def _loss(self, num_steps: float) -> nn.Module:
         return losses.RelativeTargetLoss(self.gamma, num_steps, self.reduction)
 
 
@@ -519,4 +541,4 @@ def _one_value(name: str, value: Tensor) -> float:
 
 
 def _short(value: Tensor) -> str:
-    return f"{value.item():.4g}" if value.numel() == 1 else f"{list(value.shape)}"
+    return f"{value.item():.4g}" if value.numel() == 1 and not value.is_meta else f"{list(value.shape)}"

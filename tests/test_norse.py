@@ -129,7 +129,7 @@ def windows(draw):
     )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(window=windows())
 def test_cell_and_layer_are_the_loop_over_steps_with_the_gradients_of_the_rule(window):
     currents, start, v_th, tau_mem_inv, errors = window
@@ -366,6 +366,14 @@ def test_alpha_belongs_to_the_surrogate(run, alpha):
     torch.testing.assert_close(currents.grad / alpha, torch.tensor([[1.25], [0.75]]))
 
 
+@in_steps_and_at_once
+def test_currents_after_the_spike_do_not_spoil_a_surrogate(run):
+    currents = torch.ones(300, 2, dtype=torch.float16, requires_grad=True)
+    run(currents, p=Parameters(method="circ"))[0].sum().backward()
+    assert currents.grad.isfinite().all()
+    assert not currents.grad[2:].any()
+
+
 def test_an_unknown_method_is_named():
     with pytest.raises(ValueError, match="nonsense"):
         SingleSpikeIFCell(Parameters(method="nonsense"))(torch.ones(1))
@@ -461,15 +469,16 @@ def test_dtype_and_device_are_the_inputs(run, device, dtype, method):
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
-def test_cell_and_layer_treat_whole_numbers_alike(dtype):
-    def outcome(run):
-        try:
-            spikes, potentials, _ = run(torch.ones(3, 2, dtype=dtype))
-        except TypeError:
-            return "refused"
-        return spikes.dtype, potentials.dtype, spikes.tolist()
-
-    assert outcome(_at_once) == outcome(_in_steps)
+@in_steps_and_at_once
+def test_whole_numbers_are_refused_or_counted_as_they_are(run, dtype):
+    currents, p = torch.ones(4, 2, dtype=dtype), Parameters(torch.tensor(1.5), torch.tensor(500.0))
+    expected = run(currents.float(), p=p)
+    try:
+        found = run(currents, p=p)
+    except TypeError:
+        return
+    for a, b in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(
@@ -487,6 +496,7 @@ def test_encoder_and_decoder_on_the_meta_device(module, shape, expected):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
 def test_copies_are_equal_and_independent(copied):
+    torch.manual_seed(0)
     model = host.SequentialState(
         host.Lift(nn.Conv2d(1, 2, 3)),
         SingleSpikeIF(LEAKY),
@@ -562,8 +572,8 @@ def _steps_and_layers():
     """The same network for one step per call and for a window per call."""
     torch.manual_seed(0)
     hidden, out = nn.Linear(6, 9), nn.Linear(9, 5, bias=False)
-    nn.init.uniform_(hidden.weight, -0.2, 0.3)
-    nn.init.uniform_(out.weight, -0.2, 0.5)
+    nn.init.uniform_(hidden.weight, -0.1, 0.4)
+    nn.init.uniform_(out.weight, -0.2, 0.8)
     return (
         host.SequentialState(hidden, SingleSpikeIFCell(), out, SingleSpikeIFCell(LEAKY)),
         host.SequentialState(host.Lift(hidden), SingleSpikeIF(), host.Lift(out), SingleSpikeIF(LEAKY)),
@@ -784,39 +794,40 @@ def _same_compiled(function, *inputs, backend):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+def _step_and_layer(p):
+    def network(currents, start):
+        first, state = SingleSpikeIFCell(p)(currents[0], SingleSpikeIFState(start))
+        spikes, last = SingleSpikeIF(p)(currents, state)
+        return first, spikes, last.v
+
+    return network
+
+
 @needs_compiler
-def test_cell_layer_and_decoder_compile_into_one_graph():
-    decoder = SpikesToTimesDecoder(8, convert_indices_to_times=False)
-
-    def network(currents, start, tau_mem_inv):
-        _, state = SingleSpikeIFCell(LEAKY)(currents[0], SingleSpikeIFState(start))
-        spikes, last = SingleSpikeIF(Parameters(0.7, tau_mem_inv))(currents, state)
-        return decoder(spikes, last.v), last.v
-
-    inputs = _random(4, 3, 5), _random(3, 5, high=1.4, seed=1), torch.tensor(100.0).double()
-    _same_compiled(network, *inputs, backend="inductor")
+def test_step_and_layer_compile():
+    inputs = _random(3, 4, 5), _random(4, 5, high=1.4, seed=1)
+    _same_compiled(_step_and_layer(Parameters()), *inputs, backend="inductor")
 
 
-@pytest.mark.parametrize("neuron", [SingleSpikeIFCell, SingleSpikeIF])
-@pytest.mark.parametrize("method", ["latency", "super", "triangle"])
-def test_neurons_trace_into_one_graph(neuron, method):
+@pytest.mark.parametrize("method", ["latency", "super"])
+def test_step_and_layer_trace_into_one_graph(method):
     def network(currents, start, v_th, tau_mem_inv):
-        spikes, state = neuron(Parameters(v_th, tau_mem_inv, method))(currents, SingleSpikeIFState(start))
-        return spikes, state.v
+        return _step_and_layer(Parameters(v_th, tau_mem_inv, method))(currents, start)
 
     parameters = torch.tensor([0.1, 0.2, 0.3]).double(), torch.tensor(100.0).double()
     _same_compiled(network, _random(5, 4, 3), _random(4, 3, seed=1), *parameters, backend="aot_eager")
 
 
-def test_containers_of_norse_trace_into_one_graph():
+def test_a_network_and_its_decoder_trace_into_one_graph():
     steps, layers = _steps_and_layers()
+    decoder = SpikesToTimesDecoder(3, convert_indices_to_times=False)
 
     def network(x):
-        first, _ = host.Lift(steps)(x)
-        second, states = layers(x)
-        return first, second, states[1].v
+        _, states = steps(x[0])
+        spikes, states = layers(x, states)
+        return decoder(spikes, states[3].v), states[1].v
 
-    _same_compiled(network, _random(6, 4, 6, high=1.0).float(), backend="aot_eager")
+    _same_compiled(network, _random(2, 4, 6, high=2.0).float(), backend="aot_eager")
 
 
 def test_the_encoder_traces_into_one_graph():
@@ -929,7 +940,7 @@ def test_a_t_silent_within_the_window_is_refused():
 
 @pytest.mark.parametrize("dt", [0.001, 0.0001, 0.003, 1 / 3])
 def test_t_silent_may_be_the_last_step_in_seconds(dt):
-    for last in range(1, 300, 7):
+    for last in range(1, 300, 37):
         for t_silent in (last * dt, sum([dt] * last), float(f"{last * dt:.12g}")):
             times = SpikesToTimesDecoder(t_silent, dt=dt)(torch.zeros(last + 1, 1))
             assert times.item() == pytest.approx(last * dt, rel=1e-6)
@@ -1009,7 +1020,9 @@ def test_norses_neurons_share_a_default_state_that_asks_for_a_gradient(neuron):
     assert state.v.requires_grad
     assert p.v_reset.requires_grad
     neuron()(torch.zeros(2, 3))
-    assert host.IAFParameters().v_reset.requires_grad
+    shared = host.IAFParameters().v_reset
+    assert shared.requires_grad
+    shared.requires_grad_(False)
 
 
 @pytest.mark.host_defect

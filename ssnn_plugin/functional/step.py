@@ -78,7 +78,7 @@ def single_spike_step(
     """One bin of neurons that fire at most once: V <- beta V + I, a spike where V first exceeds threshold.
 
     Args:
-        current: input of this bin [*], any floating dtype.
+        current: input of this bin [*], any floating dtype; whole numbers become the default one.
         potential: state [*]; zeros at the start of a window. Above threshold means fired.
         threshold, beta: numbers, or tensors that broadcast to [*]; they get a gradient if they ask for one.
         spike_grad: a surrogate, called with V - threshold; it replaces the latency rule, and V is
@@ -97,6 +97,7 @@ def single_spike_step(
     tensor([1., 0.]) tensor([1.2000, 0.4000])
     tensor([0., 0.]) tensor([1.2000, 0.6000])
     """
+    current = _floating(current)
     threshold, beta = _like(threshold, current), _like(beta, current)
     spent = potential > threshold
     if spike_grad is None:
@@ -104,7 +105,7 @@ def single_spike_step(
     else:
         v = torch.where(spent, potential, beta * potential + current)
     if quantize is not None:
-        v = torch.where(spent, v, quantize(v))
+        v = torch.where(spent, v, quantize(v).to(v.dtype))
     if spike_grad is None:
         return _Fire.apply(v, spent, threshold), v
     return spike_grad(v - threshold).to(v.dtype) * ~spent, v
@@ -112,6 +113,8 @@ def single_spike_step(
 
 class _Sequence(torch.autograd.Function):
     """`_Integrate` and `_Fire` in every bin of a window."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -173,6 +176,7 @@ def single_spike_sequence(
     """
     if currents.ndim == 0 or currents.shape[0] == 0:
         raise ValueError(f"currents must have shape [T >= 1, *], got {list(currents.shape)}")
+    currents = _floating(currents)
     threshold, beta = _like(threshold, currents), _like(beta, currents)
     start = torch.zeros_like(currents[0]) if potential is None else potential
     if spike_grad is None:
@@ -180,7 +184,9 @@ def single_spike_sequence(
         return spikes, potentials
     free = _accumulate(currents, start, beta)
     alive, _ = _first_crossing(free, start, threshold)
-    return spike_grad(free - threshold).to(free.dtype) * alive, _hold(free, start, alive)
+    # Not of the free potential: a surrogate may overflow far behind the spike, and its 0 * inf is NaN.
+    potentials = _hold(free, start, alive)
+    return spike_grad(potentials - threshold).to(free.dtype) * alive, potentials
 
 
 def first_spike_pool2d_step(
@@ -262,6 +268,11 @@ def _hold(free: Tensor, start: Tensor, alive: Tensor) -> Tensor:
     last = alive.sum(0, keepdim=True)
     at_crossing = free.gather(0, (last - 1).clamp(min=0)).squeeze(0)
     return torch.where(alive, free, torch.where(last.squeeze(0) > 0, at_crossing, start))
+
+
+def _floating(currents: Tensor) -> Tensor:
+    """Whole numbers as floating ones: a leak would be truncated."""
+    return currents if currents.is_floating_point() else currents.to(torch.get_default_dtype())
 
 
 def _like(value: Number, like: Tensor) -> Number:
