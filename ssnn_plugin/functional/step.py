@@ -17,6 +17,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ..kernels.window import (
+    accumulate,
+    bins_alive,
+    hold,
+    single_spike_window,
+    single_spike_window_grad,
+)
 from .connection import Size2d
 
 Number: TypeAlias = "float | Tensor"
@@ -118,32 +125,27 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        currents: Tensor, potential: Tensor, beta: Number, threshold: Number
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        alive, spikes = _first_crossing(free := _accumulate(currents, potential, beta), potential, threshold)
-        return spikes.to(currents.dtype), _hold(free, potential, alive), alive
+        currents: Tensor, potential: Tensor, beta: Tensor, threshold: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        spikes, potentials = single_spike_window(currents, potential, beta, threshold)
+        return spikes, potentials
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, start, beta, threshold = inputs
-        ctx.beta, ctx.threshold = _shape(beta), _shape(threshold)
-        ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(start, *output)
+        _, start, _, threshold = inputs
+        ctx.save_for_backward(start, threshold, output[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        start, spikes, potentials, alive = ctx.saved_tensors
-        of_spikes = grads[0] * spikes
-        # What the potential of a bin is worth to all later ones.
-        total = (of_spikes + grads[1]).flip(0).cumsum(0).flip(0)
-        counted = total.masked_fill(~alive, 0)
+        start, threshold, potentials = ctx.saved_tensors
+        grad, grad_start = single_spike_window_grad(*grads, potentials, start, threshold)
         grad_beta = grad_threshold = None
-        if ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
             before = torch.cat([start.unsqueeze(0), potentials[:-1]])
-            grad_beta = (counted * before).sum(0).sum_to_size(ctx.beta)
-        if ctx.needs_input_grad[3]:
-            grad_threshold = -of_spikes.sum(0).sum_to_size(ctx.threshold)
-        return counted, total[0], grad_beta, grad_threshold
+            at_spike = (potentials > threshold) & ~(before > threshold)
+            grad_beta = (grad * before).sum(0)
+            grad_threshold = -(grads[0] * at_spike).sum(0)
+        return grad, grad_start, grad_beta, grad_threshold
 
 
 def single_spike_sequence(
@@ -156,7 +158,7 @@ def single_spike_sequence(
 ) -> tuple[Tensor, Tensor]:
     """`single_spike_step` in every bin of a window, without a loop over them.
 
-    Without a leak the potential is a cumulative sum; with one it takes log2(T) passes over the window.
+    On the CPU it is one compiled pass; elsewhere, and with a surrogate, log2(T) passes over the window.
 
     Args:
         currents: [T, *].
@@ -180,12 +182,16 @@ def single_spike_sequence(
     threshold, beta = _like(threshold, currents), _like(beta, currents)
     start = torch.zeros_like(currents[0]) if potential is None else potential
     if spike_grad is None:
-        spikes, potentials, _ = _Sequence.apply(currents, start, beta, threshold)
+        constants = (
+            torch.as_tensor(value, dtype=start.dtype, device=start.device).expand_as(start)
+            for value in (beta, threshold)
+        )
+        spikes, potentials = _Sequence.apply(currents, start, *constants)
         return spikes, potentials
-    free = _accumulate(currents, start, beta)
-    alive, _ = _first_crossing(free, start, threshold)
+    free = accumulate(currents, start, beta)
+    alive = bins_alive(free, start, threshold)
     # Not of the free potential: a surrogate may overflow far behind the spike, and its 0 * inf is NaN.
-    potentials = _hold(free, start, alive)
+    potentials = hold(free, start, alive)
     return spike_grad(potentials - threshold).to(free.dtype) * alive, potentials
 
 
@@ -241,33 +247,6 @@ def first_spike_pool2d_sequence(
     start = torch.zeros_like(seen[:1]) if fired is None else fired.unsqueeze(0)
     before = torch.cat([start, seen[:-1]])
     return pooled * (before == 0), seen.detach()
-
-
-def _accumulate(currents: Tensor, start: Tensor, beta: Number) -> Tensor:
-    """V of every bin as if nothing fired; the reach of each pass is twice that of the one before."""
-    v = torch.cat([(beta * start + currents[0]).unsqueeze(0), currents[1:]])
-    if isinstance(beta, float) and beta == 1:
-        return v.cumsum(0)
-    reach = 1
-    while reach < len(v):
-        v = torch.cat([v[:reach], v[reach:] + beta**reach * v[:-reach]])
-        reach *= 2
-    return v
-
-
-def _first_crossing(free: Tensor, start: Tensor, threshold: Number) -> tuple[Tensor, Tensor]:
-    """Which bins a neuron is alive in (up to and including its spike), and where it spikes."""
-    above = free > threshold
-    crossings = above.to(torch.int32).cumsum(0)
-    alive = (crossings - above.to(torch.int32) == 0) & ~(start > threshold)
-    return alive, above & alive
-
-
-def _hold(free: Tensor, start: Tensor, alive: Tensor) -> Tensor:
-    """Keep the potential of a neuron that has fired."""
-    last = alive.sum(0, keepdim=True)
-    at_crossing = free.gather(0, (last - 1).clamp(min=0)).squeeze(0)
-    return torch.where(alive, free, torch.where(last.squeeze(0) > 0, at_crossing, start))
 
 
 def _floating(currents: Tensor) -> Tensor:

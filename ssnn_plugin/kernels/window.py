@@ -1,0 +1,128 @@
+"""A window of currents through single-spike neurons, as registered operators.
+
+`single_spike_window(currents, start, beta, threshold) -> (spikes, potentials)`
+    `currents` [T, *], the others [*]. V of each bin, and the first bin in which it exceeds the
+    threshold; from there on it is held.
+`single_spike_window_grad(grad_spikes, grad_potentials, potentials, start, threshold) -> (grad, grad_start)`
+    The latency rule: what V of a bin is worth to all later ones, and dS/dV = 1 at the spike; a current
+    after the spike is worth nothing.
+
+On the CPU both are one compiled pass; elsewhere a scan whose reach doubles in each of log2(T) passes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+
+
+def accumulate(currents: Tensor, start: Tensor, beta: Tensor | float) -> Tensor:
+    """V of every bin as if nothing fired; the reach of each pass is twice that of the one before."""
+    v = torch.cat([(beta * start + currents[0]).unsqueeze(0), currents[1:]])
+    reach = 1
+    while reach < len(v):
+        v = torch.cat([v[:reach], v[reach:] + beta**reach * v[:-reach]])
+        reach *= 2
+    return v
+
+
+def bins_alive(free: Tensor, start: Tensor, threshold: Tensor | float) -> Tensor:
+    """Which bins a neuron is alive in: up to and including that of its spike."""
+    above = free > threshold
+    earlier = above.to(torch.int32).cumsum(0) - above.to(torch.int32)
+    return (earlier == 0) & ~(start > threshold)
+
+
+def hold(free: Tensor, start: Tensor, alive: Tensor) -> Tensor:
+    """Keep the potential of a neuron that has fired."""
+    count = alive.sum(0)
+    at_crossing = free.gather(0, (count - 1).clamp(min=0).unsqueeze(0)).squeeze(0)
+    return torch.where(alive, free, torch.where(count > 0, at_crossing, start))
+
+
+def _window(currents: Tensor, start: Tensor, beta: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    free = accumulate(currents, start, beta)
+    alive = bins_alive(free, start, threshold)
+    return ((free > threshold) & alive).to(currents.dtype), hold(free, start, alive)
+
+
+def _window_grad(
+    grad_spikes: Tensor, grad_potentials: Tensor, potentials: Tensor, start: Tensor, threshold: Tensor
+) -> tuple[Tensor, Tensor]:
+    spent = torch.cat([start.unsqueeze(0), potentials[:-1]]) > threshold
+    at_spike = (potentials > threshold) & ~spent
+    total = (grad_spikes * at_spike + grad_potentials).flip(0).cumsum(0).flip(0)
+    return total.masked_fill(spent, 0), total[0].clone()
+
+
+def _window_on_cpu(currents: Tensor, start: Tensor, beta: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    if currents.dtype not in _checks.DTYPES:
+        return _window(currents, start, beta, threshold)
+    from . import cpu  # when it first runs: importing numba is slow
+
+    return cpu.single_spike_window(currents, start, beta, threshold)
+
+
+def _window_grad_on_cpu(
+    grad_spikes: Tensor, grad_potentials: Tensor, potentials: Tensor, start: Tensor, threshold: Tensor
+) -> tuple[Tensor, Tensor]:
+    if potentials.dtype not in _checks.DTYPES:
+        return _window_grad(grad_spikes, grad_potentials, potentials, start, threshold)
+    from . import cpu
+
+    return cpu.single_spike_window_grad(grad_spikes, grad_potentials, potentials, start, threshold)
+
+
+single_spike_window = torch.library.custom_op(
+    "ssnn_plugin::single_spike_window",
+    _window,
+    mutates_args=(),
+    schema="(Tensor currents, Tensor start, Tensor beta, Tensor threshold) -> (Tensor, Tensor)",
+)
+single_spike_window.register_kernel("cpu", _window_on_cpu)
+single_spike_window_grad = torch.library.custom_op(
+    "ssnn_plugin::single_spike_window_grad",
+    _window_grad,
+    mutates_args=(),
+    schema=(
+        "(Tensor grad_spikes, Tensor grad_potentials, Tensor potentials, Tensor start, Tensor threshold)"
+        " -> (Tensor, Tensor)"
+    ),
+)
+single_spike_window_grad.register_kernel("cpu", _window_grad_on_cpu)
+
+
+@single_spike_window.register_fake
+def _(currents, start, beta, threshold):  # type: ignore[no-untyped-def]
+    return tuple(torch.empty_like(currents, memory_format=torch.contiguous_format) for _ in range(2))
+
+
+@single_spike_window_grad.register_fake
+def _(grad_spikes, grad_potentials, potentials, start, threshold):  # type: ignore[no-untyped-def]
+    return tuple(
+        torch.empty_like(like, memory_format=torch.contiguous_format) for like in (potentials, start)
+    )
+
+
+def _mapped_over_last_axis(operator: Any) -> Any:
+    """Neurons do not see each other: a batch of calls is one call with an axis more."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> Any:
+        moved = (
+            tensor.unsqueeze(-1).expand(*tensor.shape, info.batch_size)
+            if axis is None
+            else tensor.movedim(axis, -1)
+            for tensor, axis in zip(tensors, in_dims, strict=True)
+        )
+        outputs = operator(*moved)
+        return outputs, tuple(output.ndim - 1 for output in outputs)
+
+    return rule
+
+
+for _operator in (single_spike_window, single_spike_window_grad):
+    torch.library.register_vmap(_operator, _mapped_over_last_axis(_operator))
