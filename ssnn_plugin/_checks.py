@@ -49,14 +49,14 @@ def floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be float32 or float64, got {tensor.dtype}")
 
 
-def _has_values(tensor: Tensor) -> bool:
+def has_values(tensor: Tensor) -> bool:
     """Values cannot be looked at while a graph is traced, nor on the meta device."""
     return not torch.compiler.is_compiling() and tensor.device.type != "meta"
 
 
 def spike_times(name: str, times: Tensor) -> None:
     """Refuse NaN and negative times."""
-    if not _has_values(times):
+    if not has_values(times):
         return
     if not bool((times >= 0).all()):
         kind = "NaN" if bool(times.isnan().any()) else f"a negative time ({times.min().item()})"
@@ -65,7 +65,7 @@ def spike_times(name: str, times: Tensor) -> None:
 
 def whole_bins(name: str, times: Tensor) -> None:
     """Refuse times between bins, for which a current or a leak per bin has no meaning."""
-    if _has_values(times) and bool((times.isfinite() & (times != times.floor())).any()):
+    if has_values(times) and bool((times.isfinite() & (times != times.floor())).any()):
         raise ValueError(f"{name} must be whole bins with a bias or a leak, got times between bins")
 
 
@@ -87,7 +87,7 @@ def labels_of_any_shape(labels: Tensor, times: Tensor) -> None:
         raise TypeError(f"labels must hold whole numbers, got {labels.dtype}")
     if labels.device != times.device:
         raise ValueError(f"labels are on {labels.device}, times are on {times.device}")
-    if not _has_values(labels) or labels.numel() == 0:
+    if not has_values(labels) or labels.numel() == 0:
         return
     low, high = (int(extreme) for extreme in labels.aminmax())
     if low < 0 or high >= times.shape[1]:

@@ -108,7 +108,7 @@ def spikes_to_times(spikes: Tensor, potential: Tensor | None = None) -> Tensor:
     """
     if spikes.ndim == 0 or spikes.shape[0] == 0:
         raise ValueError(f"spikes must have shape [time >= 1, *], got {list(spikes.shape)}")
-    if not torch.compiler.is_compiling() and bool(spikes.isnan().any()):
+    if _checks.has_values(spikes) and bool(spikes.isnan().any()):
         raise ValueError("spikes must not hold NaN")
     if potential is not None and potential.shape != spikes.shape[1:]:
         raise ValueError(f"potential must have shape {list(spikes.shape[1:])}, got {list(potential.shape)}")

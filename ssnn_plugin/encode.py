@@ -122,7 +122,7 @@ def _dtype_of_times(x: Tensor) -> torch.dtype:
 
 
 def _no_nan(x: Tensor) -> None:
-    if x.is_floating_point() and bool(x.isnan().any()):
+    if x.is_floating_point() and _checks.has_values(x) and bool(x.isnan().any()):
         raise ValueError("x must not hold NaN")
 
 
@@ -130,7 +130,7 @@ def _intensities(x: Tensor, x_max: float) -> None:
     if x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"x must hold real or whole numbers, got {x.dtype}")
     _no_nan(x)
-    if x.numel() == 0:
+    if x.numel() == 0 or not _checks.has_values(x):
         return
     low, high = (extreme.item() for extreme in (x if x.is_floating_point() else x.long()).aminmax())
     if low < 0 or high > x_max:

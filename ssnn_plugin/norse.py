@@ -87,16 +87,28 @@ def _neuron(p: SingleSpikeIFParameters, dt: float, like: Tensor) -> dict[str, An
 
 
 def decay_per_step(p: SingleSpikeIFParameters, dt: float) -> float | Tensor:
-    """What a step keeps of the potential.
-
-    Raises:
-        ValueError: a time step that is not positive, or longer than the membrane time constant.
-    """
-    _checks.positive("dt", dt)
+    """What a step keeps of the potential; tensors are checked by the modules, once."""
     beta = 1.0 - dt * p.tau_mem_inv
-    if not isinstance(beta, Tensor) and not 0 <= beta <= 1:
-        raise ValueError(f"tau_mem_inv must lie in 0 ... 1 / dt = {1 / dt}, got {p.tau_mem_inv!r}")
+    if not isinstance(beta, Tensor):
+        _check_leak(torch.tensor(beta), p, dt)
     return beta
+
+
+def _check_parameters(p: SingleSpikeIFParameters, dt: float) -> None:
+    _checks.positive("dt", dt)
+    methods = (LATENCY, "heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc")
+    _checks.one_of("method", p.method, methods)
+    v_th, beta = torch.as_tensor(p.v_th), torch.as_tensor(decay_per_step(p, dt))
+    if not _checks.has_values(v_th) or not _checks.has_values(beta):
+        return
+    if not bool((v_th >= 0).all()):
+        raise ValueError(f"v_th must be at least 0, got {p.v_th!r}")
+    _check_leak(beta, p, dt)
+
+
+def _check_leak(beta: Tensor, p: SingleSpikeIFParameters, dt: float) -> None:
+    if not bool(((beta >= 0) & (beta <= 1)).all()):
+        raise ValueError(f"tau_mem_inv must lie in 0 ... 1 / dt = {1 / dt}, got {p.tau_mem_inv!r}")
 
 
 def single_spike_if_step(
@@ -139,6 +151,10 @@ class SingleSpikeIFCell(SNNCell):  # type: ignore[misc]
 
     Shape: input [batch, *], state or None -> (spikes, state).
 
+    Raises:
+        ValueError: a negative threshold, a time step longer than the membrane time constant, an unknown
+            method. A learnable threshold must not fall below 0 later: a neuron above it counts as spent.
+
     >>> import torch
     >>> z, state = SingleSpikeIFCell()(torch.tensor([[1.5, 0.5]]))
     >>> z
@@ -150,7 +166,7 @@ class SingleSpikeIFCell(SNNCell):  # type: ignore[misc]
         p: SingleSpikeIFParameters = SingleSpikeIFParameters(),  # noqa: B008
         dt: float = 0.001,
     ) -> None:
-        decay_per_step(p, dt)
+        _check_parameters(p, dt)
         super().__init__(single_spike_if_step, _initial_state, p, dt)
 
 
@@ -163,6 +179,9 @@ class SingleSpikeIF(SNN):  # type: ignore[misc]
         p: `SingleSpikeIFParameters`.
         dt: time step in seconds.
         record_states: whether to return the state of every step instead of the last.
+
+    Raises:
+        ValueError: as `SingleSpikeIFCell`.
 
     Shape: input [T, batch, *], state or None -> (spikes [T, batch, *], state).
 
@@ -178,7 +197,7 @@ class SingleSpikeIF(SNN):  # type: ignore[misc]
         dt: float = 0.001,
         record_states: bool = False,
     ) -> None:
-        decay_per_step(p, dt)
+        _check_parameters(p, dt)
         super().__init__(single_spike_if_step, _initial_state, p, dt, record_states=record_states)
 
     def forward(
@@ -295,7 +314,7 @@ class SpikesToTimesDecoder(nn.Module):
 
     Args:
         t_silent: the finite time that stands for silence, in steps, or in seconds with
-            `convert_indices_to_times`. Take one that is not before the end of the window.
+            `convert_indices_to_times`; not before the last step.
         convert_indices_to_times: whether to return seconds instead of steps.
         dt: time step in seconds.
 
@@ -311,7 +330,7 @@ class SpikesToTimesDecoder(nn.Module):
     tensor([[[1., 3.]]])
     """
 
-    def __init__(self, t_silent: float, convert_indices_to_times: bool = True, dt: float = 1e-3) -> None:
+    def __init__(self, *, t_silent: float, convert_indices_to_times: bool = True, dt: float = 1e-3) -> None:
         super().__init__()
         _checks.positive("dt", dt)
         _checks.positive("t_silent", t_silent)

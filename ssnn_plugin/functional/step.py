@@ -106,6 +106,7 @@ def single_spike_step(
     """
     current = _floating(current)
     threshold, beta = _like(threshold, current), _like(beta, current)
+    potential = potential.to(current.dtype)
     spent = potential > threshold
     if spike_grad is None:
         v = _Integrate.apply(current, potential, beta, threshold)
@@ -180,7 +181,9 @@ def single_spike_sequence(
         raise ValueError(f"currents must have shape [T >= 1, *], got {list(currents.shape)}")
     currents = _floating(currents)
     threshold, beta = _like(threshold, currents), _like(beta, currents)
-    start = torch.zeros_like(currents[0]) if potential is None else potential
+    start = torch.zeros_like(currents[0])
+    if potential is not None:
+        start = potential.to(currents.dtype).expand_as(start)
     if spike_grad is None:
         constants = (
             torch.as_tensor(value, dtype=start.dtype, device=start.device).expand_as(start)

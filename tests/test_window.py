@@ -1,0 +1,106 @@
+"""The two kernels of a window of steps, against a loop of torch operations and each other."""
+
+import pytest
+import torch
+
+from ssnn_plugin.functional import single_spike_sequence, single_spike_step
+from ssnn_plugin.kernels import window
+
+KERNELS = {
+    "reference": (window._window, window._window_grad),
+    "cpu": (window._window_on_cpu, window._window_grad_on_cpu),
+}
+
+
+def _example(dtype=torch.float64, steps=20):
+    generator = torch.Generator().manual_seed(3)
+    currents = torch.randn(steps, 4, 6, generator=generator, dtype=dtype)
+    start = torch.randn(4, 6, generator=generator, dtype=dtype)
+    beta = torch.rand(4, 6, generator=generator, dtype=dtype)
+    beta[0] = 1
+    threshold = torch.rand(4, 6, generator=generator, dtype=dtype) + 0.5
+    return currents, start, beta, threshold
+
+
+def _loop(currents, start, beta, threshold):
+    outputs = []
+    for current in currents:
+        spikes, start = single_spike_step(current, start, threshold=threshold, beta=beta)
+        outputs.append((spikes, start))
+    return tuple(map(torch.stack, zip(*outputs, strict=True)))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_window_is_a_loop_over_its_steps(kernel, steps):
+    forward, _ = KERNELS[kernel]
+    spikes, potentials = forward(*_example(steps=steps))
+    expected = _loop(*_example(steps=steps))
+    assert torch.equal(spikes, expected[0])
+    torch.testing.assert_close(potentials, expected[1])
+    assert steps < 20 or (0 < spikes.sum() and (spikes.sum(0) == 0).any())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_compiled_kernel_is_the_loop_bit_by_bit(dtype):
+    expected = _loop(*_example(dtype, steps=200))
+    for actual, formula in zip(window._window_on_cpu(*_example(dtype, steps=200)), expected, strict=True):
+        assert torch.equal(actual, formula)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_backward_pass_is_that_of_the_loop(kernel):
+    example = _example()
+    inputs = [x.clone().requires_grad_() for x in example[:2]]
+    spikes, potentials = _loop(*inputs, *example[2:])
+    generator = torch.Generator().manual_seed(5)
+    grads = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in (spikes, potentials)]
+    expected = torch.autograd.grad([spikes, potentials], inputs, grads)
+    _, backward = KERNELS[kernel]
+    actual = backward(*grads, potentials.detach(), example[1], example[3])
+    for found, formula in zip(actual, expected, strict=True):
+        torch.testing.assert_close(found, formula)
+
+
+def test_gradients_of_leak_and_threshold_are_those_of_the_loop():
+    currents, start, beta, threshold = _example()
+    found, expected = [], []
+    for run, kept in ((single_spike_sequence, found), (None, expected)):
+        parameters = [x.clone().requires_grad_() for x in (beta, threshold)]
+        if run is None:
+            spikes, potentials = _loop(currents, start, *parameters)
+        else:
+            spikes, potentials = run(currents, start, beta=parameters[0], threshold=parameters[1])
+        kept += torch.autograd.grad((spikes * currents).sum() + potentials.square().sum(), parameters)
+    for actual, formula in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, formula)
+        assert actual.abs().max() > 0
+
+
+def test_opcheck():
+    currents, start, beta, threshold = _example()
+    spikes, potentials = window.single_spike_window(currents, start, beta, threshold)
+    torch.library.opcheck(window.single_spike_window, (currents, start, beta, threshold))
+    arguments = torch.ones_like(spikes), potentials, potentials, start, threshold
+    torch.library.opcheck(window.single_spike_window_grad, arguments)
+
+
+def test_half_precision_and_strided_currents():
+    currents, start, beta, threshold = (x.to(torch.bfloat16) for x in _example())
+    assert window.single_spike_window(currents, start, beta, threshold)[0].dtype == torch.bfloat16
+    currents, start, beta, threshold = _example()
+    strided = currents.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    for found, expected in zip(
+        window.single_spike_window(strided, start, beta, threshold),
+        window.single_spike_window(currents, start, beta, threshold),
+        strict=True,
+    ):
+        assert torch.equal(found, expected)
+
+
+def test_vmap_maps_over_parameters_too():
+    currents, _, _, _ = _example()
+    betas = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    mapped, _ = torch.func.vmap(lambda beta: single_spike_sequence(currents, beta=beta))(betas)
+    for found, beta in zip(mapped, betas, strict=True):
+        assert torch.equal(found, single_spike_sequence(currents, beta=beta)[0])
