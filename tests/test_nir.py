@@ -205,6 +205,19 @@ def test_convolutions_whose_shapes_nir_gets_wrong_are_named(options):
         to_nir(network, input_shape=(4, 5, 5))
 
 
+def test_our_own_graphs_are_in_bins_whatever_the_time_step():
+    network = SpikeSequential(SpikeLinear(3, 2, IF(0.7, delay=2, beta=0.6), t_max=T))
+    assert from_nir(to_nir(network), dt=0.25)[0].neuron == network[0].neuron
+
+
+def test_a_graph_is_a_copy():
+    network = SpikeSequential(SpikeLinear(3, 2, IF(), t_max=T, init_range=(1.0, 1.0)))
+    graph = to_nir(network)
+    for parameter in (network[0].weight, from_nir(graph)[0].weight):
+        nn.init.zeros_(parameter)
+    assert (graph.nodes["linear"].weight == 1).all()
+
+
 def test_a_layer_that_stands_twice_is_exported_twice():
     layer = SpikeLinear(3, 3, IF(), t_max=T)
     assert [type(n).__name__ for n in to_nir(SpikeSequential(layer, layer)).nodes.values()].count("IF") == 2

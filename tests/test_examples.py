@@ -1,0 +1,51 @@
+"""The example scripts run, and the README shows how they differ."""
+
+import difflib
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    """A folder as torchvision leaves it after a download, with a few random images."""
+    root = tmp_path_factory.mktemp("data")
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 48), ("t10k", 20)):
+        images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = generator.integers(0, 10, count, dtype=np.uint8)
+        header = struct.pack(">4i", 0x803, count, 28, 28), struct.pack(">2i", 0x801, count)
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(header[0] + images.tobytes())
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(header[1] + labels.tobytes())
+    return root
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_example_runs(script, mnist):
+    options = ["--data-root", mnist, "--epochs", "1", "--num-steps", "8", "--batch-size", "16"]
+    command = [sys.executable, "-W", "ignore", EXAMPLES / script, *options]
+    printed = subprocess.run(
+        list(map(str, command)), check=True, capture_output=True, text=True, timeout=300
+    ).stdout
+    assert re.search(r"epoch 1: test accuracy \d+\.\d+%", printed)
+    if "single_spike" in script:
+        assert re.search(r"same output spikes in the loop over 8 steps: (99|100)\.\d+%", printed)
+        assert re.search(r"event by event: .* ms, \d+ times faster", printed)
+
+
+@pytest.mark.parametrize("host", ["snntorch", "norse"])
+def test_the_readme_shows_what_changes(host):
+    names = f"examples/{host}_mnist.py", f"examples/{host}_mnist_single_spike.py"
+    before, after = ((ROOT / name).read_text().splitlines(keepends=True) for name in names)
+    diff = "".join(difflib.unified_diff(before, after, *names, n=1))
+    assert f"```diff\n{diff}```" in (ROOT / "README.md").read_text()
