@@ -104,7 +104,7 @@ MODELS = {
 def step_by_step(name: str, model: nn.Module) -> Step:
     """A training step of a host's model on input spike trains [T, batch, 784]."""
     of = MODELS[name]
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
 
     def step(spikes: Tensor, labels: Tensor) -> Tensor:
         optimizer.zero_grad()
@@ -118,7 +118,7 @@ def step_by_step(name: str, model: nn.Module) -> Step:
 
 def event_by_event(model: nn.Module) -> Step:
     """A training step of the same kind of network on input spike times [batch, 784]."""
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
     loss_function = losses.RelativeTargetLoss(GAMMA, T_MAX)
 
     def step(times: Tensor, labels: Tensor) -> Tensor:

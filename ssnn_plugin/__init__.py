@@ -1,7 +1,8 @@
 """Neurons that fire at most once, as drop-in modules for PyTorch."""
 
 from . import decode, encode, functional, losses, metrics, nn, online
-from .convert import NoTimeMode, Replacement, replace_neurons, to_event_driven, to_step_mode
+from ._trace import NoTimeMode
+from .convert import Replacement, replace_neurons, to_event_driven, to_step_mode
 from .neurons import IF
 
 __version__ = "0.1.0"

@@ -7,25 +7,20 @@ the host has been imported: a model of its cannot exist otherwise.
 from __future__ import annotations
 
 import importlib
-import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import torch
-from torch import fx, nn
+from torch import nn
 
 from . import _checks
+from ._trace import SUPPORTED, NoTimeMode, follow_forward
 from .functional.pool import AveragePool
 from .neurons import IF
 from .nn import EarliestSpikePool2d, SpikeConv2d, SpikeFlatten, SpikeLinear, SpikeSequential
 from .nn.connection import SpikeConnection
 
 HOSTS = ("snntorch", "norse")
-
-
-class NoTimeMode(TypeError):
-    """A module that has no meaning on spike times; the message names its path, class and a replacement."""
 
 
 class Replacement(NamedTuple):
@@ -61,7 +56,7 @@ class Host(Protocol):
     def neuron_in_steps(self, neuron: IF, last: bool) -> nn.Module:
         """The single-spike module of the host for a neuron on times."""
 
-    def pool_in_steps(self, pool: EarliestSpikePool2d) -> nn.Module:
+    def pool_in_steps(self, pool: EarliestSpikePool2d, last: bool) -> nn.Module:
         """The host's first-spike pool."""
 
     def sequential(self, modules: Sequence[nn.Module]) -> nn.Module:
@@ -110,15 +105,10 @@ def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool = Fal
     for path, module in _chain(model, hosts):
         builder.add(path, module)
     network = builder.finish()
-    last = network[-1]
+    last = next(layer for layer in reversed(network) if not isinstance(layer, nn.Flatten))
     if isinstance(last, SpikeConnection):
         last.silent_gradient = silent_gradient
     return network.train(model.training)
-
-
-SUPPORTED = (
-    "Linear, Conv2d, Flatten, AvgPool2d, Dropout, Identity, single-spike neurons and first-spike pools"
-)
 
 
 class Builder:
@@ -145,9 +135,9 @@ class Builder:
         """
 
         def refuse(why: str) -> NoTimeMode:
-            return NoTimeMode(f"{path or 'the model'} ({type(module).__name__}) has no time mode: {why}")
+            return NoTimeMode(f"{where} has no time mode: {why}")
 
-        self.where = f"{path} ({type(module).__name__})"
+        self.where = where = f"{path or 'the model'} ({type(module).__name__})"
         try:
             part = self._on_times(module)
         except ValueError as error:
@@ -162,6 +152,8 @@ class Builder:
             return
         for kinds, handle in self._handlers():
             if isinstance(part, kinds):
+                if type(part).forward not in [kind.forward for kind in kinds]:
+                    raise refuse("its class has a forward of its own. Use the plain layer")
                 handle(part, refuse)
                 return
         raise refuse(f"a network on spike times is made of {SUPPORTED}")
@@ -179,12 +171,14 @@ class Builder:
                 )
         return module
 
-    def _handlers(self) -> Iterable[tuple[Any, Callable[[Any, Callable[[str], NoTimeMode]], None]]]:
+    def _handlers(
+        self,
+    ) -> Iterable[tuple[tuple[Any, ...], Callable[[Any, Callable[[str], NoTimeMode]], None]]]:
         return (
             ((nn.Linear, nn.Conv2d), self._weights),
-            (nn.Flatten, self._flatten),
-            (nn.AvgPool2d, self._average_pool),
-            (nn.Dropout, self._dropout),
+            ((nn.Flatten,), self._flatten),
+            ((nn.AvgPool2d,), self._average_pool),
+            ((nn.Dropout,), self._dropout),
             ((nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d), self._max_pool),
             ((nn.BatchNorm1d, nn.BatchNorm2d), self._batch_norm),
         )
@@ -224,7 +218,8 @@ class Builder:
 
     def _dropout(self, module: nn.Dropout, refuse: Callable[[str], NoTimeMode]) -> None:
         if self.connection is not None or self.input_pool is not None:
-            raise refuse("it drops currents anew in every step. Put it right behind a neuron, on its spikes")
+            what = "currents" if self.connection is not None else "averages of spikes"
+            raise refuse(f"it drops {what} anew in every step. Put it right behind a neuron, on its spikes")
         if self.dropout:
             raise refuse("two Dropouts follow each other. Use one")
         if not 0 <= module.p < 1:
@@ -299,11 +294,13 @@ class Builder:
             )
         if not self.layers:
             raise NoTimeMode(f"the model has no layers; a network on spike times is made of {SUPPORTED}")
+        if self.flatten:
+            self.layers.append(SpikeFlatten())
         return SpikeSequential(*self.layers)
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    height, width = size if isinstance(size, tuple) else (size, size)
+    height, width = size if isinstance(size, tuple | list) else (size, size)
     return int(height), int(width)
 
 
@@ -314,9 +311,14 @@ def _chain(model: nn.Module, hosts: list[Host], path: str = "") -> Iterator[tupl
         if not any(True for _ in model.children()):
             yield path, model
             return
-        parts = _trace(model, hosts)
+        parts = follow_forward(model, lambda module: _parts(module, hosts) is not None)
     for name, part in parts:
         yield from _chain(part, hosts, f"{path}.{name}" if path else name)
+
+
+def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """As `named_children`, which leaves out the second place of a module that has two."""
+    return [(name, child) for name, child in module._modules.items() if child is not None]
 
 
 def _parts(module: nn.Module, hosts: list[Host]) -> list[tuple[str, nn.Module]] | None:
@@ -325,113 +327,8 @@ def _parts(module: nn.Module, hosts: list[Host]) -> list[tuple[str, nn.Module]] 
         if parts is not None:
             return parts
     if type(module).forward is nn.Sequential.forward:
-        return list(module.named_children())
+        return children(module)
     return None
-
-
-class _WindowProxy(fx.Proxy):
-    """A proxy whose sizes are 2: two steps show how the modules of a loop over time follow each other."""
-
-    def __index__(self) -> int:
-        return 2
-
-    def __len__(self) -> int:
-        return 2
-
-
-class _Tracer(fx.Tracer):
-    def __init__(self, hosts: list[Host]) -> None:
-        super().__init__()
-        self.hosts = hosts
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _parts(m, self.hosts) is not None or not any(True for _ in m.children())
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _WindowProxy(node, self)
-
-    def iter(self, obj: Any) -> Iterator[Any]:
-        return iter((obj[0], obj[1]))
-
-
-def _trace(model: nn.Module, hosts: list[Host]) -> list[tuple[str, nn.Module]]:
-    """The chain of modules that a module's own `forward` runs its input through."""
-    name = type(model).__name__
-    try:
-        graph = _Tracer(hosts).trace(model)
-    except Exception as error:
-        raise NoTimeMode(
-            f"the forward of {name} cannot be followed ({type(error).__name__}: {error}). "
-            "Put its modules into an nn.Sequential"
-        ) from error
-    before: dict[str, str | None] = {}
-    modules: dict[str, nn.Module] = {}
-    inputs: dict[str, list[fx.Node]] = {}
-    for node in graph.nodes:
-        if node.op != "call_module":
-            continue
-        target, argument = str(node.target), node.args[0] if node.args else None
-        source, flattened = _source(argument, name)
-        modules[target] = model.get_submodule(target)
-        link = target
-        if flattened:
-            link = f"{target} input"
-            modules[link], before[target] = nn.Flatten(), link
-        elif target in before and before[target] != source:
-            raise NoTimeMode(f"{name} runs {target} on {before[target]} and on {source}: it is no chain")
-        before[link] = source
-        if source is None and isinstance(argument, fx.Node):
-            inputs.setdefault(target, []).append(argument)
-    for target, nodes in inputs.items():
-        if len(nodes) > 1 and all(node.op == "placeholder" for node in nodes):
-            raise NoTimeMode(
-                f"{name} feeds the same input to {target} in every step. Encode it as spikes, for instance "
-                "with the adapter's latency encoder, and index them by the step"
-            )
-    return [(target, modules[target]) for target in _ordered(before, name)]
-
-
-def _source(argument: Any, name: str) -> tuple[str | None, bool]:
-    """The module whose output this is, None for the model's input, and whether it is flattened."""
-    flattened = False
-    while isinstance(argument, fx.Node):
-        if argument.op == "placeholder":
-            return None, flattened
-        if argument.op == "call_module":
-            return str(argument.target), flattened
-        called = argument.target
-        if called is operator.getitem:
-            of, index = argument.args
-            if isinstance(of, fx.Node) and of.op == "call_module" and index != 0:
-                raise NoTimeMode(
-                    f"{name} passes on the state of {of.target}; only its spikes have a time mode"
-                )
-        elif called in (torch.flatten, "flatten", "view", "reshape"):
-            flattened = True
-        else:
-            label = getattr(called, "__name__", str(called))
-            raise NoTimeMode(
-                f"{name} calls {label} between its modules, which has no time mode. "
-                f"Use modules: {SUPPORTED}; FirstSpikePool2d behind a neuron for max_pool2d"
-            )
-        argument = argument.args[0]
-    raise NoTimeMode(f"{name} runs a module on {argument!r}, which is not its input")
-
-
-def _ordered(before: dict[str, str | None], name: str) -> list[str]:
-    after: dict[str | None, str] = {}
-    for target, source in before.items():
-        if source in after:
-            raise NoTimeMode(
-                f"{name} runs both {after[source]} and {target} on {source or 'its input'}: it is no chain"
-            )
-        after[source] = target
-    order: list[str] = []
-    while (order[-1] if order else None) in after:
-        order.append(after[order[-1] if order else None])
-    if len(order) < len(before):
-        raise NoTimeMode(f"{name} is no chain of modules: {sorted(set(before) - set(order))} are not reached")
-    return order
 
 
 def to_step_mode(model: nn.Sequential, host: str) -> nn.Module:
@@ -452,25 +349,34 @@ def to_step_mode(model: nn.Sequential, host: str) -> nn.Module:
     """
     _checks.one_of("host", host, HOSTS)
     adapter = _adapter(host)
-    layers = list(model.named_children())
+    layers = children(model)
+    # The neurons come last in steps, so that there is a state to return: flatten their currents instead.
+    flat_end = len(layers) > 1 and isinstance(layers[-1][1], nn.Flatten)
+    if flat_end:
+        layers = layers[:-1]
     modules: list[nn.Module] = []
-    for position, (path, layer) in enumerate(layers):
+    for path, layer in layers:
+        last = layer is layers[-1][1]
         try:
-            modules += _in_steps(layer, adapter, last=position == len(layers) - 1)
+            modules += _in_steps(layer, adapter, last, flat=last and flat_end)
         except ValueError as error:
             raise NoTimeMode(f"{path} ({type(layer).__name__}) has no step mode: {error}") from error
     return adapter.sequential(modules).train(model.training)
 
 
-def _in_steps(layer: nn.Module, adapter: Host, last: bool) -> Iterator[nn.Module]:
+def _in_steps(layer: nn.Module, adapter: Host, last: bool, flat: bool) -> Iterator[nn.Module]:
     if isinstance(layer, EarliestSpikePool2d):
-        yield adapter.pool_in_steps(layer)
+        if flat:
+            raise ValueError("a Flatten behind it leaves no state to return. Flatten the times instead")
+        yield adapter.pool_in_steps(layer, last)
     elif isinstance(layer, nn.Flatten):
         yield nn.Flatten()
     elif isinstance(layer, SpikeConnection):
         if layer.neuron.delay:
             raise ValueError(f"the hosts' neurons have no delay, got {layer.neuron}")
         yield from connection_in_steps(layer)
+        if flat:
+            yield nn.Flatten()
         yield adapter.neuron_in_steps(layer.neuron, last)
     else:
         raise ValueError("it is no layer of ssnn_plugin.nn")

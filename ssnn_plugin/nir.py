@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks
-from .convert import Builder, connection_in_steps, to_event_driven, to_step_mode
+from .convert import Builder, children, connection_in_steps, to_event_driven, to_step_mode
 from .decode import TIES
 from .neurons import IF
-from .nn import EarliestSpikePool2d, SpikeSequential
+from .nn import EarliestSpikePool2d, SpikeConv2d, SpikeSequential
 from .nn.connection import SpikeConnection
 
 try:
@@ -31,6 +31,7 @@ __all__ = ["from_nir", "to_nir"]
 
 # Far below what inputs add up to, and finite: several simulators turn infinities into NaN.
 V_RESET = -1e9
+DEEPEST_RESET = 1e30
 # What counts as such a reset in graphs of others.
 LOWEST_RESET = -1e6
 
@@ -73,13 +74,13 @@ def to_nir(
         model = to_event_driven(model, t_max=t_max)
     windows = {layer.t_max for layer in model if isinstance(layer, SpikeConnection)}
     if len(windows) != 1:
-        raise ValueError(f"t_max must be the same in all layers, got {sorted(windows)}")
+        raise ValueError(f"model must have layers with neurons and one t_max, got {sorted(windows)}")
     shape = _input_shape(model, input_shape)
     metadata = {"T": windows.pop(), "tie_rule": tie_rule}
     parameters = next(model.parameters())
     times = torch.full((1, *shape), math.inf, dtype=parameters.dtype, device=parameters.device)
     nodes: list[nir.NIRNode] = [nir.Input(input_type={"input": np.array(shape)})]
-    for path, layer in model.named_children():
+    for path, layer in children(model):
         before, times = times, layer(times)
         nodes += _nodes(path, layer, tuple(before.shape[1:]), tuple(times.shape[1:]), metadata)
     nodes.append(nir.Output(output_type={"output": np.array(times.shape[1:])}))
@@ -105,6 +106,11 @@ def _nodes(
     elif isinstance(layer, nn.Flatten):
         yield nir.Flatten({"input": np.array(shape_in)}, start_dim=0)
     elif isinstance(layer, SpikeConnection):
+        if isinstance(layer, SpikeConv2d) and (layer.groups > 1 or len(set(layer.kernel_size)) > 1):
+            raise ValueError(
+                f"{path} (SpikeConv2d): NIR 1.0 infers shapes for square kernels without groups only, "
+                f"got kernel_size {layer.kernel_size}, groups {layer.groups}"
+            )
         for module in connection_in_steps(layer):
             if not isinstance(module, nn.Dropout):
                 yield _torch_node(module, shape_in)
@@ -144,7 +150,9 @@ def _neuron_nodes(neuron: IF, shape: tuple[int, ...], metadata: dict[str, Any]) 
         return np.full(shape, value)
 
     metadata = {"single_spike": True, "delay": neuron.delay, "beta": float(neuron.beta), **metadata}
-    rest = {"v_threshold": full(neuron.threshold), "v_reset": full(V_RESET), "metadata": metadata}
+    # A leak lets the reset fade: it starts deeper, as far as single precision goes.
+    depth = min(abs(V_RESET) / max(neuron.beta ** metadata["T"], 1e-30), DEEPEST_RESET)
+    rest = {"v_threshold": full(neuron.threshold), "v_reset": full(-depth), "metadata": metadata}
     if neuron.beta == 1:
         yield nir.IF(r=full(1.0), **rest)
     else:
@@ -226,6 +234,11 @@ def _parts(
     nodes: list[tuple[str, nir.NIRNode]], dt: float, single_spike: bool
 ) -> Iterator[tuple[str, nn.Module | IF]]:
     """What the builder joins to layers; neurons take the delay and the pool beside them along."""
+    before: Any = None
+    for name, node in nodes:
+        if isinstance(node, nir.Delay) and not isinstance(before, nir.IF | nir.LIF):
+            raise ValueError(f"{name} (Delay) must stand right behind a neuron")
+        before = node
     following: list[Any] = [node for _, node in nodes[1:]] + [None]
     pool: nir.SumPool2d | None = None
     for (name, node), behind in zip(nodes, following, strict=True):
@@ -252,12 +265,16 @@ def _neuron(name: str, node: Any, behind: Any, dt: float, single_spike: bool) ->
             "Pass single_spike=True to take it for a neuron that fires once"
         )
     threshold, gain = _one_value(name, "v_threshold", node.v_threshold), _one_value(name, "r", node.r)
+    if not gain > 0:
+        raise ValueError(f"{name} ({type(node).__name__}): r must be above 0, got {gain}")
     beta = 1.0
     if isinstance(node, nir.LIF):
         if _one_value(name, "v_leak", node.v_leak) != 0:
             raise ValueError(f"{name} (LIF): v_leak must be 0, got {np.max(node.v_leak)}")
         tau = _one_value(name, "tau", node.tau)
         beta = float(node.metadata.get("beta", 1 - dt / tau))
+        if not 0 <= beta <= 1:
+            raise ValueError(f"{name} (LIF): tau must be at least dt = {dt}, in the graph's unit, got {tau}")
         # Our own nodes add an input as it is; the rounding of r / tau would move the threshold.
         gain = 1.0 if marked else gain * dt / tau
     delay = 0.0

@@ -355,7 +355,7 @@ class _Norse:
 
     def parts(self, module: nn.Module) -> list[tuple[str, nn.Module]] | None:
         if isinstance(module, Lift | SequentialState):
-            return list(module.named_children())
+            return list(module._modules.items())
         return None
 
     def neuron_on_times(self, module: Any) -> IF | None:
@@ -412,11 +412,11 @@ class _Norse:
         return new, tuple(filter(None, lost))
 
     def neuron_in_steps(self, neuron: IF, last: bool) -> nn.Module:
-        dt = 1.0  # a step is a bin, so that 1 - dt tau_mem_inv is the leak without rounding
+        dt = 1.0  # a step is a bin, which keeps 1 - dt tau_mem_inv closest to beta
         p = SingleSpikeIFParameters(v_th=neuron.threshold, tau_mem_inv=1 - neuron.beta)
         return SingleSpikeIF(p, dt)
 
-    def pool_in_steps(self, pool: EarliestSpikePool2d) -> nn.Module:
+    def pool_in_steps(self, pool: EarliestSpikePool2d, last: bool) -> nn.Module:
         return FirstSpikePool2d(pool.kernel_size, pool.stride, pool.padding)
 
     def sequential(self, modules: Sequence[nn.Module]) -> nn.Module:

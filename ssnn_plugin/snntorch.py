@@ -481,41 +481,28 @@ class _SnnTorch:
         return isinstance(module, snn.SpikingNeuron) and not isinstance(module, _Stateful)
 
     def single_spike(self, module: Any) -> tuple[nn.Module, tuple[str, ...]]:
-        if type(module) not in (snn.Leaky, snn.Lapicque, snn.Synaptic):
-            raise ValueError("only Leaky, Lapicque and Synaptic have a single-spike counterpart")
-        beta, gain, lost = module.beta, None, []
-        if isinstance(module, snn.Lapicque):
-            beta, gain = 1 - module.time_step / (module.R * module.C), module.time_step / module.C
-            lost.append(f"R, C: an input counts {_short(gain)} times, which the threshold makes up for")
-        elif isinstance(module, snn.Synaptic):
-            kept = module.alpha.detach().clamp(0, 1)
-            if bool((kept == 1).any()):
-                raise ValueError("alpha = 1 is a synaptic current that never ends")
-            gain = 1 / (1 - kept)
-            lost.append(
-                f"alpha {_short(kept)}: an input acts at once, with the whole charge of its synaptic current"
-            )
-            lost.append("state: a step returns (spk, mem), without syn")
+        beta, gain, lost = _integration(module)
         lost.append(f"reset_mechanism {module.reset_mechanism!r}: a neuron that fires once is not reset")
         if not module.surrogate_disable:
             lost.append("spike_grad: the latency rule replaces the surrogate")
-        threshold = module.threshold if gain is None else module.threshold.detach() / gain
         neuron = SingleSpike(
             beta=beta.detach(),
-            threshold=threshold.detach(),
+            threshold=module.threshold.detach() / gain,
             surrogate_disable=module.surrogate_disable,
             init_hidden=module.init_hidden,
             inhibition=module.inhibition,
-            learn_beta=isinstance(beta, nn.Parameter),
-            learn_threshold=isinstance(module.threshold, nn.Parameter),
             state_quant=module.state_quant,
             output=module.output,
             graded_spikes_factor=module.graded_spikes_factor.detach(),
-            learn_graded_spikes_factor=isinstance(module.graded_spikes_factor, nn.Parameter),
         )
+        kept = {"beta": beta, "graded_spikes_factor": module.graded_spikes_factor}
+        if isinstance(gain, float):
+            kept["threshold"] = module.threshold
         for name in ("beta", "threshold", "graded_spikes_factor"):
-            if isinstance(getattr(module, name), nn.Parameter) and (gain is None or name != "threshold"):
-                setattr(neuron, name, getattr(module, name))
+            if isinstance(kept.get(name), nn.Parameter):
+                setattr(neuron, name, kept[name])
+            elif isinstance(getattr(module, name), nn.Parameter):
+                lost.append(f"learn_{name}: what is learned there has another meaning now, and is fixed")
         return neuron, tuple(lost)
 
     def neuron_in_steps(self, neuron: IF, last: bool) -> nn.Module:
@@ -523,14 +510,33 @@ class _SnnTorch:
         beta, threshold = (torch.tensor(x, dtype=torch.float64) for x in (neuron.beta, neuron.threshold))
         return SingleSpike(beta=beta, threshold=threshold, init_hidden=True, output=last)
 
-    def pool_in_steps(self, pool: EarliestSpikePool2d) -> nn.Module:
-        return FirstSpikePool2d(pool.kernel_size, pool.stride, pool.padding, init_hidden=True)
+    def pool_in_steps(self, pool: EarliestSpikePool2d, last: bool) -> nn.Module:
+        return FirstSpikePool2d(pool.kernel_size, pool.stride, pool.padding, init_hidden=True, output=last)
 
     def sequential(self, modules: Sequence[nn.Module]) -> nn.Module:
         return nn.Sequential(*modules)
 
 
 HOST = _SnnTorch()
+
+
+def _integration(module: Any) -> tuple[Tensor, float | Tensor, list[str]]:
+    """The leak of a neuron of snnTorch, how often it counts an input, and what of it is lost."""
+    if type(module) is snn.Leaky:
+        return module.beta, 1.0, []
+    if type(module) is snn.Lapicque:
+        beta, gain = 1 - module.time_step / (module.R * module.C), module.time_step / module.C
+        if bool((beta < 0).any()):
+            raise ValueError(f"its time step exceeds R C: what it keeps of the potential is {_short(beta)}")
+        return beta, gain, [f"R, C: an input counts {_short(gain)} times, which the threshold makes up for"]
+    if type(module) is snn.Synaptic:
+        kept = module.alpha.detach().clamp(0, 1)
+        if bool((kept == 1).any()):
+            raise ValueError("alpha = 1 is a synaptic current that never ends")
+        charge = "an input acts at once, with the whole charge of its synaptic current"
+        lost = [f"alpha {_short(kept)}: {charge}", "state: a step returns (spk, mem), without syn"]
+        return module.beta, 1 / (1 - kept), lost
+    raise ValueError("only Leaky, Lapicque and Synaptic have a single-spike counterpart")
 
 
 def _one_value(name: str, value: Tensor) -> float:

@@ -586,6 +586,16 @@ class _SomeFeatures(_Net):
         return self.steps(x_t[:, 2:12] for x_t in x)
 
 
+class _Backwards(_Net):
+    def forward(self, x):
+        return self.steps(x[step] for step in reversed(range(self.num_steps)))
+
+
+class _EverySecond(_Net):
+    def forward(self, x):
+        return self.steps(x[step] for step in range(0, self.num_steps, 2))
+
+
 class _MaxPool(_Nested):
     flatten = staticmethod(lambda x: max_pool2d(x, 2))
 
@@ -646,6 +656,8 @@ class _Constant(_OneStep):
         (_SameBin, "same input .* in every step. Encode it as spikes"),
         (_SameCurrent, "same input .* in every step"),
         (_SomeFeatures, "^_SomeFeatures "),
+        (_Backwards, "^_Backwards "),
+        (_EverySecond, "^_EverySecond "),
         (_MaxPool, "_MaxPool calls .*max_pool2d.* between its modules.*FirstSpikePool2d"),
         (_Relu, "_Relu calls relu between its modules, which has no time mode. Use modules: Linear"),
         (_Residual, "_Residual calls add between its modules, which has no time mode"),
@@ -816,7 +828,6 @@ PUT_ONE = "has no time mode: the model must end with neurons, so put one behind 
             "1 (SingleSpikeIF)",
             "tau_mem_inv must not be learnable on spike times",
         ),
-        (_norse_neuron(v_th=-1.0), "1 (SingleSpikeIF)", "threshold must be finite and at least 0, got -1"),
         (lambda: [nn.Sequential(_linear(), nn.ReLU())], "0.1 (ReLU)", MADE_OF),
         (
             lambda: [norse.Lift(nn.Sequential(_linear(), nn.Sequential(nn.GELU())))],

@@ -27,6 +27,15 @@ on_every_backend = pytest.mark.parametrize("backend", NAMES)
 in_both_precisions = pytest.mark.parametrize("dtype", DTYPES)
 
 
+@pytest.fixture(autouse=True)
+def set_threads():
+    """One thread unless a test asks for more: on a busy machine they would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch.set_num_threads
+    torch.set_num_threads(threads)
+
+
 @st.composite
 def convolutions(draw):
     """Whole bins, whole weights and halves of a leak, so that every sum is exact."""
@@ -194,13 +203,6 @@ def test_an_empty_batch(backend, size):
     for grad, tensor in zip(torch.autograd.grad(sum(map(torch.sum, outputs)), inputs), inputs, strict=True):
         assert grad.shape == tensor.shape
         assert not grad.any()
-
-
-@pytest.fixture
-def set_threads():
-    threads = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(threads)
 
 
 @in_both_precisions

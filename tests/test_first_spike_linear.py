@@ -27,6 +27,15 @@ on_every_backend = pytest.mark.parametrize("backend", NAMES)
 in_both_precisions = pytest.mark.parametrize("dtype", DTYPES)
 
 
+@pytest.fixture(autouse=True)
+def set_threads():
+    """One thread unless a test asks for more: on a busy machine they would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch.set_num_threads
+    torch.set_num_threads(threads)
+
+
 @st.composite
 def layers(draw):
     """Whole bins, whole weights and halves of a leak, so that every sum is exact."""
@@ -419,13 +428,6 @@ def test_the_arguments_are_left_as_they_are(backend):
     before = [tensor.clone() for tensor in (times, weight, bias)]
     first_spike_linear(times, weight, IF(1.0), t_max=5, bias=bias, backend=backend)
     assert all(torch.equal(a, b) for a, b in zip((times, weight, bias), before, strict=True))
-
-
-@pytest.fixture
-def set_threads():
-    threads = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(threads)
 
 
 @in_both_precisions

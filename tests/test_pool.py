@@ -18,6 +18,15 @@ in_both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.floa
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """One thread: on a busy machine they would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def _random_times(shape, t_max=12, dtype=torch.float64, seed=0):
     """Whole bins, a third of them silent."""
     times = torch.randint(0, t_max * 3 // 2, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

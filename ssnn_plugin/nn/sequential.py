@@ -26,15 +26,20 @@ class SpikeSequential(nn.Sequential):
 
     def forward(self, times: Tensor, return_potential: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Times [batch, *] -> times, or (times, potential)."""
-        *layers, last = self
-        for layer in layers:
-            times = layer(times)
+        layers = list(self)
         if not return_potential:
-            output: Tensor = last(times)
-            return output
-        if not isinstance(last, SpikeConnection):
-            raise TypeError(
-                f"return_potential=True needs a last layer with neurons, got {type(last).__name__}"
-            )
-        outputs: tuple[Tensor, Tensor] = last(times, return_potential=True)
-        return outputs
+            for layer in layers:
+                times = layer(times)
+            return times
+        flattening = []
+        while layers and isinstance(layers[-1], nn.Flatten):
+            flattening.append(layers.pop())
+        if not layers or not isinstance(layers[-1], SpikeConnection):
+            last = type(layers[-1]).__name__ if layers else "Flatten"
+            raise TypeError(f"return_potential=True needs a last layer with neurons, got {last}")
+        for layer in layers[:-1]:
+            times = layer(times)
+        times, potential = layers[-1](times, return_potential=True)
+        for layer in flattening:
+            times, potential = layer(times), layer(potential)
+        return times, potential
