@@ -12,7 +12,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data-root", default="data", help="folder with MNIST/raw, or to download it to")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--num-steps", type=int, default=256)
-parser.add_argument("--batch-size", type=int, default=128)
+parser.add_argument("--batch-size", type=int, default=64)
 args = parser.parse_args()
 torch.manual_seed(0)
 
@@ -26,13 +26,13 @@ test_loader = DataLoader(test_set, args.batch_size)
 
 encode = norse.ConstantCurrentLIFEncoder(args.num_steps)
 net = norse.SequentialState(
-    norse.Lift(nn.Linear(784, 400)),
+    norse.Lift(nn.Linear(784, 800)),
     norse.LIF(norse.LIFParameters(v_th=torch.tensor(0.5))),
-    norse.Lift(nn.Linear(400, 10)),
+    norse.Lift(nn.Linear(800, 10)),
     norse.LI(),
 )
 loss_fn = nn.CrossEntropyLoss()
-optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
 
 def forward_pass(spikes):

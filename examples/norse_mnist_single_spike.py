@@ -19,7 +19,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data-root", default="data", help="folder with MNIST/raw, or to download it to")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--num-steps", type=int, default=256)
-parser.add_argument("--batch-size", type=int, default=128)
+parser.add_argument("--batch-size", type=int, default=64)
 parser.add_argument("--loop-steps", type=int, default=5, help="training steps in the loop over time, timed")
 args = parser.parse_args()
 torch.manual_seed(0)
@@ -32,10 +32,10 @@ test_loader = DataLoader(test_set, args.batch_size)
 
 encode = LatencyEncoder(args.num_steps)
 net = norse.SequentialState(
-    norse.Lift(nn.Linear(784, 400, bias=False)),
+    norse.Lift(nn.Linear(784, 800, bias=False)),
     SingleSpikeIF(),
     nn.Dropout(0.3),
-    norse.Lift(nn.Linear(400, 10, bias=False)),
+    norse.Lift(nn.Linear(800, 10, bias=False)),
     SingleSpikeIF(),
 )
 weights = [module.lifted_module.weight for module in (net[0], net[3])]
@@ -44,7 +44,7 @@ nn.init.normal_(weights[1], 0.01, 0.02)
 weights[0].register_hook(lambda grad: grad - grad.mean(1, keepdim=True))  # gradient centralization
 decode = SpikesToTimesDecoder(t_silent=args.num_steps, convert_indices_to_times=False)
 loss_fn = losses.RelativeTargetLoss(args.num_steps / 12, args.num_steps)
-optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
 
 def forward_pass(spikes):

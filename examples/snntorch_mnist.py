@@ -14,7 +14,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data-root", default="data", help="folder with MNIST/raw, or to download it to")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--num-steps", type=int, default=256)
-parser.add_argument("--batch-size", type=int, default=128)
+parser.add_argument("--batch-size", type=int, default=64)
 args = parser.parse_args()
 torch.manual_seed(0)
 
@@ -25,13 +25,13 @@ train_loader = DataLoader(train_set, args.batch_size, shuffle=True, drop_last=Tr
 test_loader = DataLoader(test_set, args.batch_size)
 
 net = nn.Sequential(
-    nn.Linear(784, 400),
+    nn.Linear(784, 800),
     snn.Leaky(beta=0.95, init_hidden=True),
-    nn.Linear(400, 10),
+    nn.Linear(800, 10),
     snn.Leaky(beta=0.95, init_hidden=True, output=True),
 )
 loss_fn = SF.ce_temporal_loss()
-optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
 
 def encode(images):

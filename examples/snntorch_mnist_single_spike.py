@@ -19,7 +19,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data-root", default="data", help="folder with MNIST/raw, or to download it to")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--num-steps", type=int, default=256)
-parser.add_argument("--batch-size", type=int, default=128)
+parser.add_argument("--batch-size", type=int, default=64)
 parser.add_argument("--loop-steps", type=int, default=5, help="training steps in the loop over time, timed")
 args = parser.parse_args()
 torch.manual_seed(0)
@@ -31,17 +31,17 @@ train_loader = DataLoader(train_set, args.batch_size, shuffle=True, drop_last=Tr
 test_loader = DataLoader(test_set, args.batch_size)
 
 net = nn.Sequential(
-    nn.Linear(784, 400, bias=False),
+    nn.Linear(784, 800, bias=False),
     SingleSpike(init_hidden=True),
     nn.Dropout(0.3),
-    nn.Linear(400, 10, bias=False),
+    nn.Linear(800, 10, bias=False),
     SingleSpike(init_hidden=True, output=True),
 )
 nn.init.normal_(net[0].weight, 0.01, 0.05)
 nn.init.normal_(net[3].weight, 0.01, 0.02)
 net[0].weight.register_hook(lambda grad: grad - grad.mean(1, keepdim=True))  # gradient centralization
 loss_fn = relative_temporal_loss(gamma=args.num_steps / 12)
-optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
 
 def encode(images):

@@ -64,7 +64,6 @@ def follow_forward(
             f"the forward of {name} cannot be followed ({type(error).__name__}: {error}). "
             "Put its modules into an nn.Sequential"
         ) from error
-    _check_steps(graph, name)
     before: dict[str, str | None] = {}
     modules: dict[str, nn.Module] = {}
     seen: set[tuple[str, str]] = set()
@@ -85,6 +84,7 @@ def follow_forward(
             modules[flatten], before[flatten], source = nn.Flatten(), source, flatten
         if before.setdefault(target, source) != source:
             raise NoTimeMode(f"{name} runs {target} on {before[target]} and on {source}: it is no chain")
+    _check_steps(graph, name)
     order = _ordered(before, name)
     if order and order[-1] not in _returned(graph):
         raise NoTimeMode(f"{name} does not return the spikes of its last module, {order[-1]}")
@@ -92,14 +92,12 @@ def follow_forward(
 
 
 def _check_steps(graph: fx.Graph, name: str) -> None:
-    """The input has to be taken as it is: all of it, step after step."""
+    """The steps of the input have to be taken one after the other."""
     steps: dict[fx.Node, list[int]] = {}
     for node in graph.nodes:
         if node.target is not operator.getitem or node.args[0].op != "placeholder":
             continue
         index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        if any(isinstance(part, slice) and part != slice(None) for part in index):
-            raise NoTimeMode(f"{name} uses a part of its input, {node.args[1]}: pass what it needs")
         steps.setdefault(node.args[0], []).extend(part for part in index if isinstance(part, int))
     if any(taken != list(range(len(taken))) for taken in steps.values()):
         raise NoTimeMode(f"{name} does not take the steps of its input one after the other")
@@ -127,6 +125,9 @@ def _source(argument: Any, name: str) -> tuple[str | None, bool]:
                 raise NoTimeMode(
                     f"{name} passes on the state of {of.target}; only its spikes have a time mode"
                 )
+            parts = index if isinstance(index, tuple) else (index,)
+            if any(isinstance(part, slice) and part != slice(None) for part in parts):
+                raise NoTimeMode(f"{name} takes only {index} of its input. Pass what it needs")
         elif called in FLATTENING:
             flattened = True
         else:

@@ -355,8 +355,8 @@ def to_step_mode(model: nn.Sequential, host: str) -> nn.Module:
     if flat_end:
         layers = layers[:-1]
     modules: list[nn.Module] = []
-    for path, layer in layers:
-        last = layer is layers[-1][1]
+    for position, (path, layer) in enumerate(layers):
+        last = position == len(layers) - 1
         try:
             modules += _in_steps(layer, adapter, last, flat=last and flat_end)
         except ValueError as error:
@@ -387,7 +387,7 @@ def connection_in_steps(layer: SpikeConnection) -> Iterator[nn.Module]:
     if layer.dropout:
         yield nn.Dropout(layer.dropout)
     if layer.input_pool is not None:
-        yield nn.AvgPool2d(*layer.input_pool)
+        yield nn.AvgPool2d(*layer.input_pool.window)
         if isinstance(layer, SpikeLinear):
             yield nn.Flatten()
     options: dict[str, Any] = {"bias": layer.bias is not None, "device": "meta"}
@@ -411,7 +411,7 @@ def connection_in_steps(layer: SpikeConnection) -> Iterator[nn.Module]:
     connection.bias = layer.bias
     yield connection
     if isinstance(layer, SpikeConv2d) and layer.output_pool is not None:
-        yield nn.AvgPool2d(*layer.output_pool)
+        yield nn.AvgPool2d(*layer.output_pool.window)
 
 
 def replace_neurons(model: nn.Module) -> list[Replacement]:

@@ -572,7 +572,7 @@ def test_chains_without_a_time_mode_are_refused(nodes, message):
             lambda: SpikeSequential(SpikeLinear(3, 3, IF(), t_max=8), SpikeLinear(3, 3, IF(), t_max=9)),
             {},
             ValueError,
-            r"t_max must be the same in all layers, got \[8, 9\]",
+            r"model must have layers with neurons and one t_max, got \[8, 9\]",
         ),
         (
             lambda: SpikeSequential(SpikeLinear(3, 2, IF(), t_max=T)),

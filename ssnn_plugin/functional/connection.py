@@ -245,10 +245,18 @@ def first_spike_conv2d(
 
 def pair(name: str, value: Size2d, least: int) -> list[int]:
     """Height and width from a number or a pair of them."""
-    values = list(value) if isinstance(value, Sequence) else [value] * 2
-    if len(values) != 2 or any(isinstance(v, bool) or v != int(v) or v < least for v in values):
+    values = list(value) if isinstance(value, tuple | list) else [value] * 2
+    whole = all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in values)
+    if len(values) != 2 or not whole or min(values) < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, or two of them, got {value!r}")
     return [int(v) for v in values]
+
+
+def check_padding(padding: str, stride: list[int]) -> None:
+    """Refuse a word for the padding that does not exist, or does not fit the stride."""
+    _checks.one_of("padding", padding, ("same", "valid"))
+    if padding == "same" and stride != [1, 1]:
+        raise ValueError(f"padding 'same' needs a stride of 1, got {stride}")
 
 
 def _pad(
@@ -256,9 +264,7 @@ def _pad(
 ) -> Tensor:
     """Surround the input with silence; an even kernel's odd row and column of "same" go to the end."""
     if isinstance(padding, str):
-        _checks.one_of("padding", padding, ("same", "valid"))
-        if padding == "same" and stride != [1, 1]:
-            raise ValueError(f"padding 'same' needs a stride of 1, got {stride}")
+        check_padding(padding, stride)
         spans = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel_size, dilation, strict=True)]
         (top, bottom), (left, right) = ((span // 2, span - span // 2) for span in spans)
     else:

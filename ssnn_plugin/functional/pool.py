@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -71,19 +71,47 @@ def drop_spikes(times: Tensor, p: float) -> Tensor:
     return times.masked_fill(torch.rand_like(times) < p, math.inf) if p > 0 else times
 
 
-class AveragePool(NamedTuple):
-    """An average pool without padding, as part of a connection: it is a linear map."""
+@dataclass(frozen=True)
+class AveragePool:
+    """An average pool without padding, as part of a connection: it is a linear map.
 
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
+    Args:
+        kernel_size, stride: as `torch.nn.AvgPool2d`; the stride defaults to the kernel.
 
-    def output_size(self, size: Sequence[int]) -> list[int]:
-        return [(n - k) // s + 1 for n, k, s in zip(size, self.kernel_size, self.stride, strict=True)]
+    Raises:
+        ValueError: sizes that are not whole numbers above 0, or pairs of them.
+
+    >>> AveragePool(2)
+    AveragePool(kernel_size=(2, 2), stride=(2, 2))
+    """
+
+    kernel_size: Size2d
+    stride: Size2d | None = None
+
+    def __post_init__(self) -> None:
+        kernel = tuple(pair("kernel_size", self.kernel_size, 1))
+        stride = kernel if self.stride is None else tuple(pair("stride", self.stride, 1))
+        object.__setattr__(self, "kernel_size", kernel)
+        object.__setattr__(self, "stride", stride)
+
+    @property
+    def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(kernel_size, stride) as pairs."""
+        return self.kernel_size, self.stride  # type: ignore[return-value]
+
+    def output_size(self, times: Tensor) -> list[int]:
+        """Height and width behind the pool, for times [batch, channels, height, width]."""
+        if times.ndim != 4 or any(n < k for n, k in zip(times.shape[2:], self.window[0], strict=True)):
+            raise ValueError(
+                f"times must be [batch, channels, height, width], at least as large as {self}, "
+                f"got {list(times.shape)}"
+            )
+        return [(n - k) // s + 1 for n, k, s in zip(times.shape[2:], *self.window, strict=True)]
 
     def crop(self, times: Tensor) -> Tensor:
         """Leave out the rows and columns at the end that fill no window."""
-        pooled = self.output_size(times.shape[2:])
-        height, width = ((n - 1) * s + k for n, k, s in zip(pooled, *self, strict=True))
+        pooled = self.output_size(times)
+        height, width = ((n - 1) * s + k for n, k, s in zip(pooled, *self.window, strict=True))
         return times[..., :height, :width]
 
 
@@ -100,21 +128,23 @@ class Convolution(NamedTuple):
 
         Exact if the pool's windows do not reach over the padding: no padding, or no overlap.
         """
-        box = self.weight.new_full((1, 1, *pool.kernel_size), 1 / math.prod(pool.kernel_size))
-        spacing = [s * d for s, d in zip(pool.stride, self.dilation, strict=True)]
+        kernel, step = pool.window
+        box = self.weight.new_full((1, 1, *kernel), 1 / math.prod(kernel))
+        spacing = [s * d for s, d in zip(step, self.dilation, strict=True)]
         taps = self.weight.flatten(0, 1).unsqueeze(1)
         weight = torch.nn.functional.conv_transpose2d(taps, box, stride=spacing)
         stride, padding = (
-            [s * n for s, n in zip(pool.stride, own, strict=True)] for own in (self.stride, self.padding)
+            [s * n for s, n in zip(step, own, strict=True)] for own in (self.stride, self.padding)
         )
         return Convolution(self._shaped(weight), stride, padding, [1, 1])
 
     def before(self, pool: AveragePool) -> Convolution:
         """An average pool on the output of this convolution, as one convolution."""
-        box = self.weight.new_full((1, 1, *pool.kernel_size), 1 / math.prod(pool.kernel_size))
+        kernel, step = pool.window
+        box = self.weight.new_full((1, 1, *kernel), 1 / math.prod(kernel))
         taps = self.weight.flatten(0, 1).unsqueeze(0)
         weight = torch.nn.functional.conv_transpose2d(box, taps, stride=self.stride, dilation=self.dilation)
-        stride = [s * n for s, n in zip(pool.stride, self.stride, strict=True)]
+        stride = [s * n for s, n in zip(step, self.stride, strict=True)]
         return Convolution(self._shaped(weight), stride, self.padding, [1, 1])
 
     def _shaped(self, taps: Tensor) -> Tensor:

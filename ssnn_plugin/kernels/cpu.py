@@ -313,8 +313,9 @@ def _synapses(height: int, width: int, *kernel: int) -> Synapses:
 def _rows(weight: Tensor, groups: int) -> Tensor:
     """[out, in / groups, *kernel] -> [in, kernel, out / groups]: one contiguous row per input and tap."""
     out, in_group = weight.shape[:2]
-    by_group = weight.reshape(groups, out // groups, in_group, -1)
-    return by_group.permute(0, 2, 3, 1).reshape(groups * in_group, -1, out // groups)
+    taps = math.prod(weight.shape[2:])
+    by_group = weight.reshape(groups, out // groups, in_group, taps)
+    return by_group.permute(0, 2, 3, 1).reshape(groups * in_group, taps, out // groups)
 
 
 def causal_conv2d_weight_grad(
@@ -383,7 +384,7 @@ def causal_conv2d_input_grad(
     """See `ssnn_plugin.kernels.reference.causal_conv2d_input_grad`."""
     synapses = _synapses(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
     grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
-    flat = grad_times.view(*times.shape[:2], -1)
+    flat = grad_times.flatten(2)
     arrays = _arrays(grad, spikes, times.flatten(2), _rows(weight, groups), flat)
     work = len(times) * len(synapses.taps) * weight.shape[1] * weight.shape[0] // 4
     rest = *synapses[:3], groups, delay, t_max, silent

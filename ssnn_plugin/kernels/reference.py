@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import fold, unfold
 
+from .operators import output_size
 from .status import BAD_TIMES, NAN_POTENTIAL, refuse_bad_samples
 
 # Elements of the [samples, events, outputs] table that one chunk of the batch may use.
@@ -92,7 +93,7 @@ def _bins_of_current(beta: float, t: Tensor) -> Tensor:
     if beta == 1:
         return t + 1
     log_beta = math.log(beta) if beta > 0 else -math.inf
-    return -torch.expm1((t + 1) * log_beta) / (1 - beta)
+    return (-torch.expm1((t.double() + 1) * log_beta) / (1 - beta)).to(t.dtype)
 
 
 def _first_bin_above(
@@ -110,13 +111,12 @@ def _first_bin_above(
         gap = (rest - threshold) / (rest - _potential(v, bias, beta, start, start))
         guess = start + (gap.log() / (math.log(beta) if beta > 0 else -math.inf)).floor() + 1
     t = torch.where(where, guess, start).maximum(start).minimum(last)
-    # The closed form rounds: settle on the first bin in which V itself exceeds the threshold.
-    while True:
-        early = where & (t > start) & (_potential(v, bias, beta, start, t - 1) > threshold)
-        late = where & (t < last) & ~(_potential(v, bias, beta, start, t) > threshold)
-        if not bool((early | late).any()):
-            return t
-        t = t - early.to(t.dtype) + late.to(t.dtype)
+    # The closed form rounds: settle on a bin in which V itself exceeds the threshold, first down, then up.
+    while bool((early := where & (t > start) & (_potential(v, bias, beta, start, t - 1) > threshold)).any()):
+        t = t - early.to(t.dtype)
+    while bool((late := where & (t < last) & ~(_potential(v, bias, beta, start, t) > threshold)).any()):
+        t = t + late.to(t.dtype)
+    return t
 
 
 def causal_weight_grad(
@@ -169,6 +169,7 @@ def first_spike_conv2d(
     t_max: float,
 ) -> tuple[Tensor, Tensor]:
     """A convolution is a linear layer on every patch; see `ssnn_plugin.kernels.operators`."""
+    refuse_bad_samples(0 if bool((times >= 0).all()) else BAD_TIMES)  # also where no kernel looks
     patches = _patches(times, weight.shape[2:], stride, dilation, groups)
     biases = [None] * groups if bias is None else bias.chunk(groups)
     neuron = threshold, beta, delay, t_max
@@ -177,7 +178,8 @@ def first_spike_conv2d(
         for patch, w, b in zip(patches, weight.chunk(groups), biases, strict=True)
     ]
     spikes, potential = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-    shape = len(times), len(spikes) // max(1, len(times)), weight.shape[0]
+    locations = math.prod(output_size(times.shape[2:], weight.shape[2:], stride, dilation))
+    shape = len(times), locations, weight.shape[0]
     return spikes.reshape(shape), potential.reshape(shape)
 
 

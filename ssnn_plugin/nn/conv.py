@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..functional import first_spike_conv2d
-from ..functional.connection import Size2d, pair
+from ..functional.connection import Size2d, check_padding, pair
 from ..functional.pool import AveragePool, Convolution
 from ..neurons import IF
 from .connection import SpikeConnection
@@ -84,6 +84,8 @@ class SpikeConv2d(SpikeConnection):
         self.dilation = tuple(pair("dilation", dilation, 1))
         self.padding = padding if isinstance(padding, str) else tuple(pair("padding", padding, 0))
         self.groups, self.output_pool = groups, output_pool
+        if isinstance(padding, str):
+            check_padding(padding, list(self.stride))
         self._check_pools()
 
     def _check_pools(self) -> None:
@@ -92,16 +94,19 @@ class SpikeConv2d(SpikeConnection):
         if isinstance(self.padding, str):
             raise ValueError(f"padding must be given in numbers with a pool, got {self.padding!r}")
         pool = self.input_pool
-        if pool is not None and any(self.padding) and max(pool.kernel_size) > min(pool.stride):
-            raise ValueError(f"input_pool must not overlap with padding {self.padding}, got {pool}")
+        if pool is None:
+            return
+        for kernel, step, edge in zip(*pool.window, self.padding, strict=True):
+            if edge and kernel > step:
+                raise ValueError(f"input_pool must not overlap with padding {self.padding}, got {pool}")
 
     def extra_repr(self) -> str:
-        shape = (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+        geometry = (
             f"stride={self.stride}, padding={self.padding!r}, dilation={self.dilation}, groups={self.groups}"
         )
         after = "" if self.output_pool is None else f", output_pool={self.output_pool}"
-        return f"{shape}, {super().extra_repr()}{after}"
+        shape = f"{self.in_channels}, {self.out_channels}, {self.kernel_size}"
+        return f"{shape}, {super().extra_repr()}, {geometry}{after}"
 
     def forward(self, times: Tensor, return_potential: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Times [B, in, H, W] -> times [B, out, H', W'], or (times, potential)."""

@@ -92,12 +92,8 @@ class SpikeLinear(SpikeConnection):
 
     def _on_pooled(self, times: Tensor, weight: Tensor, pool: AveragePool) -> tuple[Tensor, Tensor]:
         """A linear layer behind a pool is a convolution that fits its input once."""
-        if times.ndim != 4:
-            raise ValueError(
-                f"times must have shape [batch, channels, height, width], got {list(times.shape)}"
-            )
-        size = pool.output_size(times.shape[2:])
-        if min(size) < 1 or times.shape[1] * size[0] * size[1] != self.in_features:
+        size = pool.output_size(times)
+        if times.shape[1] * size[0] * size[1] != self.in_features:
             raise ValueError(
                 f"times must have {self.in_features} values per sample after {pool}, "
                 f"got {list(times.shape)}, which is {times.shape[1]} x {size[0]} x {size[1]}"
