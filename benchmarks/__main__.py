@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from reproductions import datasets
 from reproductions.errors import run_command_line
-from ssnn_plugin import IF, decode, encode
+from ssnn_plugin import IF, encode
 from ssnn_plugin.functional import normalize_error
 from ssnn_plugin.losses import RelativeTargetLoss
 from ssnn_plugin.nn import SpikeLinear
@@ -172,55 +172,25 @@ def event_driven(
     Input trains and times are made beforehand. The event-driven network has learned for an epoch; it
     takes ten steps for each step of the loop.
     """
-    from . import hosts
+    from . import hosts  # imports both hosts, which the other commands do without
 
     _set_threads(threads)
     batches = _batches(_mnist("train", data_root))
-    titles = (
-        "model",
-        "in steps (ms)",
-        "event by event (ms)",
-        "times faster",
-        "same spikes",
-        "peak (MiB)",
-        "ratio",
-    )
-    table = Table(*titles)
-    for name, of in hosts.MODELS.items():
-        model, network = hosts.event_network(name)
-        in_steps, by_events = hosts.step_by_step(name, model), hosts.event_by_event(network)
-        for times, _, labels in batches(0, EPOCH):
-            by_events(times, labels)
-        seconds: Seconds = ([], [])
-        for k in range(steps + 1):
-            (times, _, labels), *others = batches(EPOCH + 11 * k, 11)
-            spikes = decode.times_to_spikes(times, T_MAX)
-            seconds[0].append(_seconds(in_steps, spikes, labels))
-            seconds[1].extend(_seconds(by_events, t, y) for t, _, y in others)
-        medians = [statistics.median(part[len(part) // (steps + 1) :]) for part in seconds]
-        same = "-"
-        if of.single_spike:
-            with torch.no_grad():
-                trains = of.run(model, spikes)
-                same = f"{(decode.spikes_to_times(trains) == network(times)).double().mean():.2%}"
-        peaks = [hosts.peak_memory(name, events, times, labels) for events in (False, True)]
+    columns = ("in steps (ms)", "event by event (ms)", "times faster", "same spikes", "peak memory (MiB)", "")
+    table = Table("model", *columns)
+    for name in hosts.MODELS:
+        result = hosts.compare(name, batches, EPOCH, steps)
+        medians = [statistics.median(part) for part in (result.in_steps, result.by_events)]
         table.add_row(
             name,
             f"{1e3 * medians[0]:.0f}",
             f"{1e3 * medians[1]:.2f}",
             f"{medians[0] / medians[1]:.0f}",
-            same,
-            f"{peaks[0]:.0f} / {peaks[1]:.1f}",
-            f"1/{peaks[0] / max(peaks[1], 0.1):.0f}",
+            "" if result.same is None else f"{result.same:.2%}",
+            f"{result.peaks[0]:.0f} / {result.peaks[1]:.1f}",
+            f"1/{result.peaks[0] / result.peaks[1]:.0f}",
         )
-        console.print(f"{name}: done")
     _print(table)
-
-
-def _seconds(step: Callable[[Tensor, Tensor], object], x: Tensor, labels: Tensor) -> float:
-    started = time.perf_counter()
-    step(x, labels)
-    return time.perf_counter() - started
 
 
 @app.command("import")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,45 @@ def event_network(name: str) -> tuple[nn.Module, nn.Module]:
         for own, other in zip(twin.parameters(), model.parameters(), strict=True):
             own.data.copy_(other.data)
     return model, to_event_driven(twin, t_max=T_MAX)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds per training step, the share of equal output spikes, and peak memory in MiB, of both sides."""
+
+    in_steps: list[float]
+    by_events: list[float]
+    same: float | None
+    peaks: tuple[float, float]
+
+
+def compare(
+    name: str, batches: Callable[[int, int], list[tuple[Tensor, Tensor, Tensor]]], epoch: int, steps: int
+) -> Comparison:
+    """Train the event-driven network for an epoch, then time steps of both in turn, ten of its own to one."""
+    model, network = event_network(name)
+    in_steps, by_events = step_by_step(name, model), event_by_event(network)
+    for times, _, labels in batches(0, epoch):
+        by_events(times, labels)
+    slow, fast = [], []
+    for k in range(steps + 1):
+        (times, _, labels), *others = batches(epoch + 11 * k, 11)
+        spikes = decode.times_to_spikes(times, T_MAX)
+        slow.append(_seconds(in_steps, spikes, labels))
+        fast += [_seconds(by_events, t, y) for t, _, y in others]
+    same = None
+    if MODELS[name].single_spike:
+        with torch.no_grad():
+            expected = decode.spikes_to_times(MODELS[name].run(model, spikes))
+            same = (expected == network(times)).double().mean().item()
+    peaks = peak_memory(name, False, times, labels), peak_memory(name, True, times, labels)
+    return Comparison(slow[1:], fast[10:], same, peaks)
+
+
+def _seconds(step: Step, x: Tensor, labels: Tensor) -> float:
+    started = time.perf_counter()
+    step(x, labels)
+    return time.perf_counter() - started
 
 
 def peak_memory(name: str, events: bool, times: Tensor, labels: Tensor) -> float:
