@@ -22,13 +22,19 @@ def not_negative(name: str, value: float) -> None:
 
 
 def whole_and_positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or value != int(value) or value < 1:
+    if isinstance(value, bool) or not math.isfinite(value) or value != int(value) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def dropout(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be a probability of at least 0 and below 1, got {value!r}")
+
+
+def own_forward(module: object, *kinds: type) -> None:
+    """Refuse a subclass that computes something else than the class it is taken for."""
+    if getattr(type(module), "forward", None) not in [getattr(kind, "forward", None) for kind in kinds]:
+        raise ValueError("its class has a forward of its own. Use the plain class")
 
 
 def gap(name: str, value: float, t_max: float) -> None:

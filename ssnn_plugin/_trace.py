@@ -22,17 +22,20 @@ class NoTimeMode(TypeError):
 class _WindowProxy(fx.Proxy):
     """A proxy whose sizes are 2: two steps show how the modules of a loop over time follow each other."""
 
+    tracer: _Tracer
+
     def __index__(self) -> int:
+        self.tracer.sized = True
         return 2
 
-    def __len__(self) -> int:
-        return 2
+    __len__ = __index__
 
 
 class _Tracer(fx.Tracer):
     def __init__(self, is_container: Callable[[nn.Module], bool]) -> None:
         super().__init__()
         self.is_container = is_container
+        self.sized = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self.is_container(m) or not any(True for _ in m.children())
@@ -41,24 +44,31 @@ class _Tracer(fx.Tracer):
         return _WindowProxy(node, self)
 
     def iter(self, obj: Any) -> Iterator[Any]:
+        self.sized = True
         return iter((obj[0], obj[1]))
 
 
 def follow_forward(
-    model: nn.Module, is_container: Callable[[nn.Module], bool]
+    model: nn.Module,
+    is_container: Callable[[nn.Module], bool],
+    keeps_its_state: Callable[[nn.Module], bool | None],
+    t_max: int,
 ) -> list[tuple[str, nn.Module]]:
     """Paths and modules in the order of the data, through a loop over steps or without one.
 
     Args:
         model: a module with a `forward` of its own.
         is_container: whether a module runs its children one after the other, and so is taken as one.
+        keeps_its_state: whether a stateful module keeps its state or has to be given it; None for others.
+        t_max: number of steps, with which a loop of fixed length has to agree.
 
     Raises:
         NoTimeMode: a forward that cannot be followed, or is more than a chain of modules.
     """
     name = type(model).__name__
+    tracer = _Tracer(is_container)
     try:
-        graph = _Tracer(is_container).trace(model)
+        graph = tracer.trace(model)
     except Exception as error:
         raise NoTimeMode(
             f"the forward of {name} cannot be followed ({type(error).__name__}: {error}). "
@@ -67,6 +77,7 @@ def follow_forward(
     before: dict[str, str | None] = {}
     modules: dict[str, nn.Module] = {}
     seen: set[tuple[str, str]] = set()
+    calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         if node.op != "call_module":
             continue
@@ -77,6 +88,7 @@ def follow_forward(
                 "with the adapter's latency encoder, and index them by the step"
             )
         seen.add((target, _formula(argument)))
+        calls.setdefault(target, []).append(node)
         source, flattened = _source(argument, name)
         modules[target] = model.get_submodule(target)
         if flattened:
@@ -85,6 +97,11 @@ def follow_forward(
         if before.setdefault(target, source) != source:
             raise NoTimeMode(f"{name} runs {target} on {before[target]} and on {source}: it is no chain")
     _check_steps(graph, name)
+    steps = max(map(len, calls.values()), default=0)
+    if steps > 1 and not tracer.sized and steps != t_max:
+        raise NoTimeMode(f"{name} runs {steps} steps, but t_max is {t_max}")
+    for target, nodes in calls.items():
+        _check_state(target, nodes, keeps_its_state(modules[target]), name)
     order = _ordered(before, name)
     if order and order[-1] not in _returned(graph):
         raise NoTimeMode(f"{name} does not return the spikes of its last module, {order[-1]}")
@@ -101,6 +118,22 @@ def _check_steps(graph: fx.Graph, name: str) -> None:
         steps.setdefault(node.args[0], []).extend(part for part in index if isinstance(part, int))
     if any(taken != list(range(len(taken))) for taken in steps.values()):
         raise NoTimeMode(f"{name} does not take the steps of its input one after the other")
+
+
+def _check_state(target: str, calls: list[fx.Node], keeps_its_state: bool | None, name: str) -> None:
+    """A neuron has to go on from its own state, step after step."""
+    if keeps_its_state is None:
+        return
+    for position, call in enumerate(calls):
+        given = [*call.args, *call.kwargs.values()][1:]
+        state = given[0] if given else None
+        if state is None:
+            if position and not keeps_its_state:
+                raise NoTimeMode(f"{name} starts {target} anew in every step: pass it the state it returned")
+        elif isinstance(state, fx.Node) and (position or state.target is operator.getitem):
+            own = calls[position - 1] if position else None
+            if state.target is not operator.getitem or state.args != (own, 1):
+                raise NoTimeMode(f"{name} passes {target} a state that is not its own of the step before")
 
 
 def _formula(node: Any) -> str:

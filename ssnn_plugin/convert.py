@@ -1,7 +1,7 @@
 """Host model <-> network on spike times, sharing parameters; host neurons -> single-spike neurons.
 
-What is particular to a host is asked of its adapter (`snntorch.py`, `norse.py`), and of that only if
-the host has been imported: a model of its cannot exist otherwise.
+What is particular to a host is asked of its adapter (`snntorch.py`, `norse.py`), and only if the host
+has been imported: without it there cannot be a model of that host.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class Host(Protocol):
 
     def parts(self, module: nn.Module) -> list[tuple[str, nn.Module]] | None:
         """The named modules that a container of the host runs one after the other; None for others."""
+
+    def keeps_its_state(self, module: Any) -> bool | None:
+        """Whether a stateful module of the adapter keeps its state or has to be given it; None for others."""
 
     def neuron_on_times(self, module: Any) -> IF | None:
         """The neuron of a single-spike module. Raises ValueError if an option has no meaning on times."""
@@ -84,7 +87,7 @@ def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool = Fal
             Conv2d, Flatten, Identity, average pooling on either side of a connection, Dropout on
             spikes, our single-spike neurons and first-spike pools. The `forward` of a module of
             your own is followed symbolically: it has to be a chain of such modules, in a loop over
-            steps or not.
+            steps or not. Resets in it are carried out on the way.
         t_max: number of steps, after which everything is silent.
         silent_gradient: whether silent neurons of the last layer learn from a gradient that reaches
             them, as they do in steps if the decoder or the loss is given their potential.
@@ -95,19 +98,22 @@ def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool = Fal
     Raises:
         NoTimeMode: the path and class of the first module that has no meaning on spike times, and what to
             use instead.
-        ValueError: a `t_max` that is not a whole number above 0.
+        ValueError: a `t_max` that is not a whole number above 0; `silent_gradient` for a model that
+            does not end with neurons.
 
     Source: docs/three-modes.md.
     """
     _checks.whole_and_positive("t_max", t_max)
     hosts = _hosts()
     builder = Builder(t_max, hosts)
-    for path, module in _chain(model, hosts):
+    for path, module in _chain(model, hosts, t_max):
         builder.add(path, module)
     network = builder.finish()
     last = next(layer for layer in reversed(network) if not isinstance(layer, nn.Flatten))
     if isinstance(last, SpikeConnection):
         last.silent_gradient = silent_gradient
+    elif silent_gradient:
+        raise ValueError(f"silent_gradient needs a last layer with neurons, got {type(last).__name__}")
     return network.train(model.training)
 
 
@@ -117,6 +123,7 @@ class Builder:
     def __init__(self, t_max: int, hosts: list[Host]) -> None:
         self.t_max, self.hosts = t_max, hosts
         self.layers: list[nn.Module] = []
+        self.with_state: dict[nn.Module, str] = {}
         self._start_layer()
 
     def _start_layer(self) -> None:
@@ -148,12 +155,12 @@ class Builder:
         if isinstance(part, EarliestSpikePool2d):
             self._first_spike_pool(part, refuse)
             return
-        if isinstance(part, nn.Identity):
-            return
         for kinds, handle in self._handlers():
             if isinstance(part, kinds):
-                if type(part).forward not in [kind.forward for kind in kinds]:
-                    raise refuse("its class has a forward of its own. Use the plain layer")
+                try:
+                    _checks.own_forward(part, *kinds)
+                except ValueError as error:
+                    raise refuse(str(error)) from error
                 handle(part, refuse)
                 return
         raise refuse(f"a network on spike times is made of {SUPPORTED}")
@@ -161,6 +168,12 @@ class Builder:
     def _on_times(self, module: nn.Module | IF) -> nn.Module | IF:
         """What a module of a host is on spike times; others as they are."""
         for host in self.hosts:
+            if isinstance(module, nn.Module) and host.keeps_its_state(module):
+                if module in self.with_state:
+                    raise ValueError(
+                        f"it keeps one state for two places, here and at {self.with_state[module]}"
+                    )
+                self.with_state[module] = self.where
             part = host.neuron_on_times(module) or host.pool_on_times(module)
             if part is not None:
                 return part
@@ -179,6 +192,7 @@ class Builder:
             ((nn.Flatten,), self._flatten),
             ((nn.AvgPool2d,), self._average_pool),
             ((nn.Dropout,), self._dropout),
+            ((nn.Identity,), lambda module, refuse: None),
             ((nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d), self._max_pool),
             ((nn.BatchNorm1d, nn.BatchNorm2d), self._batch_norm),
         )
@@ -304,16 +318,26 @@ def _pair(size: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _chain(model: nn.Module, hosts: list[Host], path: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _chain(
+    model: nn.Module, hosts: list[Host], t_max: int, path: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
     """The modules of a model in the order in which they run, with their paths."""
     parts = _parts(model, hosts)
     if parts is None:
         if not any(True for _ in model.children()):
             yield path, model
             return
-        parts = follow_forward(model, lambda module: _parts(module, hosts) is not None)
+
+        def is_container(module: nn.Module) -> bool:
+            return _parts(module, hosts) is not None
+
+        def keeps_its_state(module: nn.Module) -> bool | None:
+            answers = (host.keeps_its_state(module) for host in hosts)
+            return next((answer for answer in answers if answer is not None), None)
+
+        parts = follow_forward(model, is_container, keeps_its_state, t_max)
     for name, part in parts:
-        yield from _chain(part, hosts, f"{path}.{name}" if path else name)
+        yield from _chain(part, hosts, t_max, f"{path}.{name}" if path else name)
 
 
 def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -331,25 +355,44 @@ def _parts(module: nn.Module, hosts: list[Host]) -> list[tuple[str, nn.Module]] 
     return None
 
 
-def to_step_mode(model: nn.Sequential, host: str) -> nn.Module:
+def as_network(model: nn.Module) -> SpikeSequential:
+    """A layer on spike times, or a row of them, as a network with one window.
+
+    Raises:
+        TypeError: a model that is no row of layers.
+        ValueError: no neurons in it, or windows that differ.
+    """
+    if isinstance(model, SpikeConnection):
+        model = SpikeSequential(model).train(model.training)
+    if not isinstance(model, nn.Sequential):
+        raise TypeError(f"model must be a row of layers of ssnn_plugin.nn, got {type(model).__name__}")
+    windows = {layer.t_max for layer in model if isinstance(layer, SpikeConnection)}
+    if len(windows) != 1:
+        raise ValueError(f"model must have layers with neurons and one t_max, got {sorted(windows)}")
+    return SpikeSequential(*model._modules.values()).train(model.training)
+
+
+def to_step_mode(model: nn.Module, host: str) -> nn.Module:
     """A host's step-by-step model that equals a network on spike times, sharing its parameters.
 
     Args:
-        model: layers of `ssnn_plugin.nn` in a row, such as `to_event_driven` returns.
+        model: a layer of `ssnn_plugin.nn` or several in a row, such as `to_event_driven` returns.
         host: "snntorch" gives an `nn.Sequential` with hidden states that takes a step per call and
             returns (spikes, mem); "norse" a `SequentialState` that takes [T, batch, *] and returns
             (spikes, state).
 
     Raises:
-        NoTimeMode: a layer that has no step mode, such as one with a delay.
-        ValueError: an unknown host.
+        NoTimeMode: a layer that has no step mode, such as one with a delay, or a hidden one with
+            `silent_gradient=True`.
+        ValueError: an unknown host, windows that differ.
+        TypeError: a model that is no row of layers.
 
     What silent neurons learn from is a choice of the decoder in steps: pass it their potential if
     the last layer has `silent_gradient=True`.
     """
     _checks.one_of("host", host, HOSTS)
     adapter = _adapter(host)
-    layers = children(model)
+    layers = children(as_network(model))
     # The neurons come last in steps, so that there is a state to return: flatten their currents instead.
     flat_end = len(layers) > 1 and isinstance(layers[-1][1], nn.Flatten)
     if flat_end:
@@ -374,6 +417,10 @@ def _in_steps(layer: nn.Module, adapter: Host, last: bool, flat: bool) -> Iterat
     elif isinstance(layer, SpikeConnection):
         if layer.neuron.delay:
             raise ValueError(f"the hosts' neurons have no delay, got {layer.neuron}")
+        if layer.silent_gradient and not last:
+            raise ValueError(
+                "in steps a silent hidden neuron has no gradient, so silent_gradient must be False"
+            )
         yield from connection_in_steps(layer)
         if flat:
             yield nn.Flatten()

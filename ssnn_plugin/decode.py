@@ -49,9 +49,7 @@ def times_to_spikes(times: Tensor, t_max: int) -> Tensor:
             [1., 0.],
             [0., 0.]])
     """
-    _checks.positive("t_max", t_max)
-    if t_max != int(t_max):
-        raise ValueError(f"t_max must be a whole number of bins, got {t_max!r}")
+    _checks.whole_and_positive("t_max", t_max)
     _checks.floating("times", times)
     _checks.spike_times("times", times)
     return _TimesToSpikes.apply(times, int(t_max))  # type: ignore[no-any-return]
@@ -100,7 +98,7 @@ def spikes_to_times(spikes: Tensor, potential: Tensor | None = None) -> Tensor:
         count beyond 256 bins).
 
     Raises:
-        ValueError: no time axis, no time bins, NaN, or a potential of another shape.
+        ValueError: no time axis, no time bins, NaN, or a potential of another shape or with NaN.
 
     >>> import torch
     >>> spikes_to_times(torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 0]]))
@@ -113,6 +111,8 @@ def spikes_to_times(spikes: Tensor, potential: Tensor | None = None) -> Tensor:
     if potential is not None and potential.shape != spikes.shape[1:]:
         raise ValueError(f"potential must have shape {list(spikes.shape[1:])}, got {list(potential.shape)}")
     dtype = torch.float64 if spikes.dtype == torch.float64 else torch.float32
+    if potential is not None and _checks.has_values(potential) and bool(potential.isnan().any()):
+        raise ValueError("potential must not hold NaN, which a NaN current leaves behind")
     return _SpikesToTimes.apply(spikes, potential, dtype)  # type: ignore[no-any-return]
 
 

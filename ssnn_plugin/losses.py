@@ -25,7 +25,7 @@ class RelativeTargetLoss(nn.Module):
         t_max: length of the window.
         reduction: "mean" over the batch, "sum", or "none" for one value per sample.
 
-    Shape: times [batch, classes] float, labels [batch] whole numbers -> scalar, or [batch].
+    Shape: times [batch, classes, *] float, labels [batch, *] whole numbers -> scalar, or [batch, *].
 
     Raises:
         ValueError, TypeError: as `functional.relative_targets`.
@@ -121,7 +121,8 @@ class TargetTimeLoss(nn.Module):
 
     Args:
         t_max: length of the window.
-        on_target, off_target: target time of the label and of the other classes, for labels.
+        on_target, off_target: target time of the label and of the other classes, for labels; None is
+            `t_max`, silence. (`mse_temporal_loss` of the snnTorch adapter takes the last step, as snnTorch.)
         tolerance: a distance up to it, in bins, is no error.
         silent: "t_max" lets a silent neuron count as if it fired at the end of the window;
             "ignore" leaves it without error.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks
-from .convert import Builder, children, connection_in_steps, to_event_driven, to_step_mode
+from .convert import Builder, as_network, children, connection_in_steps, to_event_driven, to_step_mode
 from .decode import TIES
 from .neurons import IF
 from .nn import EarliestSpikePool2d, SpikeConv2d, SpikeSequential
@@ -50,15 +50,17 @@ def to_nir(
     Dropout, which belongs to training, is left out.
 
     Args:
-        model: a `SpikeSequential`, or what `to_event_driven` takes.
+        model: a layer of `ssnn_plugin.nn` or several in a row, or what `to_event_driven` takes.
         input_shape: shape of a sample, [in] or [channels, height, width]. It may be left out where
             a Linear layer comes first.
         t_max: number of steps, for a host model.
-        tie_rule: how the decision among output spikes that tie is meant, see `decode.first_to_fire`.
+        tie_rule: how the decision among output spikes that tie is meant, see `decode.first_to_fire`;
+            a note for whoever reads the graph.
 
     Raises:
         NoTimeMode: a module that has no time mode, by its path and class.
-        ValueError: a missing `input_shape` or `t_max`, an unknown `tie_rule`, layers with different windows.
+        ValueError: a missing `input_shape` or `t_max`, an unknown `tie_rule`, layers with different windows,
+            convolutions with groups or kernels that are not square, whose shapes NIR 1.0 gets wrong.
         TypeError: a layer that is none of `ssnn_plugin.nn`.
 
     >>> from ssnn_plugin import IF
@@ -68,19 +70,19 @@ def to_nir(
     {'input': 'Input', 'linear': 'Linear', 'if': 'IF', 'output': 'Output'}
     """
     _checks.one_of("tie_rule", tie_rule, TIES)
-    if not isinstance(model, SpikeSequential):
-        if t_max is None:
-            raise ValueError("t_max must be the number of steps for a host model, got None")
-        model = to_event_driven(model, t_max=t_max)
-    windows = {layer.t_max for layer in model if isinstance(layer, SpikeConnection)}
-    if len(windows) != 1:
-        raise ValueError(f"model must have layers with neurons and one t_max, got {sorted(windows)}")
-    shape = _input_shape(model, input_shape)
-    metadata = {"T": windows.pop(), "tie_rule": tie_rule}
-    parameters = next(model.parameters())
+    if any(isinstance(module, SpikeConnection) for module in model.modules()):
+        network = as_network(model)
+    elif t_max is None:
+        raise ValueError("t_max must be the number of steps for a host model, got None")
+    else:
+        network = to_event_driven(model, t_max=t_max)
+    window = next(layer.t_max for layer in network if isinstance(layer, SpikeConnection))
+    shape = _input_shape(network, input_shape)
+    metadata = {"T": window, "tie_rule": tie_rule}
+    parameters = next(network.parameters())
     times = torch.full((1, *shape), math.inf, dtype=parameters.dtype, device=parameters.device)
     nodes: list[nir.NIRNode] = [nir.Input(input_type={"input": np.array(shape)})]
-    for path, layer in children(model):
+    for path, layer in children(network):
         before, times = times, layer(times)
         nodes += _nodes(path, layer, tuple(before.shape[1:]), tuple(times.shape[1:]), metadata)
     nodes.append(nir.Output(output_type={"output": np.array(times.shape[1:])}))
@@ -174,11 +176,13 @@ def from_nir(
     """The network on spike times of a NIR graph, or the step-by-step model of a host.
 
     Args:
-        graph: a chain of Linear, Affine, Conv2d, AvgPool2d, Flatten, Scale-free IF or LIF nodes, first-spike
-            pools as `to_nir` writes them, and Delay nodes behind neurons.
+        graph: a chain of Linear, Affine, Conv2d, AvgPool2d, Flatten, IF and LIF nodes, first-spike pools as
+            `to_nir` writes them, and Delay nodes behind neurons.
         host: None for a `SpikeSequential`, "snntorch" or "norse" for a step-by-step model, as `to_step_mode`.
         t_max: length of the window; None takes it from the metadata.
-        dt: length of a bin in the graph's unit of time, for LIF and Delay nodes without our metadata.
+        dt: length of a bin in the graph's unit of time, for nodes without our metadata: a LIF node then
+            keeps 1 - dt / tau and counts an input r dt / tau times, a delay is in that unit. An IF node
+            counts an input r times, a spike being an impulse, so that a bias, a current, needs dt = 1.
         single_spike: whether neurons that are not marked as single-spike are taken for it.
 
     Raises:
@@ -221,13 +225,15 @@ def _chain(graph: nir.NIRGraph) -> list[tuple[str, nir.NIRNode]]:
 
 
 def _window(nodes: list[tuple[str, nir.NIRNode]], t_max: int | None) -> int:
-    if t_max is not None:
-        return t_max
-    windows = {float(node.metadata["T"]) for _, node in nodes if "T" in node.metadata}
-    if len(windows) != 1:
-        raise ValueError(f"t_max must be given: the graph's metadata have {sorted(windows) or 'no window T'}")
-    window = windows.pop()
-    return int(window) if window == int(window) else window  # type: ignore[return-value]
+    if t_max is None:
+        windows = {float(node.metadata["T"]) for _, node in nodes if "T" in node.metadata}
+        if len(windows) != 1:
+            raise ValueError(
+                f"t_max must be given: the graph's metadata have {sorted(windows) or 'no window T'}"
+            )
+        t_max = windows.pop()  # type: ignore[assignment]
+    _checks.whole_and_positive("t_max", t_max)  # type: ignore[arg-type]
+    return int(t_max)  # type: ignore[arg-type]
 
 
 def _parts(
@@ -239,6 +245,11 @@ def _parts(
         if isinstance(node, nir.Delay) and not isinstance(before, nir.IF | nir.LIF):
             raise ValueError(f"{name} (Delay) must stand right behind a neuron")
         before = node
+    biased = False
+    for name, node in nodes:
+        if isinstance(node, nir.IF) and biased and dt != 1 and "single_spike" not in node.metadata:
+            raise ValueError(f"{name} (IF): dt must be 1 behind a node with a bias, got {dt}")
+        biased = isinstance(node, nir.Affine | nir.Conv2d) and bool(np.any(node.bias))
     following: list[Any] = [node for _, node in nodes[1:]] + [None]
     pool: nir.SumPool2d | None = None
     for (name, node), behind in zip(nodes, following, strict=True):

@@ -23,6 +23,7 @@ from .functional import (
     single_spike_step,
 )
 from .functional.connection import Size2d, pair
+from .functional.step import within
 from .neurons import IF
 from .nn import EarliestSpikePool2d
 
@@ -83,15 +84,13 @@ def _neuron(p: SingleSpikeIFParameters, dt: float, like: Tensor) -> dict[str, An
     if p.method != LATENCY:
         alpha = torch.as_tensor(p.alpha, device=like.device, dtype=like.dtype)
         surrogate = partial(norse_threshold, method=p.method, alpha=alpha)
-    return {"threshold": p.v_th, "beta": decay_per_step(p, dt), "spike_grad": surrogate}
+    v_th = within(p.v_th, 0, math.inf) if isinstance(p.v_th, Tensor) else p.v_th
+    return {"threshold": v_th, "beta": decay_per_step(p, dt), "spike_grad": surrogate}
 
 
 def decay_per_step(p: SingleSpikeIFParameters, dt: float) -> float | Tensor:
-    """What a step keeps of the potential; tensors are checked by the modules, once."""
-    beta = 1.0 - dt * p.tau_mem_inv
-    if not isinstance(beta, Tensor):
-        _check_leak(torch.tensor(beta), p, dt)
-    return beta
+    """What a step keeps of the potential."""
+    return 1.0 - dt * p.tau_mem_inv
 
 
 def _check_parameters(p: SingleSpikeIFParameters, dt: float) -> None:
@@ -103,10 +102,6 @@ def _check_parameters(p: SingleSpikeIFParameters, dt: float) -> None:
         return
     if not bool((v_th >= 0).all()):
         raise ValueError(f"v_th must be at least 0, got {p.v_th!r}")
-    _check_leak(beta, p, dt)
-
-
-def _check_leak(beta: Tensor, p: SingleSpikeIFParameters, dt: float) -> None:
     if not bool(((beta >= 0) & (beta <= 1)).all()):
         raise ValueError(f"tau_mem_inv must lie in 0 ... 1 / dt = {1 / dt}, got {p.tau_mem_inv!r}")
 
@@ -133,7 +128,7 @@ def single_spike_if_step(
     >>> single_spike_if_step(torch.tensor([0.6, 1.2]), state)
     (tensor([1., 0.]), SingleSpikeIFState(v=tensor([1.2000, 1.2000])))
     """
-    v = torch.zeros_like(input_tensor) if state is None else state.v
+    v = None if state is None else state.v
     spikes, v = single_spike_step(input_tensor, v, **_neuron(p, dt, input_tensor))
     return spikes, SingleSpikeIFState(v)
 
@@ -153,7 +148,7 @@ class SingleSpikeIFCell(SNNCell):  # type: ignore[misc]
 
     Raises:
         ValueError: a negative threshold, a time step longer than the membrane time constant, an unknown
-            method. A learnable threshold must not fall below 0 later: a neuron above it counts as spent.
+            method. A learned threshold below 0 counts as 0.
 
     >>> import torch
     >>> z, state = SingleSpikeIFCell()(torch.tensor([[1.5, 0.5]]))
@@ -247,12 +242,8 @@ class FirstSpikePool2dCell(nn.Module):
     ) -> tuple[Tensor, FirstSpikePool2dState]:
         """Spikes and state -> pooled spikes and state."""
         window = self.kernel_size, self.stride, self.padding
-        if state is None:
-            size = [
-                (n + 2 * p - k) // s + 1 for n, k, s, p in zip(input_tensor.shape[2:], *window, strict=True)
-            ]
-            state = FirstSpikePool2dState(input_tensor.new_zeros(*input_tensor.shape[:2], *size))
-        spikes, fired = first_spike_pool2d_step(input_tensor, state.fired, *window)
+        fired = None if state is None else state.fired
+        spikes, fired = first_spike_pool2d_step(input_tensor, fired, *window)
         return spikes, FirstSpikePool2dState(fired)
 
 
@@ -358,9 +349,14 @@ class _Norse:
             return list(module._modules.items())
         return None
 
+    def keeps_its_state(self, module: Any) -> bool | None:
+        stateful = SingleSpikeIF | SingleSpikeIFCell | FirstSpikePool2dCell | SequentialState
+        return False if isinstance(module, stateful) else None
+
     def neuron_on_times(self, module: Any) -> IF | None:
         if not isinstance(module, SingleSpikeIF | SingleSpikeIFCell):
             return None
+        _checks.own_forward(module, SingleSpikeIF, SingleSpikeIFCell)
         p = module.p
         if p.method != LATENCY:
             raise ValueError(f"method {p.method!r} has no meaning on spike times. Use {LATENCY!r}")
@@ -370,6 +366,7 @@ class _Norse:
     def pool_on_times(self, module: Any) -> EarliestSpikePool2d | None:
         if not isinstance(module, FirstSpikePool2dCell):
             return None
+        _checks.own_forward(module, FirstSpikePool2d, FirstSpikePool2dCell)
         return EarliestSpikePool2d(module.kernel_size, module.stride, module.padding)
 
     def refires(self, module: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import decode, encode, losses, metrics
+from . import _checks, decode, encode, losses, metrics
 from .functional import (
     first_spike_pool2d_sequence,
     first_spike_pool2d_step,
@@ -20,6 +20,8 @@ from .functional import (
     single_spike_step,
 )
 from .functional.connection import Size2d, pair
+from .functional.step import within
+from .kernels.operators import output_size
 from .neurons import IF
 from .nn import EarliestSpikePool2d
 
@@ -144,7 +146,7 @@ class SingleSpike(_Stateful):
                 raise ValueError(
                     f"{name} must be left out, got {value!r}: the neuron fires once, without reset"
                 )
-        if bool((torch.as_tensor(threshold) < 0).any()):
+        if not bool((torch.as_tensor(threshold) >= 0).all()):
             raise ValueError(f"threshold must be at least 0, got {threshold!r}")
         if sequence and state_quant:
             raise ValueError(
@@ -179,10 +181,10 @@ class SingleSpike(_Stateful):
         if self.inhibition and input_.ndim != 2 + self.sequence:
             raise ValueError(f"input_ must be [batch, features] with inhibition, got {list(input_.shape)}")
         state = self._state(input_, mem, input_.shape[1:] if self.sequence else input_.shape)
-        threshold = _within(self.threshold, 0, torch.inf)
+        threshold = within(self.threshold, 0, torch.inf)
         neuron: dict[str, Any] = {
             "threshold": threshold,
-            "beta": _within(self.beta, 0, 1),
+            "beta": within(self.beta, 0, 1),
             "spike_grad": self.spike_grad,
         }
         if self.sequence:
@@ -197,11 +199,6 @@ class SingleSpike(_Stateful):
 
 def _without_gradient(mem_shift: Tensor) -> Tensor:
     return (mem_shift > 0).to(mem_shift.dtype)
-
-
-def _within(value: Tensor, low: float, high: float) -> Tensor:
-    """A parameter kept in its range; `clamp` alone would stop its gradient on the edges."""
-    return torch.where((value >= low) & (value <= high), value, value.clamp(low, high))
 
 
 def _only_the_highest(spikes: Tensor, mem: Tensor, above: Tensor) -> Tensor:
@@ -257,7 +254,8 @@ class FirstSpikePool2d(_Stateful):
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Spikes [batch, channels, H, W] and state -> pooled spikes and state."""
         window = self.kernel_size, self.stride, self.padding
-        size = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(input_.shape[-2:], *window, strict=True))
+        padded = [n + 2 * p for n, p in zip(input_.shape[-2:], self.padding, strict=True)]
+        size = output_size(padded, list(self.kernel_size), list(self.stride), [1, 1])
         shape = torch.Size((*input_.shape[1 if self.sequence else 0 : -2], *size))
         pool = first_spike_pool2d_sequence if self.sequence else first_spike_pool2d_step
         return self._outputs(*pool(input_, self._state(input_, mem, shape), *window))
@@ -274,11 +272,8 @@ def reset(net: nn.Module) -> None:
     tensor([[0., 0.]])
     """
     for module in net.modules():
-        if isinstance(module, snn.SpikingNeuron):
-            for name in ("reset_mem", "reset_hidden"):
-                if hasattr(module, name):
-                    getattr(module, name)()
-                    break
+        if isinstance(module, snn.SpikingNeuron) and hasattr(module, "reset_mem"):
+            module.reset_mem()
 
 
 def latency(data: Tensor, num_steps: int, *, x_max: float = 1.0) -> Tensor:
@@ -356,7 +351,8 @@ class mse_temporal_loss(_TemporalLoss):
         reduction: "mean", "sum" or "none".
 
     Raises:
-        ValueError: when called, if a target lies outside the window.
+        TypeError: when called, for floating targets that are not said to be times.
+        ValueError: when called, if a target lies outside the window; inf is silence.
 
     >>> import torch
     >>> spk_rec = latency(torch.tensor([[0.75, 0.5]]), num_steps=100)
@@ -381,9 +377,20 @@ class mse_temporal_loss(_TemporalLoss):
 
     def __call__(self, spk_out: Tensor, targets: Tensor, mem: Tensor | None = None) -> Tensor:
         if self.target_is_time:
-            targets = targets.to(torch.promote_types(spk_out.dtype, torch.float32))
-            targets = torch.where(targets < 0, targets + len(spk_out), targets).expand_as(spk_out[0])
+            targets = self._steps(targets, spk_out)
+        elif targets.is_floating_point():
+            raise TypeError(f"targets must be labels, or times with target_is_time=True, got {targets.dtype}")
         return super().__call__(spk_out, targets, mem)
+
+    @staticmethod
+    def _steps(targets: Tensor, spk_out: Tensor) -> Tensor:
+        """Target times for every neuron, negative ones counted from the end."""
+        num_steps = len(spk_out)
+        targets = targets.to(torch.promote_types(spk_out.dtype, torch.float32))
+        inside = (targets >= -num_steps) & (targets < num_steps) | (targets == torch.inf)
+        if not bool(inside.all()):
+            raise ValueError(f"targets must lie in {-num_steps} ... {num_steps - 1} or be inf, got {targets}")
+        return torch.where(targets < 0, targets + num_steps, targets).expand_as(spk_out[0])
 
     def _loss(self, num_steps: int) -> nn.Module:
         wanted = (
@@ -394,11 +401,16 @@ class mse_temporal_loss(_TemporalLoss):
 
 
 class relative_temporal_loss(_TemporalLoss):
-    """S4NN's relative targets, `losses.RelativeTargetLoss` on spike trains [T, batch, classes].
+    """S4NN's relative targets, `losses.RelativeTargetLoss` on spike trains [T, batch, classes, *].
 
     Args:
         gamma: wanted gap in steps between the label and the others.
         reduction: "mean" over the batch, "sum" or "none".
+
+    Silent neurons count as firing right after the last step, which is what the targets are made for.
+
+    Raises:
+        ValueError: when called, if gamma is longer than the window.
 
     >>> import torch
     >>> spk_rec = latency(torch.tensor([[0.8, 0.7]]), num_steps=100)
@@ -420,10 +432,10 @@ class relative_temporal_loss(_TemporalLoss):
 def accuracy_temporal(
     spk_out: Tensor, targets: Tensor, mem: Tensor | None = None, *, tie: str | None = None
 ) -> float:
-    """Fraction of samples whose label fires first, in spike trains [T, batch, classes].
+    """Fraction of samples whose label fires first, in spike trains [T, batch, classes, *].
 
     Args:
-        targets: labels [batch].
+        targets: labels [batch, *].
         mem: potentials, recorded or of the last step; they decide ties and silent samples.
         tie: "lenient", "first_index", "potential" or "unique", as `metrics.accuracy`. None is
             "potential" if there is one, else "unique". Silence is never class 0.
@@ -433,10 +445,15 @@ def accuracy_temporal(
     >>> accuracy_temporal(spk_rec, torch.tensor([2, 0]))
     0.5
     """
-    potential = None if mem is None else _last(mem, spk_out).detach()
-    tie = tie or ("unique" if mem is None else "potential")
-    times = decode.spikes_to_times(spk_out.detach())
-    return metrics.accuracy(times, targets, potential=potential, tie=tie)
+
+    def samples(outputs: Tensor) -> Tensor:
+        return outputs.detach().movedim(1, -1).flatten(0, -2)
+
+    times = samples(decode.spikes_to_times(spk_out))
+    potential = None if mem is None else samples(_last(mem, spk_out))
+    if tie is None:
+        tie = "unique" if mem is None else "potential"
+    return metrics.accuracy(times, targets.flatten(), potential=potential, tie=tie)
 
 
 def first_spike_times(spk_out: Tensor, mem: Tensor | None = None) -> Tensor:
@@ -454,9 +471,13 @@ class _SnnTorch:
     def parts(self, module: nn.Module) -> list[tuple[str, nn.Module]] | None:
         return None
 
+    def keeps_its_state(self, module: Any) -> bool | None:
+        return True if isinstance(module, _Stateful) else None
+
     def neuron_on_times(self, module: Any) -> IF | None:
         if not isinstance(module, SingleSpike):
             return None
+        _checks.own_forward(module, SingleSpike)
         refused = {
             "learn_beta": isinstance(module.beta, nn.Parameter),
             "learn_threshold": isinstance(module.threshold, nn.Parameter),
@@ -475,6 +496,7 @@ class _SnnTorch:
     def pool_on_times(self, module: Any) -> EarliestSpikePool2d | None:
         if not isinstance(module, FirstSpikePool2d):
             return None
+        _checks.own_forward(module, FirstSpikePool2d)
         return EarliestSpikePool2d(module.kernel_size, module.stride, module.padding)
 
     def refires(self, module: Any) -> bool:
@@ -482,12 +504,13 @@ class _SnnTorch:
 
     def single_spike(self, module: Any) -> tuple[nn.Module, tuple[str, ...]]:
         beta, gain, lost = _integration(module)
+        threshold = module.threshold if gain is None else module.threshold.detach() / gain
         lost.append(f"reset_mechanism {module.reset_mechanism!r}: a neuron that fires once is not reset")
         if not module.surrogate_disable:
             lost.append("spike_grad: the latency rule replaces the surrogate")
         neuron = SingleSpike(
             beta=beta.detach(),
-            threshold=module.threshold.detach() / gain,
+            threshold=threshold.detach(),
             surrogate_disable=module.surrogate_disable,
             init_hidden=module.init_hidden,
             inhibition=module.inhibition,
@@ -495,12 +518,10 @@ class _SnnTorch:
             output=module.output,
             graded_spikes_factor=module.graded_spikes_factor.detach(),
         )
-        kept = {"beta": beta, "graded_spikes_factor": module.graded_spikes_factor}
-        if isinstance(gain, float):
-            kept["threshold"] = module.threshold
-        for name in ("beta", "threshold", "graded_spikes_factor"):
-            if isinstance(kept.get(name), nn.Parameter):
-                setattr(neuron, name, kept[name])
+        kept = {"beta": beta, "threshold": threshold, "graded_spikes_factor": module.graded_spikes_factor}
+        for name, value in kept.items():
+            if isinstance(value, nn.Parameter):
+                setattr(neuron, name, value)
             elif isinstance(getattr(module, name), nn.Parameter):
                 lost.append(f"learn_{name}: what is learned there has another meaning now, and is fixed")
         return neuron, tuple(lost)
@@ -520,10 +541,10 @@ class _SnnTorch:
 HOST = _SnnTorch()
 
 
-def _integration(module: Any) -> tuple[Tensor, float | Tensor, list[str]]:
-    """The leak of a neuron of snnTorch, how often it counts an input, and what of it is lost."""
+def _integration(module: Any) -> tuple[Tensor, Tensor | None, list[str]]:
+    """The leak of a neuron of snnTorch, how often it counts an input if not once, and what of it is lost."""
     if type(module) is snn.Leaky:
-        return module.beta, 1.0, []
+        return module.beta, None, []
     if type(module) is snn.Lapicque:
         beta, gain = 1 - module.time_step / (module.R * module.C), module.time_step / module.C
         if bool((beta < 0).any()):

@@ -20,11 +20,15 @@ import math
 import pickle
 import shutil
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from .neurons import IF
+
+try:
+    import pytest
+except ImportError as error:
+    raise ImportError("ssnn_plugin.testing needs pytest: pip install 'ssnn-plugin[test]'") from error
 
 __all__ = ["SingleSpikeContract", "first_spikes_in_a_loop", "latency_gradients"]
 
@@ -73,7 +77,7 @@ def latency_gradients(
 
 
 class SingleSpikeContract:
-    """Checks of a fully connected layer of neurons that fire at most once.
+    """Checks of a fully connected layer of neurons that fire at most once; a 1 x 1 convolution is one.
 
     Override `build` and `spike_times`; `spike_trains` and `nir_round_trip` if there are such; the
     class attributes if the layer can do less.
@@ -178,7 +182,7 @@ class SingleSpikeContract:
             wanted = [*parameters, inputs] if self.input_gradient else parameters
             gradients = torch.autograd.grad(spikes, wanted, grad)
             of_weight, of_bias, of_times = latency_gradients(grad, spikes.detach(), times, weight, neuron)
-            expected = [of_weight if p.shape == weight.shape else of_bias for p in parameters]
+            expected = [of_bias if p.ndim == 1 else of_weight.reshape(p.shape) for p in parameters]
             for actual, formula in zip(gradients, [*expected, of_times], strict=False):
                 torch.testing.assert_close(actual, formula, atol=1e-8, rtol=1e-8)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from ssnn_plugin import IF, decode, nir, norse, snntorch, to_event_driven
 from ssnn_plugin.functional import first_spike_linear
-from ssnn_plugin.nn import SpikeLinear
+from ssnn_plugin.nn import SpikeConv2d, SpikeLinear
 from ssnn_plugin.testing import SingleSpikeContract, first_spikes_in_a_loop
 
 norse_torch = pytest.importorskip("norse.torch")
@@ -86,7 +86,8 @@ class TestSnnTorchSequence(TestSnnTorchSteps):
         return module(spikes)
 
     def nir_round_trip(self, module):
-        return None
+        back = nir.from_nir(nir.to_nir(module, t_max=self.T_MAX))[0]
+        return self.build(back.weight, back.bias, back.neuron, self.T_MAX)
 
 
 class TestNorseLayer(Steps):
@@ -118,6 +119,37 @@ class TestNorseCell(Steps):
         p = norse.SingleSpikeIFParameters(v_th=back[0].neuron.threshold, tau_mem_inv=1 - back[0].neuron.beta)
         cell = norse.SingleSpikeIFCell(p, dt=1.0)
         return norse_torch.SequentialState(_linear(back[0].weight, back[0].bias), cell)
+
+
+class TestConvolution(TestSpikeLinear):
+    """A 1 x 1 convolution on one pixel is a fully connected layer."""
+
+    def build(self, weight, bias, neuron, t_max):
+        layer = SpikeConv2d(
+            *weight.t().shape, 1, neuron, t_max=t_max, bias=bias is not None, dtype=weight.dtype
+        )
+        layer.load_state_dict({"weight": weight[..., None, None]} | ({} if bias is None else {"bias": bias}))
+        return layer
+
+    def spike_times(self, module, times):
+        return module(times[..., None, None]).flatten(1)
+
+    def nir_round_trip(self, module):
+        return nir.from_nir(nir.to_nir(module, input_shape=(9, 1, 1)))
+
+
+class TestConvolutionInSteps(Steps):
+    def build(self, weight, bias, neuron, t_max):
+        conv = nn.Conv2d(*weight.t().shape, 1, bias=bias is not None, dtype=weight.dtype)
+        conv.weight.data.copy_(weight[..., None, None])
+        if bias is not None:
+            conv.bias.data.copy_(bias)
+        lif = snntorch.SingleSpike(neuron.beta, neuron.threshold, init_hidden=True, sequence=True)
+        return norse_torch.SequentialState(norse_torch.Lift(conv), lif)
+
+    def run(self, module, spikes):
+        snntorch.reset(module)
+        return module(spikes[..., None, None])[0].flatten(2)
 
 
 class TestEventDriven(TestSpikeLinear):
@@ -159,7 +191,7 @@ def test_the_contract_catches_wrong_layers(wrong):
 
 
 def test_the_loop_of_the_contract_by_hand():
-    """methods.md 1.12: weights 60 and 50, threshold 100, a bin of delay; a leak forgets the first input."""
+    """Weights 60 and 50, threshold 100, a bin of delay; a leak forgets the first input."""
     times, weight = torch.tensor([[3.0, 7.0]]), torch.tensor([[60.0, 50.0]])
     assert first_spikes_in_a_loop(times, weight, None, IF(100.0, delay=1), 256)[0].item() == 8
     leaky, potential = first_spikes_in_a_loop(times, weight, None, IF(100.0, beta=0.5), 8)

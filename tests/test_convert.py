@@ -1188,3 +1188,104 @@ def test_a_model_that_is_a_neuron_cannot_be_replaced_in_place(neuron):
     message = rf"model is a neuron itself \({type(neuron).__name__}\): pass the model it is part of"
     with pytest.raises(ValueError, match=message):
         replace_neurons(neuron)
+
+
+class _OneState(_Net):
+    """The classic slip: one `mem` for two neurons."""
+
+    def forward(self, x):
+        mem, spikes = self.lif1.reset_mem(), []
+        for step in range(x.size(0)):
+            spk, mem = self.lif1(self.fc1(x[step]), mem)
+            spk, mem = self.lif2(self.fc2(spk), mem)
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+
+class _NorseNet(nn.Module):
+    carries = True
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.cell = nn.Linear(12, 3), SingleSpikeIFCell()
+
+    def forward(self, x):
+        state, spikes = None, []
+        for x_t in x:
+            z, new = self.cell(self.fc(x_t), state)
+            state = new if self.carries else None
+            spikes.append(z)
+        return torch.stack(spikes)
+
+
+class _FreshState(_NorseNet):
+    carries = False
+
+
+class _FourSteps(_NorseNet):
+    def forward(self, x):
+        state = None
+        for step in range(4):
+            z, state = self.cell(self.fc(x[step]), state)
+        return z
+
+
+def test_a_norse_cell_with_its_state_is_followed():
+    model, times = _NorseNet().double(), _times((5, 12), 16)
+    nn.init.normal_(model.fc.weight, 0.2, 0.5, generator=torch.Generator().manual_seed(0))
+    found = to_event_driven(model, t_max=16)(times)
+    assert torch.equal(found, spikes_to_times(model(times_to_spikes(times, 16))))
+    assert found.isfinite().any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (_OneState, "_OneState passes lif1 a state that is not its own"),
+        (_FreshState, "_FreshState starts cell anew in every step: pass it the state it returned"),
+        (_FourSteps, "_FourSteps runs 4 steps, but t_max is 16"),
+    ],
+)
+def test_states_and_steps_that_differ_from_the_time_mode_are_refused(kind, message):
+    with pytest.raises(NoTimeMode, match=message):
+        to_event_driven(kind(), t_max=16)
+    if kind is _FourSteps:
+        assert to_event_driven(kind(), t_max=4)[0].t_max == 4
+
+
+def test_a_neuron_that_keeps_its_state_cannot_stand_in_two_places():
+    lif = HIDDEN()
+    with pytest.raises(NoTimeMode, match=r"3 \(SingleSpike\) .* one state for two places, here and at 1"):
+        to_event_driven(nn.Sequential(nn.Linear(3, 3), lif, nn.Linear(3, 3), lif), t_max=4)
+
+
+def test_subclasses_with_a_forward_of_their_own_are_refused():
+    class Twice(SingleSpike):
+        def forward(self, input_, mem=None):
+            return super().forward(2 * input_, mem)
+
+    class TwiceInNorse(SingleSpikeIF):
+        def forward(self, input_tensor, state=None):
+            return super().forward(2 * input_tensor, state)
+
+    for neuron in (Twice(init_hidden=True), TwiceInNorse()):
+        with pytest.raises(NoTimeMode, match="a forward of its own"):
+            to_event_driven(nn.Sequential(nn.Linear(3, 3), neuron), t_max=4)
+
+
+def test_silent_gradient_needs_neurons_at_the_end():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), HIDDEN(), FirstSpikePool2d(2, init_hidden=True))
+    with pytest.raises(ValueError, match="silent_gradient needs a last layer with neurons, got Earliest"):
+        to_event_driven(model, t_max=4, silent_gradient=True)
+
+
+def test_to_step_mode_takes_one_layer_and_refuses_what_it_would_change():
+    layer = SpikeLinear(3, 2, IF(), t_max=8)
+    assert to_step_mode(layer, "snntorch")[0].weight is layer.weight
+    with pytest.raises(ValueError, match=r"one t_max, got \[8, 9\]"):
+        to_step_mode(nn.Sequential(layer, SpikeLinear(2, 2, IF(), t_max=9)), "norse")
+    with pytest.raises(TypeError, match="model must be a row of layers .* got Linear"):
+        to_step_mode(nn.Linear(3, 2), "norse")
+    hidden = SpikeLinear(3, 3, IF(), t_max=8, silent_gradient=True)
+    with pytest.raises(NoTimeMode, match="silent_gradient must be False"):
+        to_step_mode(nn.Sequential(hidden, SpikeLinear(3, 2, IF(), t_max=8)), "norse")

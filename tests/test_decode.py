@@ -100,8 +100,8 @@ def test_gradient_of_the_round_trip_is_the_identity(shape):
         (torch.tensor([-2.0]), 4, ValueError, r"times must hold spike.* a negative time \(-2\.0\)"),
         (torch.tensor([1]), 4, TypeError, "times must be float32 or float64, got torch.int64"),
         (torch.tensor([1.0]).half(), 4, TypeError, "times must be float32 or float64, got torch.float16"),
-        (torch.tensor([1.0]), 0, ValueError, "t_max must be finite and greater than 0, got 0"),
-        (torch.tensor([1.0]), 2.5, ValueError, "t_max must be a whole number of bins, got 2.5"),
+        (torch.tensor([1.0]), 0, ValueError, "t_max must be a whole number of at least 1, got 0"),
+        (torch.tensor([1.0]), 2.5, ValueError, "t_max must be a whole number of at least 1, got 2.5"),
     ],
 )
 def test_times_to_spikes_names_what_is_wrong(times, t_max, error, message):

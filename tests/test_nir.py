@@ -586,3 +586,16 @@ def test_chains_without_a_time_mode_are_refused(nodes, message):
 def test_models_that_cannot_be_written_are_named(model, options, error, message):
     with pytest.raises(error, match=message):
         to_nir(model(), **options)
+
+
+def test_a_layer_and_a_plain_sequential_can_be_written():
+    layer = SpikeLinear(3, 2, IF(), t_max=8)
+    for model in (layer, torch.nn.Sequential(layer)):
+        assert torch.equal(from_nir(to_nir(model))[0].weight, layer.weight)
+
+
+@pytest.mark.parametrize("t_max", [0, -1, 7.5])
+def test_a_window_that_is_no_number_of_bins_is_named(t_max):
+    graph = to_nir(SpikeLinear(3, 2, IF(), t_max=8))
+    with pytest.raises(ValueError, match=f"t_max must be a whole number of at least 1, got {t_max}"):
+        from_nir(graph, t_max=t_max)

@@ -1248,3 +1248,28 @@ def test_host_tbptt_fails_on_data_with_a_time_axis():
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     with pytest.raises(UnboundLocalError, match="K_flag"):
         backprop.TBPTT(net, [(inputs(), torch.tensor([0, 1, 2, 0]))], optimizer, SF.ce_count_loss(), K=2)
+
+
+def test_mse_targets_outside_the_window_and_floating_labels_are_named():
+    spikes, loss = torch.zeros(100, 1, 2), mse_temporal_loss(target_is_time=True)
+    for wrong in (100.0, -101.0, math.nan):
+        with pytest.raises(ValueError, match=r"targets must lie in -100 \.\.\. 99 or be inf"):
+            loss(spikes, torch.tensor([[wrong, 3.0]]))
+    assert loss(spikes, torch.tensor([[math.inf, math.inf]])) == 0
+    with pytest.raises(TypeError, match="targets must be labels, or times with target_is_time=True"):
+        mse_temporal_loss()(spikes, torch.tensor([[0.0, 1.0]]))
+
+
+def test_relative_loss_and_accuracy_of_any_trailing_shape():
+    generator = torch.Generator().manual_seed(0)
+    spikes = (torch.rand(12, 4, 3, 2, 5, generator=generator) < 0.1).float()
+    labels = torch.randint(0, 3, (4, 2, 5), generator=generator)
+    flat = spikes.movedim(2, -1).flatten(1, 3), labels.flatten()
+    loss = relative_temporal_loss(gamma=3)
+    torch.testing.assert_close(loss(spikes, labels), loss(*flat))
+    assert accuracy_temporal(spikes, labels, tie="lenient") == accuracy_temporal(*flat, tie="lenient")
+
+
+def test_a_threshold_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="threshold must be at least 0, got nan"):
+        SingleSpike(threshold=math.nan)

@@ -75,7 +75,7 @@ class _Fire(torch.autograd.Function):
 
 def single_spike_step(
     current: Tensor,
-    potential: Tensor,
+    potential: Tensor | None = None,
     *,
     threshold: Number = 1.0,
     beta: Number = 1.0,
@@ -86,14 +86,19 @@ def single_spike_step(
 
     Args:
         current: input of this bin [*], any floating dtype; whole numbers become the default one.
-        potential: state [*]; zeros at the start of a window. Above threshold means fired.
+        potential: state [*]; None is zeros, the start of a window. Above threshold means fired.
         threshold, beta: numbers, or tensors that broadcast to [*]; they get a gradient if they ask for one.
+            A threshold is at least 0; tensors are not looked at.
         spike_grad: a surrogate, called with V - threshold; it replaces the latency rule, and V is
             differentiated as it is computed. None is the latency rule.
         quantize: applied to the potential of neurons that have not fired.
 
     Returns:
-        (spikes, potential), both [*] in the dtype of `current`.
+        (spikes, potential), both [*] in the dtype of `current`. A NaN current silences a neuron and
+        stays in its potential.
+
+    Raises:
+        ValueError: a negative threshold, a beta outside 0 ... 1.
 
     >>> import torch
     >>> potential = torch.zeros(2)
@@ -104,9 +109,10 @@ def single_spike_step(
     tensor([1., 0.]) tensor([1.2000, 0.4000])
     tensor([0., 0.]) tensor([1.2000, 0.6000])
     """
+    _check_numbers(threshold, beta)
     current = _floating(current)
     threshold, beta = _like(threshold, current), _like(beta, current)
-    potential = potential.to(current.dtype)
+    potential = torch.zeros_like(current) if potential is None else potential.to(current.dtype)
     spent = potential > threshold
     if spike_grad is None:
         v = _Integrate.apply(current, potential, beta, threshold)
@@ -170,7 +176,7 @@ def single_spike_sequence(
         (spikes, potentials), both [T, *]; `potentials[-1]` is the state after the window.
 
     Raises:
-        ValueError: no time axis, or no bins.
+        ValueError: no time axis, or no bins; as `single_spike_step`.
 
     >>> import torch
     >>> spikes, potentials = single_spike_sequence(torch.tensor([[0.6], [0.6], [0.6]]))
@@ -179,6 +185,7 @@ def single_spike_sequence(
     """
     if currents.ndim == 0 or currents.shape[0] == 0:
         raise ValueError(f"currents must have shape [T >= 1, *], got {list(currents.shape)}")
+    _check_numbers(threshold, beta)
     currents = _floating(currents)
     threshold, beta = _like(threshold, currents), _like(beta, currents)
     start = torch.zeros_like(currents[0])
@@ -199,13 +206,17 @@ def single_spike_sequence(
 
 
 def first_spike_pool2d_step(
-    spikes: Tensor, fired: Tensor, kernel_size: Size2d, stride: Size2d | None = None, padding: Size2d = 0
+    spikes: Tensor,
+    fired: Tensor | None,
+    kernel_size: Size2d,
+    stride: Size2d | None = None,
+    padding: Size2d = 0,
 ) -> tuple[Tensor, Tensor]:
     """One bin of `earliest_spike_pool2d` on spike trains: a window fires with its first spike, once.
 
     Args:
         spikes: [batch, channels, height, width], 0 for no spike.
-        fired: state [batch, channels, height_out, width_out], 1 for a window that has fired; zeros at
+        fired: state [batch, channels, height_out, width_out], 1 for a window that has fired; None at
             the start.
         kernel_size, stride, padding: as `torch.nn.functional.max_pool2d`.
 
@@ -213,7 +224,7 @@ def first_spike_pool2d_step(
         (spikes, fired), both [batch, channels, height_out, width_out].
 
     >>> import torch
-    >>> fired = torch.zeros(1, 1, 1, 1)
+    >>> fired = None
     >>> for spikes in torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]]]):
     ...     pooled, fired = first_spike_pool2d_step(spikes.reshape(1, 1, 2, 2), fired, 2)
     ...     print(pooled.item(), fired.item())
@@ -221,6 +232,7 @@ def first_spike_pool2d_step(
     0.0 1.0
     """
     pooled = torch.nn.functional.max_pool2d(spikes, kernel_size, stride, padding)
+    fired = torch.zeros_like(pooled) if fired is None else fired
     first = pooled * (fired == 0)
     return first, torch.maximum(fired, (first != 0).to(fired.dtype)).detach()
 
@@ -255,6 +267,18 @@ def first_spike_pool2d_sequence(
 def _floating(currents: Tensor) -> Tensor:
     """Whole numbers as floating ones: a leak would be truncated."""
     return currents if currents.is_floating_point() else currents.to(torch.get_default_dtype())
+
+
+def within(value: Tensor, low: float, high: float) -> Tensor:
+    """A parameter kept in its range; `clamp` alone would stop its gradient on the edges."""
+    return torch.where((value >= low) & (value <= high), value, value.clamp(low, high))
+
+
+def _check_numbers(threshold: Number, beta: Number) -> None:
+    if not isinstance(threshold, Tensor) and not threshold >= 0:
+        raise ValueError(f"threshold must be at least 0, got {threshold!r}")
+    if not isinstance(beta, Tensor) and not 0 <= beta <= 1:
+        raise ValueError(f"beta must lie in 0 ... 1, got {beta!r}")
 
 
 def _like(value: Number, like: Tensor) -> Number:

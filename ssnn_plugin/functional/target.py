@@ -16,13 +16,13 @@ def relative_targets(times: Tensor, labels: Tensor, gamma: float, t_max: float) 
     error. If all outputs are silent the label should fire at t_max - gamma.
 
     Args:
-        times: output spike times [batch, classes]; `inf` = silent.
-        labels: class numbers [batch].
+        times: output spike times [batch, classes, *]; `inf` = silent.
+        labels: class numbers [batch, *].
         gamma: wanted gap in bins, greater than 0 and at most `t_max`.
         t_max: length of the window, the finite stand-in for silence.
 
     Returns:
-        Finite target times [batch, classes], without gradient.
+        Finite target times of the shape of the times, without gradient.
 
     Raises:
         ValueError: shapes that do not fit, labels out of range, NaN or negative times.
@@ -36,7 +36,7 @@ def relative_targets(times: Tensor, labels: Tensor, gamma: float, t_max: float) 
     _checks.positive("t_max", t_max)
     _checks.gap("gamma", gamma, t_max)
     _checks.floating("times", times)
-    _checks.class_labels(labels, times)
+    _checks.labels_of_any_shape(labels, times)
     _checks.spike_times("times", times)
     filled = times.detach().clamp(max=t_max)
     if times.shape[1] == 0 or times.shape[0] == 0:
