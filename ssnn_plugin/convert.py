@@ -141,29 +141,19 @@ class Builder:
             NoTimeMode: what has no meaning on spike times, here.
         """
 
-        def refuse(why: str) -> NoTimeMode:
-            return NoTimeMode(f"{where} has no time mode: {why}")
-
-        self.where = where = f"{path or 'the model'} ({type(module).__name__})"
+        self.where = f"{path or 'the model'} ({type(module).__name__})"
         try:
-            part = self._on_times(module)
-        except ValueError as error:
-            raise refuse(str(error)) from error
-        if isinstance(part, IF):
-            self._neuron(part, refuse)
-            return
-        if isinstance(part, EarliestSpikePool2d):
-            self._first_spike_pool(part, refuse)
-            return
+            self._join(self._on_times(module))
+        except (TypeError, ValueError) as error:
+            raise NoTimeMode(f"{self.where} has no time mode: {error}") from error
+
+    def _join(self, part: nn.Module | IF) -> None:
         for kinds, handle in self._handlers():
             if isinstance(part, kinds):
-                try:
-                    _checks.own_forward(part, *kinds)
-                except ValueError as error:
-                    raise refuse(str(error)) from error
-                handle(part, refuse)
+                _checks.own_forward(part, *kinds)
+                handle(part)
                 return
-        raise refuse(f"a network on spike times is made of {SUPPORTED}")
+        raise ValueError(f"a network on spike times is made of {SUPPORTED}")
 
     def _on_times(self, module: nn.Module | IF) -> nn.Module | IF:
         """What a module of a host is on spike times; others as they are."""
@@ -186,88 +176,97 @@ class Builder:
 
     def _handlers(
         self,
-    ) -> Iterable[tuple[tuple[Any, ...], Callable[[Any, Callable[[str], NoTimeMode]], None]]]:
+    ) -> Iterable[tuple[tuple[type, ...], Callable[[Any], None]]]:
         return (
+            ((IF,), self._neuron),
+            ((EarliestSpikePool2d,), self._first_spike_pool),
             ((nn.Linear, nn.Conv2d), self._weights),
             ((nn.Flatten,), self._flatten),
             ((nn.AvgPool2d,), self._average_pool),
             ((nn.Dropout,), self._dropout),
-            ((nn.Identity,), lambda module, refuse: None),
+            ((nn.Identity,), lambda module: None),
             ((nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d), self._max_pool),
             ((nn.BatchNorm1d, nn.BatchNorm2d), self._batch_norm),
         )
 
-    def _weights(self, module: nn.Linear | nn.Conv2d, refuse: Callable[[str], NoTimeMode]) -> None:
+    def _weights(self, module: nn.Linear | nn.Conv2d) -> None:
         if self.connection is not None:
-            raise refuse("two weight layers follow each other. Put a neuron between them, or multiply them")
+            raise ValueError(
+                "two weight layers follow each other. Put a neuron between them, or multiply them"
+            )
         if isinstance(module, nn.Conv2d):
             if module.padding_mode != "zeros":
-                raise refuse(f"padding_mode must be 'zeros', which is silence, got {module.padding_mode!r}")
+                raise ValueError(
+                    f"padding_mode must be 'zeros', which is silence, got {module.padding_mode!r}"
+                )
             if self.flatten:
-                raise refuse("a convolution needs an input with height and width, which Flatten has removed")
+                raise ValueError(
+                    "a convolution needs an input with height and width, which Flatten has removed"
+                )
         elif self.input_pool is not None and not self.flatten:
-            raise refuse("a Linear layer on pooled spikes needs a Flatten between them")
+            raise ValueError("a Linear layer on pooled spikes needs a Flatten between them")
         elif self.input_pool is None and self.flatten:
             self.layers.append(SpikeFlatten())
         self.connection, self.flatten = module, False
 
-    def _flatten(self, module: nn.Flatten, refuse: Callable[[str], NoTimeMode]) -> None:
+    def _flatten(self, module: nn.Flatten) -> None:
         # A window of steps has its time axis in front of the batch, a single step has none.
         if module.start_dim not in (1, 2) or module.end_dim != -1:
-            raise refuse("only the features of a sample can be flattened. Use Flatten() or Flatten(2)")
+            raise ValueError("only the features of a sample can be flattened. Use Flatten() or Flatten(2)")
         self.flatten = True
 
-    def _average_pool(self, module: nn.AvgPool2d, refuse: Callable[[str], NoTimeMode]) -> None:
+    def _average_pool(self, module: nn.AvgPool2d) -> None:
         if module.padding not in (0, (0, 0)) or module.ceil_mode or module.divisor_override is not None:
-            raise refuse("use AvgPool2d without padding, ceil_mode and divisor_override")
+            raise ValueError("use AvgPool2d without padding, ceil_mode and divisor_override")
         pool = AveragePool(_pair(module.kernel_size), _pair(module.stride))
         if self.flatten or isinstance(self.connection, nn.Linear):
-            raise refuse("pool before Flatten and Linear")
+            raise ValueError("pool before Flatten and Linear")
         if self.connection is None and self.input_pool is None:
             self.input_pool = pool
         elif self.connection is not None and self.output_pool is None:
             self.output_pool = pool
         else:
-            raise refuse("two average pools follow each other. Use one with the product of their kernels")
+            raise ValueError("two average pools follow each other. Use one with the product of their kernels")
 
-    def _dropout(self, module: nn.Dropout, refuse: Callable[[str], NoTimeMode]) -> None:
+    def _dropout(self, module: nn.Dropout) -> None:
         if self.connection is not None or self.input_pool is not None:
             what = "currents" if self.connection is not None else "averages of spikes"
-            raise refuse(f"it drops {what} anew in every step. Put it right behind a neuron, on its spikes")
+            raise ValueError(
+                f"it drops {what} anew in every step. Put it right behind a neuron, on its spikes"
+            )
         if self.dropout:
-            raise refuse("two Dropouts follow each other. Use one")
+            raise ValueError("two Dropouts follow each other. Use one")
         if not 0 <= module.p < 1:
-            raise refuse(f"p must be at least 0 and below 1, got {module.p!r}")
+            raise ValueError(f"p must be at least 0 and below 1, got {module.p!r}")
         self.dropout = module.p
 
-    def _max_pool(self, module: nn.Module, refuse: Callable[[str], NoTimeMode]) -> None:
+    def _max_pool(self, module: nn.Module) -> None:
         why = (
             "the maximum of currents is no sum of spikes"
             if self.connection is not None
             else "max-pooling of spike trains lets a unit fire several times"
         )
-        raise refuse(f"{why}. Use FirstSpikePool2d of ssnn_plugin's adapter behind the neuron, or AvgPool2d")
+        raise ValueError(
+            f"{why}. Use FirstSpikePool2d of ssnn_plugin's adapter behind the neuron, or AvgPool2d"
+        )
 
-    def _batch_norm(self, module: nn.Module, refuse: Callable[[str], NoTimeMode]) -> None:
-        raise refuse(
+    def _batch_norm(self, module: nn.Module) -> None:
+        raise ValueError(
             "it mixes the steps of a batch. Fold it into the weights in front, for instance with "
             "torch.nn.utils.fusion.fuse_conv_bn_eval or fuse_linear_bn_eval"
         )
 
-    def _first_spike_pool(self, pool: EarliestSpikePool2d, refuse: Callable[[str], NoTimeMode]) -> None:
+    def _first_spike_pool(self, pool: EarliestSpikePool2d) -> None:
         if self.connection is not None:
-            raise refuse("it pools spikes, not currents. Put it behind the neuron")
+            raise ValueError("it pools spikes, not currents. Put it behind the neuron")
         if self.input_pool is not None or self.flatten or self.dropout:
-            raise refuse("put it right behind the neuron")
+            raise ValueError("put it right behind the neuron")
         self.layers.append(pool)
 
-    def _neuron(self, neuron: IF, refuse: Callable[[str], NoTimeMode]) -> None:
+    def _neuron(self, neuron: IF) -> None:
         if self.connection is None:
-            raise refuse("it needs a Linear or Conv2d in front")
-        try:
-            self.layers.append(self._layer(self.connection, neuron))
-        except (TypeError, ValueError) as error:
-            raise refuse(str(error)) from error
+            raise ValueError("it needs a Linear or Conv2d in front")
+        self.layers.append(self._layer(self.connection, neuron))
         if self.flatten:
             self.layers.append(SpikeFlatten())
         self._start_layer()

@@ -1284,7 +1284,7 @@ def test_to_step_mode_takes_one_layer_and_refuses_what_it_would_change():
     assert to_step_mode(layer, "snntorch")[0].weight is layer.weight
     with pytest.raises(ValueError, match=r"one t_max, got \[8, 9\]"):
         to_step_mode(nn.Sequential(layer, SpikeLinear(2, 2, IF(), t_max=9)), "norse")
-    with pytest.raises(TypeError, match="model must be a row of layers .* got Linear"):
+    with pytest.raises(TypeError, match=r"model must be a row of layers .* got Linear"):
         to_step_mode(nn.Linear(3, 2), "norse")
     hidden = SpikeLinear(3, 3, IF(), t_max=8, silent_gradient=True)
     with pytest.raises(NoTimeMode, match="silent_gradient must be False"):

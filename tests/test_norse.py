@@ -1013,6 +1013,7 @@ def test_pooling_keeps_the_dtype(pool, dtype):
 @pytest.mark.host_defect
 @pytest.mark.parametrize("neuron", [host.IAFCell, host.IAF])
 def test_norses_neurons_share_a_default_state_that_asks_for_a_gradient(neuron):
+    """No thread upstream that we know of."""
     p = host.IAFParameters(v_reset=torch.tensor(0.0))
     module = neuron(p)
     _, state = module(torch.zeros(2, 3))
@@ -1027,6 +1028,7 @@ def test_norses_neurons_share_a_default_state_that_asks_for_a_gradient(neuron):
 
 @pytest.mark.host_defect
 def test_norses_decoder_raises_in_the_backward_pass_with_a_silent_neuron():
+    """No thread upstream that we know of."""
     spikes = torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]], requires_grad=True)
     times = host.SpikesToTimesDecoder(convert_indices_to_times=False)(spikes)
     assert times.tolist() == [[[0, INF]]]
@@ -1036,6 +1038,7 @@ def test_norses_decoder_raises_in_the_backward_pass_with_a_silent_neuron():
 
 @pytest.mark.host_defect
 def test_norses_decoder_takes_one_shape_on_the_cpu_only():
+    """No thread upstream that we know of."""
     decoder = host.SpikesToTimesDecoder()
     with pytest.raises((RuntimeError, ValueError)):
         decoder(torch.ones(4, 6, 2, 3, 3, requires_grad=True)).sum().backward()
@@ -1045,6 +1048,7 @@ def test_norses_decoder_takes_one_shape_on_the_cpu_only():
 
 @pytest.mark.host_defect
 def test_norses_neuron_with_a_reset_far_below_starts_there_and_never_fires():
+    """No thread upstream that we know of."""
     p = host.IAFParameters(v_reset=torch.tensor(-1e9))
     spikes, state = host.IAF(p)(torch.full((100, 2, 3), 9.0))
     assert not spikes.any()

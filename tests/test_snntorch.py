@@ -1201,7 +1201,7 @@ def test_host_utils_reset_reaches_unrelated_nets():
 
 @pytest.mark.host_defect
 def test_host_deepcopies_are_not_registered():
-    """So that `utils.reset` does nothing to them; copies of ours are."""
+    """So that `utils.reset` does nothing to them; copies of ours are. No thread upstream that we know of."""
     net = copy.deepcopy(nn.Sequential(snn.Leaky(beta=0.9, init_hidden=True)))
     net(torch.full((1, 2), 0.5))
     utils.reset(net)
@@ -1219,6 +1219,7 @@ def test_host_mse_temporal_loss_wants_every_class_to_fire_at_once():
 
 @pytest.mark.host_defect
 def test_host_accuracy_counts_silence_as_class_0():
+    """No thread upstream that we know of."""
     silence = torch.zeros(STEPS, 1, 3)
     assert SF.accuracy_temporal(silence, torch.tensor([0])) == 1
     assert accuracy_temporal(silence, torch.tensor([0])) == 0
@@ -1230,6 +1231,7 @@ def test_host_accuracy_counts_silence_as_class_0():
 @pytest.mark.host_defect
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_host_spikes_are_float32(dtype):
+    """No thread upstream that we know of."""
     spk, _ = snn.Leaky(beta=0.9)(torch.ones(1, 2, dtype=dtype))
     assert spk.dtype == torch.float32
 
