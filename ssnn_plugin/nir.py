@@ -198,10 +198,8 @@ def from_nir(
     """
     _checks.positive("dt", dt)
     nodes = _chain(graph)
-    window = _window(nodes, t_max)
-    builder = Builder(window, [])
-    parts = list(_parts(nodes, dt, single_spike))
-    for name, part in parts:
+    builder = Builder(_window(nodes, t_max), [])
+    for name, part in _parts(nodes, dt, single_spike):
         builder.add(name, part)
     network = builder.finish()
     return network if host is None else to_step_mode(network, host)
