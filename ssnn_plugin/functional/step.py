@@ -271,6 +271,8 @@ def _floating(currents: Tensor) -> Tensor:
 
 def within(value: Tensor, low: float, high: float) -> Tensor:
     """A parameter kept in its range; `clamp` alone would stop its gradient on the edges."""
+    if not value.requires_grad:
+        return value.clamp(low, high)
     return torch.where((value >= low) & (value <= high), value, value.clamp(low, high))
 
 
