@@ -11,7 +11,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks import timing
 from reproductions import datasets
 from reproductions.errors import run_command_line
 from ssnn_plugin import IF, encode
@@ -211,13 +211,11 @@ def alternate(
     first: Callable[[Input], object], second: Callable[[Input], object], inputs: Sequence[Input]
 ) -> Seconds:
     """Seconds that each takes on each input, in turn."""
-    seconds: Seconds = ([], [])
+    taken: Seconds = ([], [])
     for x in inputs:
-        for function, kept in zip((first, second), seconds, strict=True):
-            started = time.perf_counter()
-            function(x)
-            kept.append(time.perf_counter() - started)
-    return seconds
+        for function, kept in zip((first, second), taken, strict=True):
+            kept.append(timing.seconds(function, x))
+    return taken
 
 
 def _add_row(table: Table, labels: tuple[str, ...], seconds: Seconds) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from snntorch import functional as snn_functional
 from snntorch import utils as snn_utils
 from torch import Tensor, nn
 
+from benchmarks.timing import seconds
 from ssnn_plugin import decode, losses, to_event_driven
 from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell
 from ssnn_plugin.snntorch import SingleSpike
@@ -164,8 +164,8 @@ def compare(
     for k in range(steps + 1):
         (times, _, labels), *others = batches(epoch + 11 * k, 11)
         spikes = decode.times_to_spikes(times, T_MAX)
-        slow.append(_seconds(in_steps, spikes, labels))
-        fast += [_seconds(by_events, t, y) for t, _, y in others]
+        slow.append(seconds(in_steps, spikes, labels))
+        fast += [seconds(by_events, t, y) for t, _, y in others]
     same = None
     if MODELS[name].single_spike:
         with torch.no_grad():
@@ -173,12 +173,6 @@ def compare(
             same = (expected == network(times)).double().mean().item()
     peaks = peak_memory(name, False, times, labels), peak_memory(name, True, times, labels)
     return Comparison(slow[1:], fast[10:], same, peaks)
-
-
-def _seconds(step: Step, x: Tensor, labels: Tensor) -> float:
-    started = time.perf_counter()
-    step(x, labels)
-    return time.perf_counter() - started
 
 
 def peak_memory(name: str, events: bool, times: Tensor, labels: Tensor) -> float:

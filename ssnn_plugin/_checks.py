@@ -75,6 +75,14 @@ def whole_bins(name: str, times: Tensor) -> None:
         raise ValueError(f"{name} must be whole bins with a bias or a leak, got times between bins")
 
 
+def one_value(name: str, values: Tensor) -> float:
+    """The value that all neurons of a layer share."""
+    different = torch.unique(values.detach())
+    if different.numel() != 1:
+        raise ValueError(f"{name} must be the same for all neurons, got {different.numel()} values")
+    return float(different.item())
+
+
 def class_labels(labels: Tensor, times: Tensor) -> None:
     """Refuse labels that do not fit output times of shape [batch, classes]."""
     if times.ndim != 2:

@@ -38,8 +38,8 @@ class Replacement(NamedTuple):
 class Host(Protocol):
     """What an adapter answers about the modules of its host."""
 
-    def parts(self, module: nn.Module) -> list[tuple[str, nn.Module]] | None:
-        """The named modules that a container of the host runs one after the other; None for others."""
+    def is_container(self, module: nn.Module) -> bool:
+        """Whether a module of the host runs its children one after the other."""
 
     def keeps_its_state(self, module: Any) -> bool | None:
         """Whether a stateful module of the adapter keeps its state or has to be given it; None for others."""
@@ -140,7 +140,6 @@ class Builder:
         Raises:
             NoTimeMode: what has no meaning on spike times, here.
         """
-
         self.where = f"{path or 'the model'} ({type(module).__name__})"
         try:
             self._join(self._on_times(module))
@@ -174,9 +173,7 @@ class Builder:
                 )
         return module
 
-    def _handlers(
-        self,
-    ) -> Iterable[tuple[tuple[type, ...], Callable[[Any], None]]]:
+    def _handlers(self) -> Iterable[tuple[tuple[type, ...], Callable[[Any], None]]]:
         return (
             ((IF,), self._neuron),
             ((EarliestSpikePool2d,), self._first_spike_pool),
@@ -218,7 +215,7 @@ class Builder:
     def _average_pool(self, module: nn.AvgPool2d) -> None:
         if module.padding not in (0, (0, 0)) or module.ceil_mode or module.divisor_override is not None:
             raise ValueError("use AvgPool2d without padding, ceil_mode and divisor_override")
-        pool = AveragePool(_pair(module.kernel_size), _pair(module.stride))
+        pool = AveragePool(module.kernel_size, module.stride)
         if self.flatten or isinstance(self.connection, nn.Linear):
             raise ValueError("pool before Flatten and Linear")
         if self.connection is None and self.input_pool is None:
@@ -312,29 +309,26 @@ class Builder:
         return SpikeSequential(*self.layers)
 
 
-def _pair(size: Any) -> tuple[int, int]:
-    height, width = size if isinstance(size, tuple | list) else (size, size)
-    return int(height), int(width)
-
-
 def _chain(
     model: nn.Module, hosts: list[Host], t_max: int, path: str = ""
 ) -> Iterator[tuple[str, nn.Module]]:
     """The modules of a model in the order in which they run, with their paths."""
-    parts = _parts(model, hosts)
-    if parts is None:
-        if not any(True for _ in model.children()):
-            yield path, model
-            return
 
-        def is_container(module: nn.Module) -> bool:
-            return _parts(module, hosts) is not None
+    def is_container(module: nn.Module) -> bool:
+        plain = type(module).forward is nn.Sequential.forward
+        return plain or any(host.is_container(module) for host in hosts)
 
-        def keeps_its_state(module: nn.Module) -> bool | None:
-            answers = (host.keeps_its_state(module) for host in hosts)
-            return next((answer for answer in answers if answer is not None), None)
+    def keeps_its_state(module: nn.Module) -> bool | None:
+        answers = (host.keeps_its_state(module) for host in hosts)
+        return next((answer for answer in answers if answer is not None), None)
 
+    if is_container(model):
+        parts = children(model)
+    elif children(model):
         parts = follow_forward(model, is_container, keeps_its_state, t_max)
+    else:
+        yield path, model
+        return
     for name, part in parts:
         yield from _chain(part, hosts, t_max, f"{path}.{name}" if path else name)
 
@@ -342,16 +336,6 @@ def _chain(
 def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """As `named_children`, which leaves out the second place of a module that has two."""
     return [(name, child) for name, child in module._modules.items() if child is not None]
-
-
-def _parts(module: nn.Module, hosts: list[Host]) -> list[tuple[str, nn.Module]] | None:
-    for host in hosts:
-        parts = host.parts(module)
-        if parts is not None:
-            return parts
-    if type(module).forward is nn.Sequential.forward:
-        return children(module)
-    return None
 
 
 def as_network(model: nn.Module) -> SpikeSequential:

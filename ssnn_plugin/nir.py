@@ -238,19 +238,12 @@ def _parts(
     nodes: list[tuple[str, nir.NIRNode]], dt: float, single_spike: bool
 ) -> Iterator[tuple[str, nn.Module | IF]]:
     """What the builder joins to layers; neurons take the delay and the pool beside them along."""
-    before: Any = None
-    for name, node in nodes:
-        if isinstance(node, nir.Delay) and not isinstance(before, nir.IF | nir.LIF):
-            raise ValueError(f"{name} (Delay) must stand right behind a neuron")
-        before = node
-    biased = False
-    for name, node in nodes:
-        if isinstance(node, nir.IF) and biased and dt != 1 and "single_spike" not in node.metadata:
-            raise ValueError(f"{name} (IF): dt must be 1 behind a node with a bias, got {dt}")
-        biased = isinstance(node, nir.Affine | nir.Conv2d) and bool(np.any(node.bias))
     following: list[Any] = [node for _, node in nodes[1:]] + [None]
+    before: Any = None
     pool: nir.SumPool2d | None = None
     for (name, node), behind in zip(nodes, following, strict=True):
+        _check_place(name, node, before, dt)
+        before = node
         if isinstance(node, nir.SumPool2d):
             if behind is None or not behind.metadata.get("first_spike_pool", False):
                 raise ValueError(f"{name} (SumPool2d) is supported only as a first-spike pool of to_nir's")
@@ -264,6 +257,15 @@ def _parts(
                 yield name, _neuron(name, node, behind, dt, single_spike)
         elif not isinstance(node, nir.Delay):
             yield name, _module(name, node)
+
+
+def _check_place(name: str, node: Any, before: Any, dt: float) -> None:
+    """Refuse a delay of anything but a neuron, and a bias that a bin would not count once."""
+    if isinstance(node, nir.Delay) and not isinstance(before, nir.IF | nir.LIF):
+        raise ValueError(f"{name} (Delay) must stand right behind a neuron")
+    biased = isinstance(before, nir.Affine | nir.Conv2d) and bool(np.any(before.bias))
+    if isinstance(node, nir.IF) and biased and dt != 1 and "single_spike" not in node.metadata:
+        raise ValueError(f"{name} (IF): dt must be 1 behind a node with a bias, got {dt}")
 
 
 def _neuron(name: str, node: Any, behind: Any, dt: float, single_spike: bool) -> IF:
@@ -349,7 +351,4 @@ def _sizes(values: Any) -> tuple[int, int]:
 
 
 def _one_value(name: str, parameter: str, values: np.ndarray) -> float:
-    different = np.unique(values)
-    if different.size != 1:
-        raise ValueError(f"{name}: {parameter} must be the same for all neurons, got {different.size} values")
-    return float(different[0])
+    return _checks.one_value(f"{name}: {parameter}", torch.as_tensor(np.asarray(values)))

@@ -22,7 +22,7 @@ from .functional import (
     single_spike_sequence,
     single_spike_step,
 )
-from .functional.connection import Size2d, pair
+from .functional.connection import Size2d, pool_window
 from .functional.step import within
 from .neurons import IF
 from .nn import EarliestSpikePool2d
@@ -230,9 +230,7 @@ class FirstSpikePool2dCell(nn.Module):
 
     def __init__(self, kernel_size: Size2d, stride: Size2d | None = None, padding: Size2d = 0) -> None:
         super().__init__()
-        self.kernel_size = tuple(pair("kernel_size", kernel_size, 1))
-        self.stride = self.kernel_size if stride is None else tuple(pair("stride", stride, 1))
-        self.padding = tuple(pair("padding", padding, 0))
+        self.kernel_size, self.stride, self.padding = pool_window(kernel_size, stride, padding)
 
     def extra_repr(self) -> str:
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}"
@@ -344,10 +342,8 @@ class SpikesToTimesDecoder(nn.Module):
 class _Norse:
     """Norse's answers to `convert.Host`."""
 
-    def parts(self, module: nn.Module) -> list[tuple[str, nn.Module]] | None:
-        if isinstance(module, Lift | SequentialState):
-            return list(module._modules.items())
-        return None
+    def is_container(self, module: nn.Module) -> bool:
+        return isinstance(module, Lift | SequentialState)
 
     def keeps_its_state(self, module: Any) -> bool | None:
         stateful = SingleSpikeIF | SingleSpikeIFCell | FirstSpikePool2dCell | SequentialState
@@ -376,37 +372,23 @@ class _Norse:
 
     def single_spike(self, module: Any) -> tuple[nn.Module, tuple[str, ...]]:
         p = module.p
-        lost = [
-            f"v_reset {_short(p.v_reset)}: a neuron that fires once is not reset"
-            if hasattr(p, "v_reset")
-            else "",
-            f"method {p.method!r}: the latency rule replaces the surrogate" if hasattr(p, "method") else "",
-        ]
-        rest: Any
-        if type(module) in (IAF, IAFCell):
-            rest, gain, leak = p.v_reset, 1.0, 0.0
-        elif type(module) in (LIF, LIFCell, LIFBoxCell):
-            # Norse adds dt tau_mem_inv (v_leak - v + input): the input's factor goes into the threshold.
-            rest, leak = p.v_leak, _plain(p.tau_mem_inv)
-            gain = module.dt * leak
-            if type(module) is not LIFBoxCell:
-                gain = leak / _plain(p.tau_syn_inv)
-                lost.append(
-                    "tau_syn_inv: an input acts at once, with the whole charge of its synaptic current"
-                )
-        else:
-            raise ValueError("only IAF, LIF, LIFBox and their cells have a single-spike counterpart")
+        rest, leak, gain, lost_current = _integration(module)
         v_th = _plain((torch.as_tensor(p.v_th) - torch.as_tensor(rest)) / gain)
         if float(torch.as_tensor(v_th).min()) < 0:
             raise ValueError(f"v_th {_short(p.v_th)} must not be below the potential at rest, {_short(rest)}")
+        lost = [
+            f"v_reset {_short(p.v_reset)}: a neuron that fires once is not reset",
+            f"method {p.method!r}: the latency rule replaces the surrogate",
+            *lost_current,
+        ]
         if _short(v_th) != _short(p.v_th):
             lost.append(
                 f"v_th {_short(p.v_th)} becomes {_short(v_th)}: from 0 up, in units of what an input adds"
             )
-        kind = SingleSpikeIF if isinstance(module, SNN) else SingleSpikeIFCell
-        options = {"record_states": module.record_states} if kind is SingleSpikeIF else {}
-        new = kind(SingleSpikeIFParameters(v_th=v_th, tau_mem_inv=leak), module.dt, **options)
-        return new, tuple(filter(None, lost))
+        new_p = SingleSpikeIFParameters(v_th=v_th, tau_mem_inv=leak)
+        if isinstance(module, SNN):
+            return SingleSpikeIF(new_p, module.dt, record_states=module.record_states), tuple(lost)
+        return SingleSpikeIFCell(new_p, module.dt), tuple(lost)
 
     def neuron_in_steps(self, neuron: IF, last: bool) -> nn.Module:
         dt = 1.0  # a step is a bin, which keeps 1 - dt tau_mem_inv closest to beta
@@ -425,6 +407,21 @@ class _Norse:
 HOST = _Norse()
 
 
+def _integration(module: Any) -> tuple[Any, Any, Any, list[str]]:
+    """Potential at rest, inverse time constant, how often an input counts, and what is lost of it."""
+    p = module.p
+    if type(module) in (IAF, IAFCell):
+        return p.v_reset, 0.0, 1.0, []
+    if type(module) not in (LIF, LIFCell, LIFBoxCell):
+        raise ValueError("only IAF, LIF, LIFBox and their cells have a single-spike counterpart")
+    # Norse adds dt tau_mem_inv (v_leak - v + input): the input's factor goes into the threshold.
+    leak = _plain(p.tau_mem_inv)
+    if type(module) is LIFBoxCell:
+        return p.v_leak, leak, module.dt * leak, []
+    lost = ["tau_syn_inv: an input acts at once, with the whole charge of its synaptic current"]
+    return p.v_leak, leak, leak / _plain(p.tau_syn_inv), lost
+
+
 def _plain(value: Any) -> Any:
     """A number where there is but one."""
     tensor = torch.as_tensor(value).detach()
@@ -432,12 +429,10 @@ def _plain(value: Any) -> Any:
 
 
 def _one_value(name: str, value: float | Tensor) -> float:
-    values = torch.unique(torch.as_tensor(value, dtype=torch.float64).detach())
-    if values.numel() != 1:
-        raise ValueError(f"{name} must be the same for all neurons, got {values.numel()} values")
+    shared = _checks.one_value(name, torch.as_tensor(value, dtype=torch.float64))
     if isinstance(value, Tensor) and value.requires_grad:
         raise ValueError(f"{name} must not be learnable on spike times")
-    return float(values.item())
+    return shared
 
 
 def _short(value: Any) -> str:

@@ -19,8 +19,8 @@ from .functional import (
     single_spike_sequence,
     single_spike_step,
 )
-from .functional.connection import Size2d, pair
-from .functional.step import within
+from .functional.connection import Size2d, pool_window
+from .functional.step import floating, within
 from .kernels.operators import output_size
 from .neurons import IF
 from .nn import EarliestSpikePool2d
@@ -177,7 +177,7 @@ class SingleSpike(_Stateful):
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Currents [batch, *] and state -> spikes and state; [T, batch, *] with `sequence=True`."""
-        input_ = input_ if input_.is_floating_point() else input_.to(torch.get_default_dtype())
+        input_ = floating(input_)
         if self.inhibition and input_.ndim != 2 + self.sequence:
             raise ValueError(f"input_ must be [batch, features] with inhibition, got {list(input_.shape)}")
         state = self._state(input_, mem, input_.shape[1:] if self.sequence else input_.shape)
@@ -238,9 +238,7 @@ class FirstSpikePool2d(_Stateful):
     ) -> None:
         super().__init__(beta=1.0, init_hidden=init_hidden, output=output, reset_mechanism="none")
         self.spike_grad = None
-        self.kernel_size = tuple(pair("kernel_size", kernel_size, 1))
-        self.stride = self.kernel_size if stride is None else tuple(pair("stride", stride, 1))
-        self.padding = tuple(pair("padding", padding, 0))
+        self.kernel_size, self.stride, self.padding = pool_window(kernel_size, stride, padding)
         self.sequence = sequence
         # `Leaky` registers parameters of a neuron, which a pool does not have.
         self._non_persistent_buffers_set.update(self._buffers)
@@ -468,8 +466,8 @@ def _last(mem: Tensor, spk_out: Tensor) -> Tensor:
 class _SnnTorch:
     """snnTorch's answers to `convert.Host`."""
 
-    def parts(self, module: nn.Module) -> list[tuple[str, nn.Module]] | None:
-        return None
+    def is_container(self, module: nn.Module) -> bool:
+        return False
 
     def keeps_its_state(self, module: Any) -> bool | None:
         return True if isinstance(module, _Stateful) else None
@@ -490,8 +488,8 @@ class _SnnTorch:
         for name, given in refused.items():
             if given:
                 raise ValueError(f"the option {name} has no meaning on spike times. Leave it out")
-        beta = _one_value("beta", module.beta.clamp(0, 1))
-        return IF(_one_value("threshold", module.threshold), beta=beta)
+        beta = _checks.one_value("beta", module.beta.clamp(0, 1))
+        return IF(_checks.one_value("threshold", module.threshold), beta=beta)
 
     def pool_on_times(self, module: Any) -> EarliestSpikePool2d | None:
         if not isinstance(module, FirstSpikePool2d):
@@ -558,13 +556,6 @@ def _integration(module: Any) -> tuple[Tensor, Tensor | None, list[str]]:
         lost = [f"alpha {_short(kept)}: {charge}", "state: a step returns (spk, mem), without syn"]
         return module.beta, 1 / (1 - kept), lost
     raise ValueError("only Leaky, Lapicque and Synaptic have a single-spike counterpart")
-
-
-def _one_value(name: str, value: Tensor) -> float:
-    values = torch.unique(value.detach())
-    if values.numel() != 1:
-        raise ValueError(f"{name} must be the same for all neurons, got {values.numel()} values")
-    return float(values.item())
 
 
 def _short(value: Tensor) -> str:

@@ -24,13 +24,7 @@ INF = math.inf
 HIDDEN = partial(SingleSpike, init_hidden=True)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Many small operations: threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _times(shape, t_max, seed=0):

@@ -1,14 +1,13 @@
 import copy
 import math
-import os
 import pickle
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import needs_compiler
 from naive import first_spikes_of_trains, latency_loss
 from torch.nn.functional import conv2d, pad, unfold
 
@@ -254,10 +253,7 @@ def test_opcheck_of_the_backward_operators(backend, layout, dtype):
     torch.library.opcheck(operators.input_grad, (grad, spikes, times, weight, *geometry, 1.0, 8.0, True))
 
 
-@pytest.mark.skipif(
-    not any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++"))),
-    reason="torch.compile needs a C++ compiler",
-)
+@needs_compiler
 @on_every_backend
 def test_compiled_step_equals_the_eager_one(backend):
     times, weight, bias, _ = _example(torch.float32)

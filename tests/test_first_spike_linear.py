@@ -1,8 +1,6 @@
 import copy
 import math
-import os
 import pickle
-import shutil
 import signal
 
 import numpy as np
@@ -11,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from marks import needs_compiler
 from naive import first_spikes, latency_gradients
 
 from ssnn_plugin import IF
@@ -486,12 +485,6 @@ def test_opcheck_of_the_backward_operators(backend, dtype):
     assert 0 < spikes.isfinite().sum() < spikes.numel()
     torch.library.opcheck(operators.weight_grad, (grad, spikes, times, 1.0, 8.0, False))
     torch.library.opcheck(operators.input_grad, (grad, spikes, times, weight, 1.0, 8.0, True))
-
-
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++"))),
-    reason="torch.compile needs a C++ compiler",
-)
 
 
 @needs_compiler

@@ -25,13 +25,7 @@ in_both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.floa
 on_both = pytest.mark.parametrize("kind", ["mlp", "conv"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Many small operations: threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _times(shape, seed=0, t_max=T):

@@ -1,8 +1,6 @@
 import copy
 import math
-import os
 import pickle
-import shutil
 
 import norse.torch as host
 import numpy as np
@@ -11,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from marks import needs_compiler
 from norse.torch.functional.threshold import threshold
 from torch import nn
 
@@ -35,18 +34,7 @@ LEAKY = Parameters(tau_mem_inv=100.0)
 with_and_without_leak = pytest.mark.parametrize("p", [Parameters(), LEAKY], ids=["if", "leaky"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++"))),
-    reason="torch.compile needs a C++ compiler",
-)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _random(*shape, low=-0.3, high=0.6, dtype=torch.float64, seed=0):

@@ -18,13 +18,7 @@ in_both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.floa
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """One thread: on a busy machine they would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _random_times(shape, t_max=12, dtype=torch.float64, seed=0):

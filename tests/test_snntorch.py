@@ -4,9 +4,7 @@ import copy
 import inspect
 import io
 import math
-import os
 import pickle
-import shutil
 import warnings
 
 import matplotlib
@@ -17,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from marks import needs_compiler
 from snntorch import functional as SF
 from snntorch import surrogate, utils
 from snntorch.functional import probe, quant
@@ -46,13 +45,7 @@ STEPS = 6
 BINS = torch.arange(STEPS).reshape(-1, 1, 1)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other on a busy machine cost more than these small tensors."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def record(neuron, currents, mem=None):
@@ -422,11 +415,6 @@ def test_bptt_is_the_hand_written_loop(criterion, data):
 
 
 # --- (e): compile, copies, precision
-
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++"))),
-    reason="torch.compile needs a C++ compiler",
-)
 
 
 @needs_compiler

@@ -252,6 +252,15 @@ def pair(name: str, value: Size2d, least: int) -> list[int]:
     return [int(v) for v in values]
 
 
+def pool_window(
+    kernel_size: Size2d, stride: Size2d | None, padding: Size2d
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Kernel, stride, which defaults to it, and padding of a pool, each as a pair."""
+    kernel = tuple(pair("kernel_size", kernel_size, 1))
+    step = kernel if stride is None else tuple(pair("stride", stride, 1))
+    return kernel, step, tuple(pair("padding", padding, 0))
+
+
 def check_padding(padding: str, stride: list[int]) -> None:
     """Refuse a word for the padding that does not exist, or does not fit the stride."""
     _checks.one_of("padding", padding, ("same", "valid"))

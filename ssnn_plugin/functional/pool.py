@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .connection import Size2d, pair
+from ..kernels.operators import output_size
+from .connection import Size2d, pool_window
 
 
 def earliest_spike_pool2d(
@@ -40,9 +41,7 @@ def earliest_spike_pool2d(
     if times.ndim != 4:
         raise ValueError(f"times must have shape [batch, channels, height, width], got {list(times.shape)}")
     _checks.spike_times("times", times)
-    size = pair("kernel_size", kernel_size, 1)
-    step = size if stride is None else pair("stride", stride, 1)
-    edge = pair("padding", padding, 0)
+    size, step, edge = map(list, pool_window(kernel_size, stride, padding))
     if any(2 * e > k for e, k in zip(edge, size, strict=True)):
         raise ValueError(f"padding must be at most half the kernel_size {size}, got {edge}")
     if any(n + 2 * e < k for n, e, k in zip(times.shape[2:], edge, size, strict=True)):
@@ -89,8 +88,7 @@ class AveragePool:
     stride: Size2d | None = None
 
     def __post_init__(self) -> None:
-        kernel = tuple(pair("kernel_size", self.kernel_size, 1))
-        stride = kernel if self.stride is None else tuple(pair("stride", self.stride, 1))
+        kernel, stride, _ = pool_window(self.kernel_size, self.stride, 0)
         object.__setattr__(self, "kernel_size", kernel)
         object.__setattr__(self, "stride", stride)
 
@@ -106,7 +104,8 @@ class AveragePool:
                 f"times must be [batch, channels, height, width], at least as large as {self}, "
                 f"got {list(times.shape)}"
             )
-        return [(n - k) // s + 1 for n, k, s in zip(times.shape[2:], *self.window, strict=True)]
+        kernel, step = self.window
+        return output_size(times.shape[2:], list(kernel), list(step), [1, 1])
 
     def crop(self, times: Tensor) -> Tensor:
         """Leave out the rows and columns at the end that fill no window."""

@@ -110,7 +110,7 @@ def single_spike_step(
     tensor([0., 0.]) tensor([1.2000, 0.6000])
     """
     _check_numbers(threshold, beta)
-    current = _floating(current)
+    current = floating(current)
     threshold, beta = _like(threshold, current), _like(beta, current)
     potential = torch.zeros_like(current) if potential is None else potential.to(current.dtype)
     spent = potential > threshold
@@ -186,7 +186,7 @@ def single_spike_sequence(
     if currents.ndim == 0 or currents.shape[0] == 0:
         raise ValueError(f"currents must have shape [T >= 1, *], got {list(currents.shape)}")
     _check_numbers(threshold, beta)
-    currents = _floating(currents)
+    currents = floating(currents)
     threshold, beta = _like(threshold, currents), _like(beta, currents)
     start = torch.zeros_like(currents[0])
     if potential is not None:
@@ -264,7 +264,7 @@ def first_spike_pool2d_sequence(
     return pooled * (before == 0), seen.detach()
 
 
-def _floating(currents: Tensor) -> Tensor:
+def floating(currents: Tensor) -> Tensor:
     """Whole numbers as floating ones: a leak would be truncated."""
     return currents if currents.is_floating_point() else currents.to(torch.get_default_dtype())
 

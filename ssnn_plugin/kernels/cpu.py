@@ -354,8 +354,7 @@ def _conv2d_weight_grad(
     out = grad_rows.shape[1]
     in_group = times.shape[1] // groups
     for b in range(times.shape[0]):
-        for at in range(len(error)):
-            latest[at] = errors_of_sample(grad[b, at], spikes[b, at], silent, error[at])
+        errors_of_locations(grad[b], spikes[b], silent, error, latest)
         for channel in range(first // n_taps, (end - 1) // n_taps + 1):
             base = channel // in_group * out
             for position in range(times.shape[2]):
@@ -403,8 +402,7 @@ def _conv2d_input_grad(
     out = rows.shape[2]
     in_group = times.shape[1] // groups
     for b in range(first, end):
-        for at in range(len(error)):
-            latest[at] = errors_of_sample(grad[b, at], spikes[b, at], silent, error[at])
+        errors_of_locations(grad[b], spikes[b], silent, error, latest)
         for channel in range(times.shape[1]):
             base = channel // in_group * out
             for position in range(times.shape[2]):
@@ -471,6 +469,13 @@ def _run_window_back(grad_spikes, grad_potentials, potentials, grad, start, thre
             fires = (potentials[t, n] > threshold[n]) & ~spent
             total[n] += grad_potentials[t, n] + (grad_spikes[t, n] if fires else zero)
             grad[t, n] = zero if spent else total[n]
+
+
+@jit
+def errors_of_locations(grad, spikes, silent, error, latest):
+    """`errors_of_sample` at every location of a convolution."""
+    for at in range(latest.size):
+        latest[at] = errors_of_sample(grad[at], spikes[at], silent, error[at])
 
 
 def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:

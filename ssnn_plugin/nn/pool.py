@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..functional import earliest_spike_pool2d
-from ..functional.connection import Size2d, pair
+from ..functional.connection import Size2d, pool_window
 
 
 class EarliestSpikePool2d(nn.Module):
@@ -23,9 +23,7 @@ class EarliestSpikePool2d(nn.Module):
 
     def __init__(self, kernel_size: Size2d, stride: Size2d | None = None, padding: Size2d = 0) -> None:
         super().__init__()
-        self.kernel_size = tuple(pair("kernel_size", kernel_size, 1))
-        self.stride = self.kernel_size if stride is None else tuple(pair("stride", stride, 1))
-        self.padding = tuple(pair("padding", padding, 0))
+        self.kernel_size, self.stride, self.padding = pool_window(kernel_size, stride, padding)
 
     def extra_repr(self) -> str:
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}"
