@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from . import _checks
 from .functional import fill_silent, relative_targets
+from .functional.target import REFERENCES
 
 REDUCTIONS = ("mean", "sum", "none")
 SILENT = ("t_max", "ignore")
 
 
 class RelativeTargetLoss(nn.Module):
-    """S4NN's loss: half the squared distance to the relative targets, in windows.
+    """Half the squared distance to targets relative to the output's own spikes, in windows.
 
     L = 1/2 sum_j ((T_j - t_j) / t_max)^2 per sample, with the targets T of
     `functional.relative_targets` and `t_max` in place of silence.
@@ -24,13 +25,15 @@ class RelativeTargetLoss(nn.Module):
         gamma: wanted gap in bins between the label and the others.
         t_max: length of the window.
         reduction: "mean" over the batch, "sum", or "none" for one value per sample.
+        reference: what the targets are relative to: "earliest" is S4NN's rule, as which we read DS4NN's
+            "relative encoding" too; "mean" is that of SSTDP and "mean_two_sided" that of S2-STDP.
 
     Shape: times [batch, classes, *] float, labels [batch, *] whole numbers -> scalar, or [batch, *].
 
     Raises:
         ValueError, TypeError: as `functional.relative_targets`.
 
-    Source: Kheradpisheh & Masquelier 2020.
+    Source: Kheradpisheh & Masquelier 2020; Liu et al. 2021; Goupy et al. 2024.
 
     >>> import torch
     >>> loss = RelativeTargetLoss(gamma=3, t_max=256)
@@ -38,18 +41,24 @@ class RelativeTargetLoss(nn.Module):
     tensor(6.5000)
     """
 
-    def __init__(self, gamma: float, t_max: float, reduction: str = "mean") -> None:
+    def __init__(
+        self, gamma: float, t_max: float, reduction: str = "mean", *, reference: str = "earliest"
+    ) -> None:
         super().__init__()
         _checks.positive("t_max", t_max)
         _checks.gap("gamma", gamma, t_max)
         _checks.one_of("reduction", reduction, REDUCTIONS)
-        self.gamma, self.t_max, self.reduction = gamma, t_max, reduction
+        _checks.one_of("reference", reference, REFERENCES)
+        self.gamma, self.t_max, self.reduction, self.reference = gamma, t_max, reduction, reference
 
     def extra_repr(self) -> str:
-        return f"gamma={self.gamma}, t_max={self.t_max}, reduction={self.reduction!r}"
+        return (
+            f"gamma={self.gamma}, t_max={self.t_max}, reduction={self.reduction!r}, "
+            f"reference={self.reference!r}"
+        )
 
     def forward(self, times: Tensor, labels: Tensor) -> Tensor:
-        targets = relative_targets(times, labels, self.gamma, self.t_max)
+        targets = relative_targets(times, labels, self.gamma, self.t_max, reference=self.reference)
         error = (targets - fill_silent(times, self.t_max)) / self.t_max
         loss = 0.5 * error.square().sum(dim=1)
         return _reduce(loss, self.reduction)
@@ -114,6 +123,110 @@ class TemporalCrossEntropyLoss(nn.Module):
             others = torch.ones_like(times, dtype=torch.bool).scatter(1, labels.unsqueeze(1), False)
             logits = logits.masked_fill(others & (times >= self.t_max), -math.inf)
         return nn.functional.cross_entropy(logits, labels, self.weight, reduction=self.reduction)
+
+
+class ExponentialCrossEntropyLoss(nn.Module):
+    """Mostafa's cross-entropy on z = e^(t / tau), the earlier the likelier: -ln(e^-z_y / sum_k e^-z_k).
+
+    It is felt among the first outputs only: a spike some tau behind them has next to no gradient.
+
+    Args:
+        t_max: length of the window; a silent neuron counts as if it fired at its end. At most 80 tau.
+        tau: time constant of the synapses, in the unit of the times.
+        reduction: "mean" over the batch, "sum", or "none" for one value per sample.
+
+    Shape: times [batch, classes, *] float, labels [batch, *] whole numbers -> scalar, or [batch, *].
+
+    Raises:
+        ValueError, TypeError: arguments out of range; labels that do not fit, NaN or negative times.
+
+    Source: Mostafa 2018, the cost on z of the outputs.
+
+    >>> import torch
+    >>> loss = ExponentialCrossEntropyLoss(t_max=5)
+    >>> loss(torch.tensor([[0.0, 1.7918]]), torch.tensor([0]))  # z = 1 and 6: ln(1 + e^-5)
+    tensor(0.0067)
+    """
+
+    def __init__(self, t_max: float, tau: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__()
+        _checks.positive("t_max", t_max)
+        _checks.positive("tau", tau)
+        _check_exponent(t_max, tau)
+        _checks.one_of("reduction", reduction, REDUCTIONS)
+        self.t_max, self.tau, self.reduction = t_max, tau, reduction
+
+    def extra_repr(self) -> str:
+        return f"t_max={self.t_max}, tau={self.tau}, reduction={self.reduction!r}"
+
+    def forward(self, times: Tensor, labels: Tensor) -> Tensor:
+        _checks.floating("times", times)
+        _checks.labels_of_any_shape(labels, times)
+        _checks.spike_times("times", times)
+        logits = -torch.exp(fill_silent(times, self.t_max) / self.tau)
+        return nn.functional.cross_entropy(logits, labels.long(), reduction=self.reduction)
+
+
+class EarlyLabelLoss(nn.Module):
+    """What a late label costs, to be added to another loss: alpha (e^(t_y / (beta tau)) - 1).
+
+    Args:
+        t_max: length of the window, at most 80 beta tau.
+        alpha: factor; Fast & Deep takes 0.005, EventProp 0.01.
+        beta: Fast & Deep takes 1, EventProp 2.
+        tau: time constant of the synapses, in the unit of the times.
+        silent: "t_max" lets a silent label count as if it fired at the end of the window; "ignore"
+            leaves it without cost, and so without gradient, as Fast & Deep does.
+        reduction: "mean" over the batch, "sum", or "none" for one value per sample.
+
+    Shape: times [batch, classes, *] float, labels [batch, *] whole numbers -> scalar, or [batch, *].
+
+    Raises:
+        ValueError, TypeError: arguments out of range; labels that do not fit, NaN or negative times.
+
+    Source: Göltz et al. 2021 (Fast & Deep), without the - 1; Wunderlich & Pehle 2021 (EventProp). Their
+    cross-entropy is a `TemporalCrossEntropyLoss` of temperature xi tau / t_max.
+
+    >>> import torch
+    >>> loss = EarlyLabelLoss(t_max=5, alpha=0.5)
+    >>> loss(torch.tensor([[9.0, 0.6931]]), torch.tensor([1]))  # e^t = 2
+    tensor(0.5000)
+    """
+
+    def __init__(
+        self,
+        t_max: float,
+        alpha: float = 0.005,
+        beta: float = 1.0,
+        tau: float = 1.0,
+        *,
+        silent: str = "t_max",
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        for name, value in (("t_max", t_max), ("alpha", alpha), ("beta", beta), ("tau", tau)):
+            _checks.positive(name, value)
+        _check_exponent(t_max, beta * tau)
+        _checks.one_of("silent", silent, SILENT)
+        _checks.one_of("reduction", reduction, REDUCTIONS)
+        self.t_max, self.alpha, self.beta, self.tau = t_max, alpha, beta, tau
+        self.silent, self.reduction = silent, reduction
+
+    def extra_repr(self) -> str:
+        return (
+            f"t_max={self.t_max}, alpha={self.alpha}, beta={self.beta}, tau={self.tau}, "
+            f"silent={self.silent!r}, reduction={self.reduction!r}"
+        )
+
+    def forward(self, times: Tensor, labels: Tensor) -> Tensor:
+        _checks.floating("times", times)
+        _checks.labels_of_any_shape(labels, times)
+        _checks.spike_times("times", times)
+        of_label = times.gather(1, labels.long().unsqueeze(1)).squeeze(1)
+        loss = self.alpha * torch.expm1(fill_silent(of_label, self.t_max) / (self.beta * self.tau))
+        if self.silent == "ignore":
+            loss = loss.masked_fill(of_label >= self.t_max, 0)
+        return _reduce(loss, self.reduction)
 
 
 class TargetTimeLoss(nn.Module):
@@ -187,6 +300,14 @@ class TargetTimeLoss(nn.Module):
         _checks.labels_of_any_shape(targets, times)
         wanted = torch.full_like(times, self.off_target)
         return wanted.scatter(1, targets.long().unsqueeze(1), self.on_target)
+
+
+def _check_exponent(t_max: float, scale: float) -> None:
+    if t_max > 80 * scale:
+        raise ValueError(
+            f"t_max must be at most 80 time constants of {scale}, "
+            f"beyond which e^(t / {scale}) overflows, got {t_max!r}"
+        )
 
 
 def _reduce(loss: Tensor, reduction: str) -> Tensor:

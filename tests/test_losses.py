@@ -150,7 +150,7 @@ def test_gamma_must_fit_the_window():
 
 
 def test_repr_of_the_loss():
-    expected = "RelativeTargetLoss(gamma=3, t_max=256, reduction='sum')"
+    expected = "RelativeTargetLoss(gamma=3, t_max=256, reduction='sum', reference='earliest')"
     assert repr(losses.RelativeTargetLoss(3, 256, "sum")) == expected
 
 
@@ -238,3 +238,167 @@ def test_fill_silent_refuses_an_infinite_stand_in():
 def test_a_gap_wider_than_the_window_is_refused_at_once():
     with pytest.raises(ValueError, match="gamma must be at most t_max = 8, got 9"):
         losses.RelativeTargetLoss(gamma=9, t_max=8)
+
+
+def naive_targets_around_the_mean(times, label, gamma, t_max, one_sided):
+    """Sections 5.1 and 5.2 of the specification for one sample."""
+    classes, fired = len(times), [t for t in times if t < t_max]
+    latest = t_max - gamma / classes
+    mean = min(sum(fired) / len(fired), latest) if fired else latest
+    early, late = max(mean - gamma * (classes - 1) / classes, 0), mean + gamma / classes
+    if not one_sided:
+        return [early if j == label else late for j in range(classes)]
+    t = [min(value, t_max) for value in times]
+    return [min(t[j], early) if j == label else max(t[j], late) for j in range(classes)]
+
+
+@pytest.mark.parametrize(
+    ("reference", "times", "label", "expected"),
+    [
+        ("mean", [10.0, 12.0, 13.0, 41.0], 1, [20.0, 12.0, 20.0, 41.0]),
+        ("mean_two_sided", [10.0, 12.0, 13.0, 41.0], 1, [20.0, 16.0, 20.0, 20.0]),
+        ("mean", [10.0, 30.0, INF, INF], 1, [21.0, 17.0, 256.0, 256.0]),
+        ("mean", [INF, INF, INF, INF], 2, [256.0, 256.0, 252.0, 256.0]),
+        ("mean_two_sided", [255.0, 255.5, INF, INF], 3, [256.0, 256.0, 256.0, 252.0]),
+        ("mean", [0.0, 2.0, INF, INF], 1, [2.0, 0.0, 256.0, 256.0]),
+    ],
+)
+def test_targets_around_the_mean_by_hand(reference, times, label, expected):
+    batch = torch.tensor([times]), torch.tensor([label])
+    assert functional.relative_targets(*batch, 4, 256, reference=reference).tolist() == [expected]
+
+
+@settings(deadline=None)
+@given(batches(), st.booleans())
+def test_targets_around_the_mean_are_those_of_the_naive_loop(batch, one_sided):
+    times, labels, gamma = batch
+    reference = "mean" if one_sided else "mean_two_sided"
+    targets = functional.relative_targets(
+        torch.tensor(times, dtype=torch.float64), torch.tensor(labels), gamma, T_MAX, reference=reference
+    )
+    expected = [
+        naive_targets_around_the_mean(row, label, gamma, T_MAX, one_sided)
+        for row, label in zip(times, labels, strict=True)
+    ]
+    torch.testing.assert_close(targets, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_label_far_ahead_of_the_mean_has_no_error_on_one_side_only():
+    times, label = torch.tensor([[1.0, 20.0, 21.0]]), torch.tensor([0])
+    assert losses.RelativeTargetLoss(3, 256, reference="mean")(times, label) == 0
+    assert losses.RelativeTargetLoss(3, 256, reference="mean_two_sided")(times, label) > 0
+
+
+def test_targets_take_trailing_dimensions_for_every_reference():
+    times = torch.tensor([[[1.0, 7.0], [4.0, INF], [INF, 2.0]]])
+    labels = torch.tensor([[2, 0]])
+    for reference in ("earliest", "mean", "mean_two_sided"):
+        together = functional.relative_targets(times, labels, 3, T_MAX, reference=reference)
+        for n in range(2):
+            alone = functional.relative_targets(times[..., n], labels[:, n], 3, T_MAX, reference=reference)
+            assert torch.equal(together[..., n], alone)
+
+
+def test_an_unknown_reference_is_named():
+    message = "reference must be one of 'earliest', 'mean', 'mean_two_sided', got 'median'"
+    with pytest.raises(ValueError, match=message):
+        losses.RelativeTargetLoss(3, 256, reference="median")
+    with pytest.raises(ValueError, match=message):
+        functional.relative_targets(torch.zeros(1, 2), torch.tensor([0]), 3, 256, reference="median")
+
+
+def naive_exponential_cross_entropy(times, label, t_max, tau):
+    z = [math.exp(min(t, t_max) / tau) for t in times]
+    return -math.log(math.exp(-z[label]) / sum(math.exp(-value) for value in z))
+
+
+@pytest.mark.parametrize("reduction", losses.REDUCTIONS)
+def test_exponential_cross_entropy_is_that_of_the_naive_loop(reduction):
+    times = [[0.5, 1.0, INF], [INF, 0.0, 2.5], [INF, INF, INF], [9.0, 1.0, 1.0]]
+    labels = [0, 2, 1, 1]
+    naive = [naive_exponential_cross_entropy(row, y, 4.0, 2.0) for row, y in zip(times, labels, strict=True)]
+    expected = {"none": naive, "sum": sum(naive), "mean": sum(naive) / 4}[reduction]
+    loss = losses.ExponentialCrossEntropyLoss(4.0, tau=2.0, reduction=reduction)
+    found = loss(torch.tensor(times, dtype=torch.float64), torch.tensor(labels))
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_exponential_cross_entropy_gradients():
+    times = torch.tensor([[0.5, 1.0, 0.2], [3.0, 0.1, 2.5]], dtype=torch.float64, requires_grad=True)
+    loss, labels = losses.ExponentialCrossEntropyLoss(4.0, tau=1.5), torch.tensor([1, 0])
+    assert torch.autograd.gradcheck(lambda t: loss(t, labels), times)
+
+
+def test_a_silent_label_hears_the_exponential_cross_entropy():
+    times = torch.tensor([[INF, INF]], requires_grad=True)
+    losses.ExponentialCrossEntropyLoss(2.0)(times, torch.tensor([0])).backward()
+    slope = 0.5 * math.exp(2.0)
+    torch.testing.assert_close(times.grad, torch.tensor([[slope, -slope]]))
+
+
+def test_exponential_cross_entropy_is_finite_at_the_widest_window():
+    times = torch.tensor([[INF, 0.0], [80.0, 79.0]], requires_grad=True)
+    loss = losses.ExponentialCrossEntropyLoss(80.0)(times, torch.tensor([0, 0]))
+    loss.backward()
+    assert loss.isfinite()
+    assert times.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("reduction", losses.REDUCTIONS)
+def test_early_label_loss_by_hand(reduction):
+    times = torch.tensor([[0.0, math.log(9.0)], [INF, 1.0], [INF, 0.0]], dtype=torch.float64)
+    naive = [0.1 * 2.0, 0.1 * (math.e**2 - 1), 0.0]
+    expected = {"none": naive, "sum": sum(naive), "mean": sum(naive) / 3}[reduction]
+    loss = losses.EarlyLabelLoss(4.0, 0.1, beta=4.0, tau=0.5, reduction=reduction)
+    torch.testing.assert_close(
+        loss(times, torch.tensor([1, 0, 1])), torch.tensor(expected, dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize(("silent", "slope"), [("t_max", math.exp(4.0) / 2), ("ignore", 0.0)])
+def test_whether_a_silent_label_pays_for_being_late(silent, slope):
+    times = torch.tensor([[INF, 1.0], [1.0, INF]], requires_grad=True)
+    loss = losses.EarlyLabelLoss(8.0, 1.0, beta=2.0, silent=silent, reduction="sum")
+    loss(times, torch.tensor([0, 0])).backward()
+    torch.testing.assert_close(times.grad, torch.tensor([[slope, 0.0], [math.exp(0.5) / 2, 0.0]]))
+
+
+def test_the_losses_of_exponentials_take_trailing_dimensions():
+    times, labels = torch.tensor([[[1.0, 7.0], [INF, 2.0]]]), torch.tensor([[0, 0]])
+    for loss in (
+        losses.ExponentialCrossEntropyLoss(8.0, reduction="none"),
+        losses.EarlyLabelLoss(8.0, reduction="none"),
+    ):
+        alone = [loss(times[..., n], labels[:, n]) for n in range(2)]
+        assert torch.equal(loss(times, labels), torch.stack(alone, dim=-1))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: losses.ExponentialCrossEntropyLoss(256.0), r"t_max must be at most 80 time .* 1\.0, .* 256"),
+        (lambda: losses.ExponentialCrossEntropyLoss(4.0, tau=0), "tau must be finite and greater than 0"),
+        (lambda: losses.ExponentialCrossEntropyLoss(4.0, reduction="max"), "reduction must be one of"),
+        (lambda: losses.EarlyLabelLoss(200.0, beta=2.0), r"t_max must be at most 80 time constants of 2\.0"),
+        (lambda: losses.EarlyLabelLoss(4.0, alpha=-1.0), "alpha must be finite and greater than 0, got -1"),
+        (lambda: losses.EarlyLabelLoss(4.0, silent="drop"), "silent must be one of 't_max', 'ignore'"),
+    ],
+)
+def test_bad_arguments_of_the_losses_of_exponentials(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("kind", [losses.ExponentialCrossEntropyLoss, losses.EarlyLabelLoss])
+@pytest.mark.parametrize(
+    ("times", "labels", "error", "message"),
+    [
+        (torch.zeros(2, 3), torch.tensor([0, 3]), ValueError, r"labels must lie in 0 \.\.\. 2, got 3"),
+        (torch.zeros(2, 3), torch.zeros(2), TypeError, "labels must hold whole numbers"),
+        (torch.zeros(2, 3).half(), torch.tensor([0, 1]), TypeError, "times must be float32"),
+        (torch.full((1, 3), math.nan), torch.tensor([0]), ValueError, "times must hold spike .* NaN"),
+    ],
+)
+def test_bad_batches_of_the_losses_of_exponentials(kind, times, labels, error, message):
+    with pytest.raises(error, match=message):
+        kind(4.0)(times, labels)

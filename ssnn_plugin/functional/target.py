@@ -7,41 +7,78 @@ from torch import Tensor
 
 from .. import _checks
 
+REFERENCES = ("earliest", "mean", "mean_two_sided")
 
-def relative_targets(times: Tensor, labels: Tensor, gamma: float, t_max: float) -> Tensor:
-    """S4NN's targets, relative to the earliest output spike of each sample.
 
-    The label should fire at the earliest time tau of the sample, every other neuron that fires
-    less than `gamma` after tau should fire at min(tau + gamma, t_max), and the rest has no
+def relative_targets(
+    times: Tensor, labels: Tensor, gamma: float, t_max: float, *, reference: str = "earliest"
+) -> Tensor:
+    """Targets relative to the output spikes of each sample: to the earliest (S4NN), or to their mean.
+
+    "earliest": the label should fire at the earliest time tau of the sample, every other neuron that
+    fires less than `gamma` after tau should fire at min(tau + gamma, t_max), and the rest has no
     error. If all outputs are silent the label should fire at t_max - gamma.
+
+    "mean": with C classes and m the mean time of the outputs that fired, at most t_max - gamma / C
+    (and just that if none did), the label should fire at m - gamma (C - 1) / C or earlier, though not
+    before 0, and the others at m + gamma / C or later. "mean_two_sided" has them fire at those times.
 
     Args:
         times: output spike times [batch, classes, *]; `inf` = silent.
         labels: class numbers [batch, *].
         gamma: wanted gap in bins, greater than 0 and at most `t_max`.
         t_max: length of the window, the finite stand-in for silence.
+        reference: "earliest", "mean" or "mean_two_sided".
 
     Returns:
         Finite target times of the shape of the times, without gradient.
 
     Raises:
-        ValueError: shapes that do not fit, labels out of range, NaN or negative times.
+        ValueError: shapes that do not fit, labels out of range, NaN or negative times, an unknown
+            reference.
 
-    Source: Kheradpisheh & Masquelier 2020, relative target firing time.
+    Source: "earliest", Kheradpisheh & Masquelier 2020, relative target firing time (we read DS4NN's
+    "relative encoding scheme" as this rule); "mean", Liu et al. 2021 (SSTDP); "mean_two_sided",
+    Goupy et al. 2024 (S2-STDP). The floor at 0 is ours.
 
     >>> import torch
-    >>> relative_targets(torch.tensor([[10.0, 12.0, 13.0, 40.0]]), torch.tensor([1]), 3, 256)
+    >>> times, label = torch.tensor([[10.0, 12.0, 13.0, 40.0]]), torch.tensor([1])
+    >>> relative_targets(times, label, 3, 256)
     tensor([[13., 10., 13., 40.]])
+    >>> relative_targets(times, label, 4, 256, reference="mean")  # the mean is 18.75
+    tensor([[19.7500, 12.0000, 19.7500, 40.0000]])
     """
     _checks.positive("t_max", t_max)
     _checks.gap("gamma", gamma, t_max)
+    _checks.one_of("reference", reference, REFERENCES)
     _checks.floating("times", times)
     _checks.labels_of_any_shape(labels, times)
     _checks.spike_times("times", times)
     filled = times.detach().clamp(max=t_max)
     if times.shape[1] == 0 or times.shape[0] == 0:
         return filled
+    if reference == "earliest":
+        of_label, others = _from_earliest(filled, gamma, t_max)
+    else:
+        of_label, others = _from_mean(filled, gamma, t_max)
+    if reference == "mean":
+        of_label, others = torch.minimum(filled, of_label), torch.maximum(filled, others)
+    is_label = torch.zeros_like(filled, dtype=torch.bool).scatter(1, labels.long().unsqueeze(1), True)
+    return torch.where(is_label, of_label, others)
+
+
+def _from_earliest(filled: Tensor, gamma: float, t_max: float) -> tuple[Tensor, Tensor]:
+    """Targets of the label and of the others if the label should be the first."""
     earliest = filled.min(dim=1, keepdim=True).values
     others = torch.where(filled - earliest < gamma, (earliest + gamma).clamp(max=t_max), filled)
-    of_label = torch.where(earliest < t_max, earliest, t_max - gamma)
-    return others.scatter(1, labels.long().unsqueeze(1), of_label)
+    return torch.where(earliest < t_max, earliest, t_max - gamma), others
+
+
+def _from_mean(filled: Tensor, gamma: float, t_max: float) -> tuple[Tensor, Tensor]:
+    """Targets of the label and of the others on either side of the mean time, `gamma` apart."""
+    share = gamma / filled.shape[1]
+    fired = (filled < t_max).to(filled.dtype)
+    spikes = fired.sum(dim=1, keepdim=True)
+    mean = (filled * fired).sum(dim=1, keepdim=True) / spikes
+    mean = torch.where(spikes > 0, mean, t_max).clamp(max=t_max - share)
+    return (mean - (gamma - share)).clamp(min=0), (mean + share).clamp(max=t_max)
