@@ -3,13 +3,17 @@
 from . import decode, encode, functional, losses, metrics, nn, online
 from ._trace import NoTimeMode
 from .convert import Replacement, replace_neurons, to_event_driven, to_step_mode
-from .neurons import IF
+from .neurons import IF, LIF, AlphaPSP, ExpPSP, ReLPSP
 
 __version__ = "0.1.0"
 
 __all__ = [
     "IF",
+    "LIF",
+    "AlphaPSP",
+    "ExpPSP",
     "NoTimeMode",
+    "ReLPSP",
     "Replacement",
     "decode",
     "encode",

@@ -108,6 +108,8 @@ def _nodes(
     elif isinstance(layer, nn.Flatten):
         yield nir.Flatten({"input": np.array(shape_in)}, start_dim=0)
     elif isinstance(layer, SpikeConnection):
+        if not isinstance(layer.neuron, IF):
+            raise ValueError(f"{path} ({type(layer).__name__}): NIR has IF neurons only, got {layer.neuron}")
         if isinstance(layer, SpikeConv2d) and (layer.groups > 1 or len(set(layer.kernel_size)) > 1):
             raise ValueError(
                 f"{path} (SpikeConv2d): NIR 1.0 infers shapes for square kernels without groups only, "

@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d, pad, unfold
 from ssnn_plugin import IF
 from ssnn_plugin.functional import earliest_spike_pool2d, first_spike_conv2d, first_spike_linear
 from ssnn_plugin.functional.pool import AveragePool
-from ssnn_plugin.kernels import cpu
+from ssnn_plugin.kernels import parallel
 from ssnn_plugin.kernels.operators import BACKENDS
 from ssnn_plugin.losses import RelativeTargetLoss
 from ssnn_plugin.nn import SpikeConv2d
@@ -220,7 +220,7 @@ def test_results_do_not_depend_on_the_number_of_threads(set_threads, neuron, dty
         return *outputs, *torch.autograd.grad(outputs, (t, w), (grad, grad))
 
     additions = batch * (side - 2) ** 2 * weight.numel()
-    assert additions // 4 > 1.5 * cpu.WORTH_A_THREAD
+    assert additions // 4 > 1.5 * parallel.WORTH_A_THREAD
     one, two = run(1), run(2)
     assert 0.3 < one[0].isfinite().double().mean() < 0.95
     for a, b in zip(one, two, strict=True):

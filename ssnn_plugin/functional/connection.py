@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..kernels.operators import output_size, select
-from ..neurons import IF
-
-GRADIENTS = ("latency",)
+from ..kernels.operators import output_size
+from ..neurons import IF, Neuron
+from .fire import Synapses, check_neuron, fire
 
 Size2d: TypeAlias = "int | tuple[int, ...] | list[int]"
 
@@ -23,11 +22,11 @@ Size2d: TypeAlias = "int | tuple[int, ...] | list[int]"
 def first_spike_linear(
     times: Tensor,
     weight: Tensor,
-    neuron: IF,
+    neuron: Neuron,
     *,
     t_max: float,
     bias: Tensor | None = None,
-    gradient: str = "latency",
+    gradient: str | None = None,
     silent_gradient: bool = False,
     return_potential: Literal[False] = False,
     backend: str | None = None,
@@ -36,11 +35,11 @@ def first_spike_linear(
 def first_spike_linear(
     times: Tensor,
     weight: Tensor,
-    neuron: IF,
+    neuron: Neuron,
     *,
     t_max: float,
     bias: Tensor | None = None,
-    gradient: str = "latency",
+    gradient: str | None = None,
     silent_gradient: bool = False,
     return_potential: Literal[True],
     backend: str | None = None,
@@ -49,11 +48,11 @@ def first_spike_linear(
 def first_spike_linear(
     times: Tensor,
     weight: Tensor,
-    neuron: IF,
+    neuron: Neuron,
     *,
     t_max: float,
     bias: Tensor | None = None,
-    gradient: str = "latency",
+    gradient: str | None = None,
     silent_gradient: bool = False,
     return_potential: bool,
     backend: str | None = None,
@@ -61,11 +60,11 @@ def first_spike_linear(
 def first_spike_linear(
     times: Tensor,
     weight: Tensor,
-    neuron: IF,
+    neuron: Neuron,
     *,
     t_max: float,
     bias: Tensor | None = None,
-    gradient: str = "latency",
+    gradient: str | None = None,
     silent_gradient: bool = False,
     return_potential: bool = False,
     backend: str | None = None,
@@ -73,18 +72,25 @@ def first_spike_linear(
     """First-spike times of fully connected neurons that fire at most once.
 
     Args:
-        times: input spike times [*, in] in bins, float32 or float64, `inf` = silent. Inputs at
-            `t_max` or later are outside the window and count as silent.
+        times: input spike times [*, in], float32 or float64, `inf` = silent; in bins for `IF`, in the
+            units of their time constant for the neurons in continuous time. Inputs at `t_max` or later
+            are outside the window and count as silent.
         weight: [out, in], of the dtype and on the device of `times`.
-        neuron: what happens between the input spikes and the output spike.
+        neuron: what happens between the input spikes and the output spike: `IF`, `ReLPSP`, `ExpPSP`,
+            `AlphaPSP` or `LIF`.
         t_max: length of the window; a spike that would come at `t_max` or later, delay included,
             is silence.
-        bias: [out], a constant current added to the potential in every bin, or None. With it, or
-            with a leak (`neuron.beta` < 1), spike times and `t_max` have to be whole bins.
-        gradient: "latency", dt/dV = -1 and dV/dw = 1 for every input spike that was counted when
-            the neuron fired (Kheradpisheh & Masquelier 2020).
-        silent_gradient: whether a gradient that arrives at a silent neuron changes its weights,
-            all inputs in the window being causal (S4NN's released code), or is dropped.
+        bias: [out] or None. For `IF` a constant current added to the potential in every bin; with it,
+            or with a leak (`neuron.beta` < 1), spike times and `t_max` have to be whole bins. For the
+            others the weight of a spike at time 0.
+        gradient: None for the neuron's own. `IF` has no slope at its crossing, and a choice of rules,
+            all with dV/dw = 1 for every input spike that was counted when the neuron fired:
+            "latency", dt/dV = -1 (Kheradpisheh & Masquelier 2020);
+            "surrogate", dt/dV minus the derivative of an arctan at the firing time's V - threshold;
+            "local_slope", dt/dV minus the inverse of a slope of V measured around the crossing.
+            The others have "exact", by the implicit function theorem.
+        silent_gradient: whether a gradient that arrives at a silent `IF` changes its weights, all
+            inputs in the window being causal (S4NN's released code), or is dropped.
         return_potential: also return the potential [*, out] at the crossing of a neuron that
             fired, at the end of the window for a silent one.
         backend: "cpu" (numba), "reference" (plain PyTorch, any device), None for the fastest.
@@ -106,15 +112,22 @@ def first_spike_linear(
     tensor([[8.],
             [4.]])
     """
-    _check_tensors(times, weight, bias, neuron, t_max, gradient)
+    rule = check_neuron(neuron, gradient, silent_gradient, t_max, bias is not None)
+    _check_tensors(times, weight, bias, neuron, t_max)
     if times.ndim == 0 or weight.ndim != 2 or times.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"times must have shape [*, in] for a weight of shape [out, in], "
             f"got {list(times.shape)} and {list(weight.shape)}"
         )
     flat = times.reshape(math.prod(times.shape[:-1]), times.shape[-1])
-    spikes, potential = select(times.device, backend).linear.first_spike(
-        flat, weight, bias, *_numbers(neuron, t_max, times), silent_gradient
+    spikes, potential = fire(
+        flat,
+        Synapses(weight, bias),
+        neuron,
+        t_max=t_max,
+        gradient=rule,
+        silent_gradient=silent_gradient,
+        backend=backend,
     )
     shape = (*times.shape[:-1], weight.shape[0])
     spikes, potential = spikes.reshape(shape), potential.reshape(shape)
@@ -125,7 +138,7 @@ def first_spike_linear(
 def first_spike_conv2d(
     times: Tensor,
     weight: Tensor,
-    neuron: IF,
+    neuron: Neuron,
     *,
     t_max: float,
     bias: Tensor | None = None,
@@ -133,7 +146,7 @@ def first_spike_conv2d(
     padding: Size2d | str = 0,
     dilation: Size2d = 1,
     groups: int = 1,
-    gradient: str = "latency",
+    gradient: str | None = None,
     silent_gradient: bool = False,
     return_potential: Literal[False] = False,
     backend: str | None = None,
@@ -142,7 +155,7 @@ def first_spike_conv2d(
 def first_spike_conv2d(
     times: Tensor,
     weight: Tensor,
-    neuron: IF,
+    neuron: Neuron,
     *,
     t_max: float,
     bias: Tensor | None = None,
@@ -150,7 +163,7 @@ def first_spike_conv2d(
     padding: Size2d | str = 0,
     dilation: Size2d = 1,
     groups: int = 1,
-    gradient: str = "latency",
+    gradient: str | None = None,
     silent_gradient: bool = False,
     return_potential: Literal[True],
     backend: str | None = None,
@@ -159,7 +172,7 @@ def first_spike_conv2d(
 def first_spike_conv2d(
     times: Tensor,
     weight: Tensor,
-    neuron: IF,
+    neuron: Neuron,
     *,
     t_max: float,
     bias: Tensor | None = None,
@@ -167,7 +180,7 @@ def first_spike_conv2d(
     padding: Size2d | str = 0,
     dilation: Size2d = 1,
     groups: int = 1,
-    gradient: str = "latency",
+    gradient: str | None = None,
     silent_gradient: bool = False,
     return_potential: bool,
     backend: str | None = None,
@@ -175,7 +188,7 @@ def first_spike_conv2d(
 def first_spike_conv2d(
     times: Tensor,
     weight: Tensor,
-    neuron: IF,
+    neuron: Neuron,
     *,
     t_max: float,
     bias: Tensor | None = None,
@@ -183,7 +196,7 @@ def first_spike_conv2d(
     padding: Size2d | str = 0,
     dilation: Size2d = 1,
     groups: int = 1,
-    gradient: str = "latency",
+    gradient: str | None = None,
     silent_gradient: bool = False,
     return_potential: bool = False,
     backend: str | None = None,
@@ -191,10 +204,10 @@ def first_spike_conv2d(
     """First-spike times of convolutional neurons that fire at most once.
 
     Args:
-        times: input spike times [batch, in, height, width] in bins, as for `first_spike_linear`.
+        times: input spike times [batch, in, height, width], as for `first_spike_linear`.
         weight: [out, in / groups, *kernel_size].
         neuron, t_max, gradient, silent_gradient, backend: as for `first_spike_linear`.
-        bias: [out], a constant current in every bin, or None.
+        bias: [out] or None, as for `first_spike_linear`.
         stride, dilation, groups: as `torch.nn.functional.conv2d`.
         padding: silent inputs around the border; a number, a pair, "same" or "valid".
         return_potential: also return the potential, shaped as the times.
@@ -215,7 +228,8 @@ def first_spike_conv2d(
               [inf, inf, inf],
               [inf, inf, inf]]]])
     """
-    _check_tensors(times, weight, bias, neuron, t_max, gradient)
+    rule = check_neuron(neuron, gradient, silent_gradient, t_max, bias is not None)
+    _check_tensors(times, weight, bias, neuron, t_max)
     strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
     _checks.whole_and_positive("groups", groups)
     if times.ndim != 4 or weight.ndim != 4 or times.shape[1] != weight.shape[1] * groups:
@@ -233,8 +247,14 @@ def first_spike_conv2d(
             f"weight's kernel {list(weight.shape[2:])} with dilation {dilations} must fit the padded input, "
             f"got {list(padded.shape[2:])}"
         )
-    spikes, potential = select(times.device, backend).conv2d.first_spike(
-        padded, weight, bias, strides, dilations, groups, *_numbers(neuron, t_max, times), silent_gradient
+    spikes, potential = fire(
+        padded,
+        Synapses(weight, bias, (strides, dilations, groups)),
+        neuron,
+        t_max=t_max,
+        gradient=rule,
+        silent_gradient=silent_gradient,
+        backend=backend,
     )
     spikes, potential = (
         outputs.transpose(1, 2).reshape(len(times), weight.shape[0], height, width)
@@ -283,23 +303,11 @@ def _pad(
     return torch.nn.functional.pad(times, (left, right, top, bottom), value=math.inf)
 
 
-def _numbers(neuron: IF, t_max: float, times: Tensor) -> tuple[float, float, float, float]:
-    """What the kernels need of a neuron; t_max as the times can hold it, so that all compare alike."""
-    end = float(np.float32(t_max)) if times.dtype == torch.float32 else float(t_max)
-    return float(neuron.threshold), float(neuron.beta), float(neuron.delay), end
-
-
-def _check_tensors(
-    times: Tensor, weight: Tensor, bias: Tensor | None, neuron: IF, t_max: float, gradient: str
-) -> None:
-    if not isinstance(neuron, IF):
-        raise TypeError(f"neuron must be an ssnn_plugin.IF, got {neuron!r}")
-    _checks.one_of("gradient", gradient, GRADIENTS)
-    _checks.positive("t_max", t_max)
+def _check_tensors(times: Tensor, weight: Tensor, bias: Tensor | None, neuron: Neuron, t_max: float) -> None:
     _checks.floating("times", times)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape {list(weight.shape[:1])}, got {list(bias.shape)}")
-    if bias is not None or neuron.beta != 1:
+    if isinstance(neuron, IF) and (bias is not None or neuron.beta != 1):
         if t_max != int(t_max):
             raise ValueError(f"t_max must be a whole number of bins with a bias or a leak, got {t_max!r}")
         _checks.whole_bins("times", times)

@@ -9,11 +9,6 @@ thread a range of inputs, so that no two threads write the same row.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
@@ -21,13 +16,12 @@ import torch
 from torch import Tensor
 
 from .events import fire_if, fire_if_conv2d, fire_if_with_drift, jit, sort_events
-from .operators import output_size
+from .geometry import synapse_table, weight_rows
+from .parallel import as_arrays, share_out
 from .status import BAD_TIMES, NAN_POTENTIAL, refuse_bad_samples
 
 # Above this many bins the counting sort's table would cost more than comparing the times.
 MOST_BINS = 1 << 16
-# Additions that take about as long as handing work to another thread.
-WORTH_A_THREAD = 1 << 21
 
 
 def first_spike_linear(
@@ -44,15 +38,15 @@ def first_spike_linear(
     potential = torch.empty_like(spikes)
     current = weight.new_zeros(weight.shape[0]) if bias is None else bias
     status = np.zeros(len(times), np.int8)
-    arrays = _arrays(times, weight.t(), current, spikes, potential)
+    arrays = as_arrays(times, weight.t(), current, spikes, potential)
     work = times.numel() * weight.shape[0] // 4
-    neuron = threshold, beta, delay, t_max, _bins_to_count(t_max), bias is not None
-    _share_out(len(times), work, _first_spike_linear, *arrays, status, *neuron)
+    neuron = threshold, beta, delay, t_max, bins_to_count(t_max), bias is not None
+    share_out(len(times), work, _first_spike_linear, *arrays, status, *neuron)
     refuse_bad_samples(status.max(initial=0))
     return spikes, potential
 
 
-def _bins_to_count(t_max: float) -> int:
+def bins_to_count(t_max: float) -> int:
     return math.ceil(t_max) + 1 if t_max < MOST_BINS else 0
 
 
@@ -77,11 +71,11 @@ def _first_spike_linear(
                 order, n, times[b], weight_t, current, rising, beta, threshold, delay, t_max, v,
                 spikes[b], potential[b],
             )  # fmt: skip
-        status[b] = _finish(spikes[b], potential[b], delay)
+        status[b] = add_delay_and_check(spikes[b], potential[b], delay)
 
 
 @jit
-def _finish(spikes, potential, delay):
+def add_delay_and_check(spikes, potential, delay):
     """Add the delay, and return the status of a sample."""
     nans = np.int32(0)
     for j in range(spikes.size):
@@ -95,14 +89,14 @@ def causal_weight_grad(
 ) -> Tensor:
     """See `ssnn_plugin.kernels.reference.causal_weight_grad`."""
     n_out, n_in = grad.shape[1], times.shape[1]
-    arrays = _arrays(grad, spikes, times)
+    arrays = as_arrays(grad, spikes, times)
     along_inputs, work = _cheaper_direction(arrays, t_max, silent)
     if along_inputs:
         grad_weight = grad.new_zeros(n_out, n_in)
-        _share_out(n_out, work, _grad_along_inputs, *arrays, *_arrays(grad_weight), delay, t_max, silent)
+        share_out(n_out, work, _grad_along_inputs, *arrays, *as_arrays(grad_weight), delay, t_max, silent)
         return grad_weight
     grad_weight_t = grad.new_zeros(n_in, n_out)
-    _share_out(n_in, work, _grad_along_outputs, *arrays, *_arrays(grad_weight_t), delay, t_max, silent)
+    share_out(n_in, work, _grad_along_outputs, *arrays, *as_arrays(grad_weight_t), delay, t_max, silent)
     return grad_weight_t.t().contiguous()
 
 
@@ -180,10 +174,10 @@ def causal_input_grad(
 ) -> Tensor:
     """See `ssnn_plugin.kernels.reference.causal_input_grad`."""
     grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
-    arrays = _arrays(grad, spikes, times)
+    arrays = as_arrays(grad, spikes, times)
     along_inputs, work = _cheaper_direction(arrays, t_max, silent)
     kernel, matrix = (_errors_along_inputs, weight) if along_inputs else (_errors_along_outputs, weight.t())
-    _share_out(len(times), work, kernel, *arrays, *_arrays(matrix, grad_times), delay, t_max, silent)
+    share_out(len(times), work, kernel, *arrays, *as_arrays(matrix, grad_times), delay, t_max, silent)
     return grad_times
 
 
@@ -246,16 +240,16 @@ def first_spike_conv2d(
     t_max: float,
 ) -> tuple[Tensor, Tensor]:
     """Spike times and potentials of convolutional IF neurons; see `ssnn_plugin.kernels.operators`."""
-    synapses = _synapses(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
+    synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
     out = weight.shape[0]
     spikes = times.new_empty(times.shape[0], synapses.locations_out, out)
     potential = torch.empty_like(spikes)
     current = weight.new_zeros(out) if bias is None else bias
     status = np.zeros(len(times), np.int8)
-    arrays = _arrays(times.flatten(2), _rows(weight, groups), current, spikes, potential)
-    neuron = threshold, beta, delay, t_max, _bins_to_count(t_max), bias is not None
+    arrays = as_arrays(times.flatten(2), weight_rows(weight, groups), current, spikes, potential)
+    neuron = threshold, beta, delay, t_max, bins_to_count(t_max), bias is not None
     work = len(times) * len(synapses.taps) * weight.shape[1] * out // 4
-    _share_out(len(times), work, _first_spike_conv2d, *arrays, status, *synapses[:3], *neuron)
+    share_out(len(times), work, _first_spike_conv2d, *arrays, status, *synapses[:3], *neuron)
     refuse_bad_samples(status.max(initial=0))
     return spikes, potential
 
@@ -279,43 +273,7 @@ def _first_spike_conv2d(
             order, n, times[b], rows, current, rising, beta, start, taps, locations, threshold, delay, t_max,
             v, since, stamp, touched, spikes[b], potential[b],
         )  # fmt: skip
-        status[b] = _finish(spikes[b].reshape(-1), potential[b].reshape(-1), delay)
-
-
-class Synapses(NamedTuple):
-    """Which output locations an input position reaches, and through which tap of the kernel.
-
-    Input position p (row-major) has the entries start[p] ... start[p + 1] of `taps` and `locations`.
-    """
-
-    start: np.ndarray
-    taps: np.ndarray
-    locations: np.ndarray
-    locations_out: int
-
-
-@lru_cache(maxsize=64)
-def _synapses(height: int, width: int, *kernel: int) -> Synapses:
-    size, stride, dilation = kernel[:2], kernel[2:4], kernel[4:]
-    out = output_size([height, width], list(size), list(stride), list(dilation))
-    (y, ky), (x, kx) = (
-        np.ix_(np.arange(n) * s, np.arange(k) * d)
-        for n, k, s, d in zip(out, size, stride, dilation, strict=True)
-    )
-    seen = (y + ky)[:, None, :, None] * width + (x + kx)[None, :, None, :]
-    position = seen.reshape(-1)
-    order = np.argsort(position, kind="stable")
-    start = np.concatenate([[0], np.cumsum(np.bincount(position, minlength=height * width))])
-    location, tap = np.divmod(order, size[0] * size[1])
-    return Synapses(start.astype(np.int32), tap.astype(np.int32), location.astype(np.int32), out[0] * out[1])
-
-
-def _rows(weight: Tensor, groups: int) -> Tensor:
-    """[out, in / groups, *kernel] -> [in, kernel, out / groups]: one contiguous row per input and tap."""
-    out, in_group = weight.shape[:2]
-    taps = math.prod(weight.shape[2:])
-    by_group = weight.reshape(groups, out // groups, in_group, taps)
-    return by_group.permute(0, 2, 3, 1).reshape(groups * in_group, taps, out // groups)
+        status[b] = add_delay_and_check(spikes[b].reshape(-1), potential[b].reshape(-1), delay)
 
 
 def causal_conv2d_weight_grad(
@@ -331,14 +289,14 @@ def causal_conv2d_weight_grad(
     silent: bool,
 ) -> Tensor:
     """See `ssnn_plugin.kernels.reference.causal_conv2d_weight_grad`."""
-    synapses = _synapses(*times.shape[2:], *kernel_size, *stride, *dilation)
+    synapses = synapse_table(*times.shape[2:], *kernel_size, *stride, *dilation)
     channels, out = times.shape[1], grad.shape[2]
     n_taps = math.prod(kernel_size)
     grad_rows = grad.new_zeros(channels * n_taps, out // groups)
-    arrays = _arrays(grad, spikes, times.flatten(2), grad_rows)
+    arrays = as_arrays(grad, spikes, times.flatten(2), grad_rows)
     work = len(times) * len(synapses.taps) * channels * out // groups // 4
     rest = *synapses[:3], n_taps, groups, delay, t_max, silent
-    _share_out(len(grad_rows), work, _conv2d_weight_grad, *arrays, *rest)
+    share_out(len(grad_rows), work, _conv2d_weight_grad, *arrays, *rest)
     by_group = grad_rows.reshape(groups, channels // groups, n_taps, out // groups)
     return by_group.permute(0, 3, 1, 2).reshape(out, channels // groups, *kernel_size).contiguous()
 
@@ -381,13 +339,13 @@ def causal_conv2d_input_grad(
     silent: bool,
 ) -> Tensor:
     """See `ssnn_plugin.kernels.reference.causal_conv2d_input_grad`."""
-    synapses = _synapses(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
+    synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
     grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
     flat = grad_times.flatten(2)
-    arrays = _arrays(grad, spikes, times.flatten(2), _rows(weight, groups), flat)
+    arrays = as_arrays(grad, spikes, times.flatten(2), weight_rows(weight, groups), flat)
     work = len(times) * len(synapses.taps) * weight.shape[1] * weight.shape[0] // 4
     rest = *synapses[:3], groups, delay, t_max, silent
-    _share_out(len(times), work, _conv2d_input_grad, *arrays, *rest)
+    share_out(len(times), work, _conv2d_input_grad, *arrays, *rest)
     return grad_times
 
 
@@ -426,7 +384,7 @@ def single_spike_window(
     potentials = torch.empty_like(spikes)
     steps = (tensor.reshape(len(currents), start.numel()) for tensor in (currents, spikes, potentials))
     neurons = (tensor.reshape(-1) for tensor in (start, beta, threshold))
-    _run_window(*_arrays(*steps), *_arrays(*neurons))
+    _run_window(*as_arrays(*steps), *as_arrays(*neurons))
     return spikes, potentials
 
 
@@ -455,7 +413,7 @@ def single_spike_window_grad(
     shape = len(potentials), start.numel()
     steps = (tensor.reshape(shape) for tensor in (grad_spikes, grad_potentials, potentials, grad))
     neurons = (tensor.reshape(-1) for tensor in (start, threshold, total))
-    _run_window_back(*_arrays(*steps), *_arrays(*neurons))
+    _run_window_back(*as_arrays(*steps), *as_arrays(*neurons))
     return grad, total
 
 
@@ -476,31 +434,3 @@ def errors_of_locations(grad, spikes, silent, error, latest):
     """`errors_of_sample` at every location of a convolution."""
     for at in range(latest.size):
         latest[at] = errors_of_sample(grad[at], spikes[at], silent, error[at])
-
-
-def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
-    """Row-major NumPy views, or copies where a tensor is laid out otherwise."""
-    return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
-
-
-_pools: dict[int, ThreadPoolExecutor] = {}
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.clear)
-
-
-def _share_out(length: int, work: int, kernel: Callable[..., None], *args: Any) -> None:
-    """Run `kernel(first, last, *args)` over ranges of 0 ... length, on as many threads as torch uses.
-
-    `work` estimates the additions; what is done sooner than a thread wakes up stays on this one.
-    Not an OpenMP loop: numba's and torch's pools would spin against each other for the cores.
-    """
-    threads = min(torch.get_num_threads(), length, 1 + work // WORTH_A_THREAD)
-    if threads <= 1:
-        kernel(0, length, *args)
-        return
-    pool = _pools.get(threads) or _pools.setdefault(threads, ThreadPoolExecutor(threads - 1))
-    bounds = [length * i // threads for i in range(threads + 1)]
-    others = [pool.submit(kernel, bounds[i], bounds[i + 1], *args) for i in range(1, threads)]
-    kernel(bounds[0], bounds[1], *args)
-    for other in others:
-        other.result()

@@ -19,11 +19,23 @@ A convolution has times [batch, in, height, width], already padded with silence,
 The autograd rule of `spikes` is dt/dV = -1 (Kheradpisheh & Masquelier 2020). Every counted input
 spike stands for +w in V, whatever its age, and an input spike that comes one bin earlier for +w too;
 `potential` is differentiated alike, which is exact in the weights unless there is a leak.
+
+Neurons with a synaptic current (`psp_linear`, `psp_conv2d`; see `ssnn_plugin.kernels.psp`) have
+
+`first_spike(times, weight, bias, *geometry, psp, tau, threshold, t_max) -> (spikes, potential, slope)`
+    `bias` is the weight of a spike at time 0, `slope` is dV/dt at the crossing and 0 without one.
+`weight_grad(p, q, until, a, b, times, *geometry)` and
+`input_grad(p, q, until, a, b, times, weight, *geometry)`
+    A synapse counts if its input spikes before `until`, which is -inf where there is no error;
+    errors are in the factors `p` and `q` of the outputs, `a` and `b` are those of the inputs.
+
+Their autograd rule is exact, by the implicit function theorem: dt/dx = -(dV/dx) / (dV/dt).
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,9 +43,13 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
+from .psp import input_factors, output_factors, output_slopes
+
 GEOMETRY = {"linear": "", "conv2d": "int[] stride, int[] dilation, int groups, "}
 NEURON = "float threshold, float beta, float delay, float t_max, bool silent"
 CAUSALITY = "float delay, float t_max, bool silent"
+PSP = "int psp, float tau, float threshold, float t_max"
+CAUSAL_FACTORS = "Tensor p, Tensor q, Tensor until, Tensor a, Tensor b, Tensor times"
 
 
 class Connection(NamedTuple):
@@ -49,32 +65,26 @@ class Backend(NamedTuple):
 
     linear: Connection
     conv2d: Connection
+    psp_linear: Connection
+    psp_conv2d: Connection
 
 
 def _register(backend: str, device_types: str | None) -> Backend:
-    def kernel(name: str) -> Callable[..., Any]:
-        """The kernel's module is imported when it first runs: importing numba is slow."""
-        return getattr(importlib.import_module(f"{__package__}.{backend}"), name)  # type: ignore[no-any-return]
+    module = f"{__package__}.{backend}"
 
     def define(name: str, function: Callable[..., Any], schema: str) -> Any:
-        return torch.library.custom_op(
-            f"ssnn_plugin::{name}_{backend}",
-            function,
-            mutates_args=(),
-            device_types=device_types,
-            schema=schema,
-        )
+        return _define(f"{name}_{backend}", function, schema, device_types)
 
     def connection(name: str, grad_prefix: str, kernel_size: str) -> Connection:
         def first_spike(*args: Any) -> tuple[Tensor, Tensor]:
             *tensors_and_neuron, _silent = args
-            return kernel(f"first_spike_{name}")(*tensors_and_neuron)  # type: ignore[no-any-return]
+            return _kernel(module, f"first_spike_{name}")(*tensors_and_neuron)  # type: ignore[no-any-return]
 
         def weight_grad(*args: Any) -> Tensor:
-            return kernel(f"{grad_prefix}_weight_grad")(*args)  # type: ignore[no-any-return]
+            return _kernel(module, f"{grad_prefix}_weight_grad")(*args)  # type: ignore[no-any-return]
 
         def input_grad(*args: Any) -> Tensor:
-            return kernel(f"{grad_prefix}_input_grad")(*args)  # type: ignore[no-any-return]
+            return _kernel(module, f"{grad_prefix}_input_grad")(*args)  # type: ignore[no-any-return]
 
         geometry = GEOMETRY[name]
         given = "Tensor grad, Tensor spikes, Tensor times, "
@@ -124,7 +134,125 @@ def _register(backend: str, device_types: str | None) -> Backend:
     for operators in (linear, conv2d):
         operators.input_grad.register_fake(like_times)
         _attach_latency_rule(operators)
-    return Backend(linear, conv2d)
+    return Backend(linear, conv2d, *_register_psp(backend, device_types))
+
+
+def _kernel(module: str, name: str) -> Callable[..., Any]:
+    """A kernel's module is imported when it first runs: importing numba is slow."""
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
+def _define(name: str, function: Callable[..., Any], schema: str, device_types: str | None) -> Any:
+    return torch.library.custom_op(
+        f"ssnn_plugin::{name}", function, mutates_args=(), device_types=device_types, schema=schema
+    )
+
+
+def _register_psp(backend: str, device_types: str | None) -> tuple[Connection, Connection]:
+    """The operators of the neurons with a synaptic current."""
+    module = f"{__package__}.{backend}_psp"
+
+    def define(name: str, kernel: str, schema: str) -> Any:
+        def function(*args: Any) -> Any:
+            return _kernel(module, kernel)(*args)
+
+        return _define(f"{name}_{backend}", function, schema, device_types)
+
+    def connection(name: str, causal: str, kernel_size: str) -> Connection:
+        geometry = GEOMETRY[name]
+        of_grad = f", {kernel_size}{geometry}".rstrip(", ")
+        return Connection(
+            define(
+                f"psp_first_spike_{name}",
+                f"first_spike_{name}",
+                f"(Tensor times, Tensor weight, Tensor? bias, {geometry}{PSP}) -> (Tensor, Tensor, Tensor)",
+            ),
+            define(
+                f"psp_{causal}_weight_grad", f"{causal}_weight_grad", f"({CAUSAL_FACTORS}{of_grad}) -> Tensor"
+            ),
+            define(
+                f"psp_{causal}_input_grad",
+                f"{causal}_input_grad",
+                f"({CAUSAL_FACTORS}, Tensor weight, {geometry}".rstrip(", ") + ") -> Tensor",
+            ),
+        )
+
+    linear = connection("linear", "causal", "")
+    conv2d = connection("conv2d", "causal_conv2d", "int[] kernel_size, ")
+
+    @linear.first_spike.register_fake
+    def _(times, weight, bias, *neuron):  # type: ignore[no-untyped-def]
+        shape = times.shape[0], weight.shape[0]
+        return tuple(times.new_empty(shape) for _ in range(3))
+
+    @linear.weight_grad.register_fake
+    def _(p, q, until, a, b, times):  # type: ignore[no-untyped-def]
+        return p.new_empty(p.shape[1], times.shape[1])
+
+    @conv2d.first_spike.register_fake
+    def _(times, weight, bias, stride, dilation, groups, *neuron):  # type: ignore[no-untyped-def]
+        height, width = output_size(times.shape[2:], weight.shape[2:], stride, dilation)
+        shape = times.shape[0], height * width, weight.shape[0]
+        return tuple(times.new_empty(shape) for _ in range(3))
+
+    @conv2d.weight_grad.register_fake
+    def _(p, q, until, a, b, times, kernel_size, stride, dilation, groups):  # type: ignore[no-untyped-def]
+        return p.new_empty(p.shape[2], times.shape[1] // groups, *kernel_size)
+
+    def like_times(p, q, until, a, b, times, *rest):  # type: ignore[no-untyped-def]
+        return torch.empty_like(times, memory_format=torch.contiguous_format)
+
+    for operators in (linear, conv2d):
+        operators.input_grad.register_fake(like_times)
+        _attach_exact_rule(operators)
+    return linear, conv2d
+
+
+def _attach_exact_rule(operators: Connection) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        times, weight, _, *geometry, ctx.psp, ctx.tau, _, ctx.t_max = inputs
+        ctx.geometry = tuple(geometry)
+        spikes, _, slope = output
+        ctx.mark_non_differentiable(slope)
+        ctx.save_for_backward(times, weight, spikes, slope)
+        ctx.set_materialize_grads(False)
+
+    def backward(
+        ctx: Any, grad_spikes: Tensor | None, grad_potential: Tensor | None, _: Any
+    ) -> tuple[Any, ...]:
+        times, weight, spikes, slope = ctx.saved_tensors
+        error, until = _implicit_errors(spikes, slope, ctx.t_max, grad_spikes, grad_potential)
+        a, b = input_factors(ctx.psp, ctx.tau, times)
+        at = until.clamp(min=0)
+        grad_times = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            p, q = (error * factor for factor in output_slopes(ctx.psp, ctx.tau, at))
+            grad_times = operators.input_grad(p, q, until, a, b, times, weight, *ctx.geometry)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            p, q = (error * factor for factor in output_factors(ctx.psp, ctx.tau, at))
+        if ctx.needs_input_grad[1]:
+            kernel_size = (list(weight.shape[2:]),) if weight.ndim > 2 else ()
+            grad_weight = operators.weight_grad(p, q, until, a, b, times, *kernel_size, *ctx.geometry)
+        if ctx.needs_input_grad[2]:
+            a0, b0 = input_factors(ctx.psp, ctx.tau, times.new_zeros(()))
+            grad_bias = (q * b0 - p * a0).flatten(0, -2).sum(0)
+        return grad_times, grad_weight, grad_bias, *[None] * (len(ctx.geometry) + 4)
+
+    operators.first_spike.register_autograd(backward, setup_context=setup_context)
+
+
+def _implicit_errors(
+    spikes: Tensor, slope: Tensor, t_max: float, grad_spikes: Tensor | None, grad_potential: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """-dL/dV at the output spike, or at the end of the window for a silent neuron; and that time.
+
+    A neuron that fired has V = threshold whatever its inputs, a silent one has no spike to move.
+    """
+    fired = spikes.isfinite()
+    of_spikes = torch.zeros_like(spikes) if grad_spikes is None else grad_spikes / slope
+    of_silent = torch.zeros_like(spikes) if grad_potential is None else -grad_potential
+    error = torch.where(fired, of_spikes, of_silent)
+    return error, torch.where(error == 0, -math.inf, spikes.clamp(max=t_max))
 
 
 def output_size(

@@ -170,7 +170,7 @@ def first_spike_conv2d(
 ) -> tuple[Tensor, Tensor]:
     """A convolution is a linear layer on every patch; see `ssnn_plugin.kernels.operators`."""
     refuse_bad_samples(0 if bool((times >= 0).all()) else BAD_TIMES)  # also where no kernel looks
-    patches = _patches(times, weight.shape[2:], stride, dilation, groups)
+    patches = patches_by_group(times, weight.shape[2:], stride, dilation, groups)
     biases = [None] * groups if bias is None else bias.chunk(groups)
     neuron = threshold, beta, delay, t_max
     parts = [
@@ -196,11 +196,11 @@ def causal_conv2d_weight_grad(
     silent: bool,
 ) -> Tensor:
     """`causal_weight_grad`, summed over the patches: [out, in / groups, *kernel_size]."""
-    patches = _patches(times, kernel_size, stride, dilation, groups)
+    patches = patches_by_group(times, kernel_size, stride, dilation, groups)
     rest = delay, t_max, silent
     parts = [
         causal_weight_grad(g, s, patch, *rest)
-        for g, s, patch in zip(_by_group(grad, groups), _by_group(spikes, groups), patches, strict=True)
+        for g, s, patch in zip(by_group(grad, groups), by_group(spikes, groups), patches, strict=True)
     ]
     return torch.cat(parts).reshape(grad.shape[2], times.shape[1] // groups, *kernel_size)
 
@@ -219,8 +219,8 @@ def causal_conv2d_input_grad(
 ) -> Tensor:
     """`causal_input_grad`, each patch put back to where it came from: [batch, in, height, width]."""
     kernel_size = weight.shape[2:]
-    patches = _patches(times, kernel_size, stride, dilation, groups)
-    errors, outputs = _by_group(grad, groups), _by_group(spikes, groups)
+    patches = patches_by_group(times, kernel_size, stride, dilation, groups)
+    errors, outputs = by_group(grad, groups), by_group(spikes, groups)
     rest = delay, t_max, silent
     parts = []
     for g, s, patch, w in zip(errors, outputs, patches, weight.chunk(groups), strict=True):
@@ -232,7 +232,7 @@ def causal_conv2d_input_grad(
     return torch.cat(parts, dim=1).contiguous()
 
 
-def _patches(
+def patches_by_group(
     times: Tensor, kernel_size: torch.Size | list[int], stride: list[int], dilation: list[int], groups: int
 ) -> list[Tensor]:
     """What each output location sees, by group: [batch * locations, in / groups * kernel]."""
@@ -242,6 +242,6 @@ def _patches(
     ]
 
 
-def _by_group(outputs: Tensor, groups: int) -> tuple[Tensor, ...]:
+def by_group(outputs: Tensor, groups: int) -> tuple[Tensor, ...]:
     """[batch, locations, out] -> [batch * locations, out / groups] of each group."""
     return outputs.flatten(0, 1).chunk(groups, dim=1)

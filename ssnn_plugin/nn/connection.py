@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..functional import drop_spikes
-from ..functional.connection import GRADIENTS
+from ..functional.fire import check_neuron
 from ..functional.pool import AveragePool
-from ..neurons import IF
+from ..neurons import Neuron
 
 
 class SpikeConnection(nn.Module):
@@ -22,10 +22,10 @@ class SpikeConnection(nn.Module):
     def __init__(
         self,
         weight_shape: tuple[int, ...],
-        neuron: IF,
+        neuron: Neuron,
         *,
         t_max: float,
-        gradient: str,
+        gradient: str | None,
         silent_gradient: bool,
         bias: bool,
         init_range: tuple[float, float] | None,
@@ -35,13 +35,9 @@ class SpikeConnection(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        _checks.positive("t_max", t_max)
-        _checks.one_of("gradient", gradient, GRADIENTS)
+        self.gradient = check_neuron(neuron, gradient, silent_gradient, t_max, bias)
         _checks.dropout("dropout", dropout)
-        if not isinstance(neuron, IF):
-            raise TypeError(f"neuron must be an ssnn_plugin.IF, got {neuron!r}")
-        self.neuron, self.t_max = neuron, t_max
-        self.gradient, self.silent_gradient = gradient, silent_gradient
+        self.neuron, self.t_max, self.silent_gradient = neuron, t_max, silent_gradient
         self.input_pool, self.dropout = input_pool, dropout
         if init_range is not None and not init_range[0] <= init_range[1]:
             raise ValueError(f"init_range must be (low, high) with low <= high, got {init_range!r}")

@@ -9,7 +9,7 @@ from .. import _checks
 from ..functional import first_spike_conv2d
 from ..functional.connection import Size2d, check_padding, pair
 from ..functional.pool import AveragePool, Convolution
-from ..neurons import IF
+from ..neurons import Neuron
 from .connection import SpikeConnection
 
 
@@ -43,14 +43,14 @@ class SpikeConv2d(SpikeConnection):
         in_channels: int,
         out_channels: int,
         kernel_size: Size2d,
-        neuron: IF,
+        neuron: Neuron,
         *,
         t_max: float,
         stride: Size2d = 1,
         padding: Size2d | str = 0,
         dilation: Size2d = 1,
         groups: int = 1,
-        gradient: str = "latency",
+        gradient: str | None = None,
         silent_gradient: bool = False,
         bias: bool = False,
         init_range: tuple[float, float] | None = None,

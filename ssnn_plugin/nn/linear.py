@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _checks
 from ..functional import first_spike_conv2d, first_spike_linear
 from ..functional.pool import AveragePool, Convolution
-from ..neurons import IF
+from ..neurons import Neuron
 from .connection import SpikeConnection
 
 
@@ -17,11 +17,11 @@ class SpikeLinear(SpikeConnection):
 
     Args:
         in_features, out_features: as `torch.nn.Linear`; `weight` is [out, in].
-        neuron: a description such as `IF(threshold=100.0, delay=1)`.
-        t_max: length of the window in bins; a spike at `t_max` or later is silence (`inf`).
-        gradient: the rule for dt/dV; "latency" is S4NN's dt/dV = -1.
-        silent_gradient: whether silent neurons learn from a gradient that reaches them.
-        bias: whether to learn a constant current, added to the potential in every bin.
+        neuron: a description such as `IF(threshold=100.0, delay=1)` or `ReLPSP()`.
+        t_max: length of the window; a spike at `t_max` or later is silence (`inf`).
+        gradient: the rule for dt/dV as in `functional.first_spike_linear`; None for the neuron's own.
+        silent_gradient: whether silent `IF` neurons learn from a gradient that reaches them.
+        bias: whether to learn a bias: a constant current per bin for `IF`, else a spike at time 0.
         init_range: weights are drawn uniformly from it. None is (0, 40 threshold / in_features),
             with which a neuron fires after about 5 % of its inputs. The bias starts at 0.
         input_pool: an average pool in front of the weights; times are [batch, channels, height,
@@ -48,10 +48,10 @@ class SpikeLinear(SpikeConnection):
         self,
         in_features: int,
         out_features: int,
-        neuron: IF,
+        neuron: Neuron,
         *,
         t_max: float,
-        gradient: str = "latency",
+        gradient: str | None = None,
         silent_gradient: bool = False,
         bias: bool = False,
         init_range: tuple[float, float] | None = None,
