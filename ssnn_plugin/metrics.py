@@ -152,3 +152,75 @@ class SpikeCounts:
     def reset(self) -> None:
         """Forget everything."""
         self._sums, self.samples = None, 0
+
+
+@dataclass(frozen=True)
+class SilenceStatistics:
+    """One number per layer, as `SilenceCounts.compute` returns them.
+
+    `silent` is the fraction of (sample, neuron) pairs without a spike, `dead` the number of neurons
+    that never fired.
+    """
+
+    samples: int
+    silent: tuple[float, ...]
+    dead: tuple[int, ...]
+
+
+@dataclass
+class SilenceCounts:
+    """How silent each layer is, and how many of its neurons are dead, over batches.
+
+    A convolution has a neuron in every position; to count dead channels give `times.amin((2, 3))`.
+
+    >>> import torch
+    >>> counts = SilenceCounts()
+    >>> counts.update(torch.tensor([[1.0, torch.inf], [torch.inf, torch.inf]]))
+    >>> counts.compute()
+    SilenceStatistics(samples=2, silent=(0.75,), dead=(1,))
+    """
+
+    samples: int = field(default=0, init=False)
+    _spikes: list[Tensor] = field(default_factory=list, init=False, repr=False)
+
+    def update(self, *layers: Tensor) -> None:
+        """Add a batch: the spike times [batch, *features] of each layer, `inf` = silent.
+
+        Raises:
+            ValueError: no layers, shapes that do not fit each other or those before, NaN or negative
+                times.
+        """
+        if not layers:
+            raise ValueError("layers must hold the times of at least one layer, got none")
+        for number, times in enumerate(layers):
+            if times.ndim < 2 or len(times) != len(layers[0]):
+                raise ValueError(
+                    f"layers[{number}] must have shape [{len(layers[0])}, *features], got {list(times.shape)}"
+                )
+            _checks.spike_times(f"layers[{number}]", times)
+        spikes = [times.isfinite().flatten(1).sum(dim=0) for times in layers]
+        sizes, before = ([len(layer) for layer in counted] for counted in (spikes, self._spikes))
+        if self._spikes and sizes != before:
+            raise ValueError(f"update was called with layers of {before} neurons before, now of {sizes}")
+        if self._spikes:
+            spikes = [old + new for old, new in zip(self._spikes, spikes, strict=True)]
+        self._spikes = spikes
+        self.samples += len(layers[0])
+
+    def compute(self) -> SilenceStatistics:
+        """Fractions and numbers over all samples so far.
+
+        Raises:
+            RuntimeError: nothing was counted yet.
+        """
+        if self.samples == 0:
+            raise RuntimeError("no samples were counted: call update first")
+        return SilenceStatistics(
+            self.samples,
+            tuple(1 - (spikes.double().mean() / self.samples).item() for spikes in self._spikes),
+            tuple(int((spikes == 0).sum()) for spikes in self._spikes),
+        )
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._spikes, self.samples = [], 0

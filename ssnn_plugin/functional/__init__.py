@@ -3,6 +3,8 @@
 from .connection import first_spike_conv2d, first_spike_linear
 from .error import fill_silent, normalize_error
 from .pool import drop_spikes, earliest_spike_pool2d
+from .residual import add_shortcut_conv2d, add_shortcut_linear, earliest_spike
+from .silent import Bump, no_spike_penalty, weight_sum_cost
 from .step import (
     first_spike_pool2d_sequence,
     first_spike_pool2d_step,
@@ -12,15 +14,21 @@ from .step import (
 from .target import relative_targets
 
 __all__ = [
+    "Bump",
+    "add_shortcut_conv2d",
+    "add_shortcut_linear",
     "drop_spikes",
+    "earliest_spike",
     "earliest_spike_pool2d",
     "fill_silent",
     "first_spike_conv2d",
     "first_spike_linear",
     "first_spike_pool2d_sequence",
     "first_spike_pool2d_step",
+    "no_spike_penalty",
     "normalize_error",
     "relative_targets",
     "single_spike_sequence",
     "single_spike_step",
+    "weight_sum_cost",
 ]
