@@ -1,9 +1,14 @@
-"""Configs: one TOML file per method and data set, validated key by key."""
+"""Configs: one TOML file per method and data set, validated key by key.
+
+Here is what all methods share. The module of an implementation adds its own `network` and
+`training` tables in a class `Settings(Config)`, which reads the files that name it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +25,12 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from torch import Tensor
 
+from ssnn_plugin import encode
+
+from . import methods
+from .datasets import Images
 from .errors import SuiteError
 
 if sys.version_info >= (3, 11):
@@ -58,13 +68,87 @@ class Normal(Strict):
     normal: tuple[float, NonNegativeFloat]
 
 
-class Network(Strict):
-    """A fully connected network; the output layer comes from the data set."""
+class Schedule(Strict):
+    """Factor on the learning rates: 1 before epoch `begin`, then down.
 
-    hidden: list[PositiveInt]
-    threshold: PositiveFloat
-    t_max: PositiveInt
-    init: list[Uniform | Normal]
+    "linear" and "cosine" reach 0 at the last epoch; "exponential" multiplies by `decay` per epoch.
+    """
+
+    kind: Literal["constant", "linear", "cosine", "exponential"] = "constant"
+    begin: NonNegativeInt = 0
+    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _options_are_used(self) -> Schedule:
+        if self.begin and self.kind == "constant":
+            raise ValueError(f"begin is no option of the constant schedule, got begin {self.begin}")
+        if (self.decay < 1) != (self.kind == "exponential"):
+            raise ValueError(
+                f"decay below 1 goes with kind 'exponential', got {self.decay} and {self.kind!r}"
+            )
+        return self
+
+    def factor(self, progress: float, epochs: int) -> float:
+        """Factor at a moment of training; `progress` counts epochs and fractions of one."""
+        if self.kind == "constant" or progress < self.begin:
+            return 1.0
+        if self.kind == "exponential":
+            return float(self.decay ** (progress - self.begin))
+        done = (progress - self.begin) / (epochs - self.begin)
+        return 1 - done if self.kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Latency(Strict):
+    """Bins 0 ... T - 1, the brighter the earlier; T is `bins`, or else the network's window."""
+
+    kind: Literal["latency"]
+    bins: PositiveInt | None = None
+
+    def times(self, images: Images, t_max: float) -> Tensor:
+        return encode.latency(images.x, self.bins or int(t_max), x_max=images.x_max)
+
+
+class Linear(Strict):
+    """Continuous times scale * (1 - x) of intensities x in 0 ... 1; up to `silent_below`, no spike."""
+
+    kind: Literal["linear"]
+    scale: PositiveFloat
+    silent_below: Fraction = 0.0
+
+    def times(self, images: Images, t_max: float) -> Tensor:
+        x = images.x.double() / images.x_max
+        return (self.scale * (1 - x)).masked_fill(x <= self.silent_below, math.inf)
+
+
+class TwoTimes(Strict):
+    """Mostafa's code: one time for intensities above `threshold`, another, or silence, for the rest."""
+
+    kind: Literal["two-times"]
+    threshold: Fraction = 0.5
+    early: NonNegativeFloat = 0.0
+    late: NonNegativeFloat = math.log(6.0)
+    bright_early: bool = True
+    dark_silent: bool = False
+
+    @model_validator(mode="after")
+    def _early_before_late(self) -> TwoTimes:
+        if self.early > self.late:
+            raise ValueError(f"early must be at most late, got {self.early} and {self.late}")
+        return self
+
+    def times(self, images: Images, t_max: float) -> Tensor:
+        x = images.x.double() / images.x_max
+        times = encode.binary(x, self.early, self.late, at=self.threshold, bright_early=self.bright_early)
+        return times.masked_fill(x <= self.threshold, math.inf) if self.dark_silent else times
+
+
+Encoding = Annotated[Latency | Linear | TwoTimes, Field(discriminator="kind")]
+
+
+class Network(Strict):
+    """What the suite asks of every network. In discrete time `t_max` is a whole number of bins."""
+
+    t_max: PositiveFloat
     dtype: Literal["float32", "float64"] = "float32"
 
     @property
@@ -72,8 +156,24 @@ class Network(Strict):
         """Of weights and times."""
         return torch.float64 if self.dtype == "float64" else torch.float32
 
+    @property
+    def name(self) -> str:
+        """The hidden layers as papers write them, e.g. "400-400" or "16C5s2-32C5s2-128"."""
+        raise NotImplementedError
+
+
+class FullyConnected(Network):
+    """Layers of a fully connected network; the output layer comes from the data set."""
+
+    hidden: list[PositiveInt]
+    init: list[Uniform | Normal]
+
+    @property
+    def name(self) -> str:
+        return "-".join(map(str, self.hidden))
+
     @model_validator(mode="after")
-    def _one_init_per_layer(self) -> Network:
+    def _one_init_per_layer(self) -> FullyConnected:
         if len(self.init) != len(self.hidden) + 1:
             raise ValueError(
                 f"init must hold {len(self.hidden) + 1} entries, one per layer, got {len(self.init)}"
@@ -81,74 +181,21 @@ class Network(Strict):
         return self
 
 
-class Schedule(Strict):
-    """Factor on the learning rates: 1 before epoch `begin`, then down to 0 at the last epoch."""
-
-    kind: Literal["constant", "linear", "cosine"] = "constant"
-    begin: NonNegativeInt = 0
-
-    @model_validator(mode="after")
-    def _begin_is_used(self) -> Schedule:
-        if self.begin and self.kind == "constant":
-            raise ValueError(f"begin is an option of the linear and cosine schedules, got begin {self.begin}")
-        return self
-
-
 class Training(Strict):
-    """What the two protocols share."""
+    """What the suite asks of every training; the weights of the last epochs are averaged."""
 
     epochs: PositiveInt
-    learning_rates: list[PositiveFloat]
-    schedule: Schedule = Schedule()
-    weight_decay: Fraction = 0.0
-    gamma: PositiveFloat
-    dropout: Fraction = 0.0
-    scale_dropout: bool = False
-    input_dropout: Fraction = 0.0
-    redraw_below: Fraction = 0.0
     average_last: PositiveInt = 1
+    schedule: Schedule = Schedule()
 
     @model_validator(mode="after")
-    def _average_within_training(self) -> Training:
+    def _parts_within_training(self) -> Training:
         if self.average_last > self.epochs:
             raise ValueError(f"average_last must be at most epochs = {self.epochs}, got {self.average_last}")
         if self.schedule.begin >= self.epochs:
             raise ValueError(
                 f"schedule.begin must be below epochs = {self.epochs}, got {self.schedule.begin}"
             )
-        if self.scale_dropout and not self.dropout:
-            raise ValueError("scale_dropout needs a dropout above 0")
-        return self
-
-
-class OnlineTraining(Training):
-    """One sample at a time, as S4NN's authors train."""
-
-    protocol: Literal["online"]
-    shuffle: bool = False
-
-
-class MinibatchTraining(Training):
-    """Mini-batches through the ordinary layers, autograd and a torch optimiser."""
-
-    protocol: Literal["minibatch"]
-    batch_size: PositiveInt
-    optimizer: Literal["sgd", "adam"]
-    momentum: Fraction = 0.0
-    normalize_errors: bool = True
-    center_gradients: bool = False
-    center_along: Literal["ones", "mean input"] = "ones"
-
-    @model_validator(mode="after")
-    def _center_along_is_used(self) -> MinibatchTraining:
-        if self.center_along != "ones" and not self.center_gradients:
-            raise ValueError(f"center_along needs center_gradients = true, got {self.center_along!r}")
-        return self
-
-    @model_validator(mode="after")
-    def _momentum_is_used(self) -> MinibatchTraining:
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f"momentum is an option of optimizer 'sgd', got optimizer {self.optimizer!r}")
         return self
 
 
@@ -156,33 +203,27 @@ class Config(Strict):
     """A method on a data set."""
 
     method: str
-    implementation: Literal["s4nn"]
+    implementation: str
     dataset: Literal["digits", "mnist", "fashion-mnist"]
     description: str
     validation: NonNegativeInt
+    encoding: Encoding = Latency(kind="latency")
     network: Network
-    training: Annotated[OnlineTraining | MinibatchTraining, Field(discriminator="protocol")]
-
-    @model_validator(mode="after")
-    def _one_rate_per_layer(self) -> Config:
-        layers, rates = len(self.network.hidden) + 1, len(self.training.learning_rates)
-        if layers != rates:
-            raise ValueError(
-                f"training.learning_rates must hold {layers} numbers, one per layer, got {rates}"
-            )
-        if self.training.gamma > self.network.t_max:
-            t_max, gamma = self.network.t_max, self.training.gamma
-            raise ValueError(f"training.gamma must be at most network.t_max = {t_max}, got {gamma}")
-        if self.training.dropout and not self.network.hidden:
-            raise ValueError("training.dropout needs a hidden layer")
-        if self.training.redraw_below and any(isinstance(init, Normal) for init in self.network.init[:-1]):
-            raise ValueError("training.redraw_below needs uniform initial weights in the hidden layers")
-        return self
+    training: Training
 
     @property
-    def layers(self) -> str:
-        """The hidden layers as papers write them, e.g. "400" or "400-400"."""
-        return "-".join(map(str, self.network.hidden))
+    def t_max(self) -> float:
+        """Window of the outputs."""
+        return self.network.t_max
+
+    @property
+    def network_name(self) -> str:
+        """The hidden part of the network as papers write it."""
+        return self.network.name
+
+    def encode(self, images: Images) -> Tensor:
+        """Spike times [samples, features] of images, in the network's precision."""
+        return self.encoding.times(images, self.network.t_max).to(self.network.torch_dtype)
 
     def digest(self) -> str:
         """Hash of everything that changes a run; the description does not."""
@@ -197,7 +238,7 @@ class Config(Strict):
         content = self.model_dump(mode="python")
         content["training"]["epochs"] = epochs
         content["training"]["average_last"] = min(self.training.average_last, epochs)
-        return _validated(content, "--epochs")
+        return validated(content, "--epochs")
 
 
 def available() -> dict[tuple[str, str], Config]:
@@ -232,21 +273,30 @@ def read(path: Path) -> Config:
         raise SuiteError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: not valid TOML: {error}") from error
-    return _validated(content, str(path))
+    return validated(content, str(path))
 
 
-def _validated(content: dict[str, Any], source: str) -> Config:
+def validated(content: dict[str, Any], source: str) -> Config:
+    """The settings that a table describes, as the implementation that it names reads them.
+
+    Raises:
+        SuiteError: names the source, the key, the value and what is allowed.
+    """
+    if "implementation" not in content:
+        raise SuiteError(f"{source}: implementation: missing key")
+    if (name := content["implementation"]) not in methods.IMPLEMENTATIONS:
+        allowed = ", ".join(map(repr, methods.IMPLEMENTATIONS))
+        raise SuiteError(f"{source}: implementation: must be one of {allowed}, got {name!r}")
     try:
         # TOML has neither tuples nor a float for `1`; JSON mode reads both and stays strict otherwise.
-        return Config.model_validate_json(json.dumps(content, default=str))
+        settings: Config = methods.module(name).Settings.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
-        raise SuiteError("\n".join(f"{source}: {_explain(e)}" for e in error.errors())) from error
+        raise SuiteError("\n".join(f"{source}: {_explain(e, content)}" for e in error.errors())) from error
+    return settings
 
 
-def _explain(error: Any) -> str:
-    # Under `training`, pydantic's path names the protocol that it chose, which is no key of the file.
-    parts = [str(part) for k, part in enumerate(error["loc"]) if k != 1 or error["loc"][0] != "training"]
-    key = ".".join(part for part in parts if not part.startswith("function-"))
+def _explain(error: Any, content: dict[str, Any]) -> str:
+    key = _key(error["loc"], content)
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         message = "unknown key"
@@ -255,3 +305,19 @@ def _explain(error: Any) -> str:
     value = error["input"]
     shown = "" if isinstance(value, dict) else f", got {value!r}"
     return f"{key}: {message}{shown}" if key else message
+
+
+def _key(location: tuple[str | int, ...], content: dict[str, Any]) -> str:
+    """The key as the file has it: pydantic's path also names the member of a union that it chose."""
+    parts: list[str] = []
+    table: Any = content
+    chosen: tuple[Any, ...] = ()
+    for part in location:
+        is_choice, chosen = part in chosen, ()
+        if is_choice or str(part).startswith("function-"):
+            continue
+        parts.append(str(part))
+        table = table.get(part) if isinstance(table, dict) else None
+        if isinstance(table, dict):
+            chosen = (table.get("protocol"), table.get("kind"))
+    return ".".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -22,19 +23,23 @@ SPLIT_SEED = 12345
 
 @dataclass(frozen=True)
 class Images:
-    """Intensities [samples, features] between 0 and `x_max`, and class numbers [samples]."""
+    """Intensities [samples, features] between 0 and `x_max`, and class numbers [samples].
+
+    `shape` is that of an image: [channels, height, width].
+    """
 
     x: Tensor
     y: Tensor
     x_max: int
     classes: int
+    shape: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.y)
 
     def select(self, index: Tensor) -> Images:
         """The samples of an index."""
-        return Images(self.x[index], self.y[index], self.x_max, self.classes)
+        return dataclasses.replace(self, x=self.x[index], y=self.y[index])
 
 
 def load(name: str, split: str, data_root: Path | None = None, cache: Path | None = None) -> Images:
@@ -81,9 +86,8 @@ def _digits(split: str) -> Images:
         range(len(data.target)), test_size=0.2, stratify=data.target, random_state=SPLIT_SEED
     )
     index = sorted(train if split == "train" else test)
-    return Images(
-        torch.from_numpy(data.data[index]).to(torch.uint8), torch.from_numpy(data.target[index]), 16, 10
-    )
+    x, y = torch.from_numpy(data.data[index]).to(torch.uint8), torch.from_numpy(data.target[index])
+    return Images(x, y, 16, 10, (1, 8, 8))
 
 
 def _torchvision(kind: Any, split: str, data_root: Path | None, cache: Path) -> Images:
@@ -103,7 +107,7 @@ def _torchvision(kind: Any, split: str, data_root: Path | None, cache: Path) -> 
     if not len(dataset.data) == len(dataset.targets) == expected:
         raise SuiteError(f"{raw}: expected {expected} {split} images and labels, "
                          f"got {len(dataset.data)} and {len(dataset.targets)}")  # fmt: skip
-    return Images(dataset.data.flatten(1), dataset.targets, 255, len(kind.classes))
+    return Images(dataset.data.flatten(1), dataset.targets, 255, len(kind.classes), (1, 28, 28))
 
 
 def _extracted(kind: Any, root: Path) -> bool:

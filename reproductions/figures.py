@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from .records import require_writable
 
-# Bins of time that a bar of the histogram of response times covers.
-WIDTH = 8
+# Of the histogram of response times, over the whole window.
+BARS = 32
 
 
 def draw_all(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
@@ -89,11 +89,12 @@ def response_times(runs: Sequence[dict[str, Any]]) -> Figure:
     for color, name, group in _colored_groups(runs):
         counts = np.sum([run["test"]["response_histogram"] for run in group], axis=0)
         share = 100 * counts / counts.sum()
-        bars = np.pad(share[:-1], (0, -(len(share) - 1) % WIDTH)).reshape(-1, WIDTH).sum(1)
-        edges = WIDTH * np.arange(len(bars) + 1)
+        earlier = np.concatenate([[0], share[:-1].cumsum()])
+        edges = np.linspace(0, 1, BARS + 1)
+        bars = np.diff(np.interp(edges, np.linspace(0, 1, len(earlier)), earlier))
         label = f"{name} (silent: {share[-1]:.1f} %)"
         axes.stairs(bars, edges, color=color, fill=True, alpha=0.35, label=label)
-    axes.set(xlabel=f"first output spike (bins of {WIDTH})", ylabel="share of test images (%)",
+    axes.set(xlabel="first output spike (fraction of the window)", ylabel="share of test images (%)",
              title=_title(runs, "response times"))  # fmt: skip
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -102,7 +103,7 @@ def response_times(runs: Sequence[dict[str, Any]]) -> Figure:
 def raster(run: dict[str, Any]) -> Figure:
     """Every spike of one test image, layer above layer, with the moment of decision."""
     times = run["test"]["example"]["times"]
-    t_max = run["config"]["network"]["t_max"]
+    t_max = run["t_max"]
     names = [
         "input",
         *(f"hidden {k}" if len(times) > 3 else "hidden" for k in range(1, len(times) - 1)),
@@ -124,15 +125,17 @@ def raster(run: dict[str, Any]) -> Figure:
         mark = {"marker": "o", "s": 30} if name == "output" else {"marker": "|", "s": 6}
         axis.scatter(x, y, color="C0", linewidths=1, zorder=3, **mark)
         axis.set(
-            ylabel=f"{name}\n({len(spikes)} of {len(layer)})", ylim=(-1, len(layer)), xlim=(-2, t_max + 2)
+            ylabel=f"{name}\n({len(spikes)} of {len(layer)})",
+            ylim=(-1, len(layer)),
+            xlim=(-0.01 * t_max, 1.01 * t_max),
         )
         if decision < t_max:
             axis.axvline(decision, color="C3", lw=1, ls="--")
     axes[-1].set_yticks(range(len(output)))
     axes[-1].tick_params(axis="y", labelsize=6)
-    axes[-1].set_xlabel("time (bins)")
+    axes[-1].set_xlabel("time (bins)" if isinstance(t_max, int) else "time (time constants)")
     first = [str(k) for k, t in enumerate(output) if t == decision]
-    told = f"class {' and '.join(first)} at bin {decision:g}" if decision < t_max else "no output spike"
+    told = f"class {' and '.join(first)} at {decision:.4g}" if decision < t_max else "no output spike"
     figure.suptitle(
         f"{run['name']}, seed {run['seed']}: first test image, label {label}; decision: {told}", fontsize=10
     )

@@ -22,15 +22,16 @@ class Progress(Protocol):
 
 
 def describe(entry: dict[str, Any]) -> str:
-    """Loss, accuracy and spikes of an epoch in one line."""
+    """Loss, accuracy, spikes, silent and dead neurons of an epoch in one line."""
     train = entry["train"]
     text = f"loss {train['loss']:.2e}, train {train['accuracy']:.2%} lenient"
     for part in ("validation", "test"):
         if part in entry:
             accuracy = entry[part]
             text += f", {part} {accuracy['lenient']:.2%} lenient / {accuracy['potential']:.2%} potential"
-    spikes = " + ".join(f"{count:.0f}" for count in train["spikes"])
-    return f"{text}, spikes {spikes}"
+    for name, form in (("spikes", ".0f"), ("silent", ".0%"), ("dead", "d")):
+        text += f", {name} " + " + ".join(f"{value:{form}}" for value in train[name])
+    return text
 
 
 class ConsoleProgress:

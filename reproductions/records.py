@@ -19,6 +19,7 @@ from .errors import SuiteError
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
+# What every record has; `network_name` and `t_max` are completed where an older one lacks them.
 KEYS = (
     "schema", "name", "method", "dataset", "config", "config_hash", "seed",
     "versions", "commit", "machine", "wall_time_s", "history", "test",
@@ -93,6 +94,9 @@ def read_record(path: Path) -> dict[str, Any]:
         raise SuiteError(f"{path}: not a record, it lacks {', '.join(missing)}; delete it and run again")
     if record["schema"] != SCHEMA:
         raise SuiteError(f"{path}: written by another version (schema {record['schema']}, expected {SCHEMA})")
+    network = record["config"]["network"]
+    record.setdefault("t_max", network["t_max"])
+    record.setdefault("network_name", "-".join(map(str, network.get("hidden", []))))
     return record
 
 

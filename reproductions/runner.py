@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssnn_plugin import encode, metrics
+from ssnn_plugin import metrics
 
 from . import datasets, records
 from .config import Config
@@ -21,6 +21,8 @@ from .methods import Method, build
 from .progress import Progress
 
 BATCH = 2000
+# Of a window in continuous time, for the histogram of response times.
+PARTS = 256
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,11 @@ def execute(run: Run, progress: Progress) -> dict[str, Any]:
     """
     _prepare(run)
     training, validation = datasets.hold_out(_load(run, "train"), run.config.validation)
-    method = build(run.config, training.x.shape[1], training.classes, run.seed, run.device)
+    method = build(run.config, training.shape, training.classes, run.seed, run.device)
     state = _restore(run, method) if run.resume else State()
     if (commit := records.commit()) not in state.commits:
         state.commits.append(commit)
-    times = _encode(run.config, training)
+    times = run.config.encode(training)
     test = _load(run, "test") if run.track_test else None
 
     progress.begin(run, state.epoch, len(training))
@@ -99,11 +101,11 @@ def execute(run: Run, progress: Progress) -> dict[str, Any]:
 
 def evaluate(method: Method, config: Config, images: Images) -> dict[str, Any]:
     """Accuracy under all rules, spikes, response time; the first sample as an example."""
-    counts = metrics.SpikeCounts(config.network.t_max)
+    counts = metrics.SpikeCounts(config.t_max)
     outputs, potentials, example = [], [], None
     for start in range(0, len(images), BATCH):
         part = images.select(torch.arange(start, min(start + BATCH, len(images))))
-        times = _encode(config, part)
+        times = config.encode(part)
         layers, potential = method.predict(times)
         layers = tuple(layer.cpu() for layer in layers)
         counts.update(times, *layers)
@@ -115,17 +117,22 @@ def evaluate(method: Method, config: Config, images: Images) -> dict[str, Any]:
         rule: metrics.accuracy(output, images.y, potential=potential, tie=rule) for rule in metrics.RULES
     }
     statistics = dataclasses.asdict(counts.compute())
-    histogram = (
-        output.min(1)
-        .values.clamp(max=config.network.t_max)
-        .histc(config.network.t_max + 1, 0, config.network.t_max)
-    )
     return {
         "accuracy": accuracy,
         **statistics,
-        "response_histogram": histogram.int().tolist(),
+        "response_histogram": _response_histogram(output, config.t_max),
         "example": example,
     }
+
+
+def _response_histogram(output: Tensor, t_max: float) -> list[int]:
+    """Samples by the time of their first output spike, in equal parts of the window; the silent ones last.
+
+    A part is a bin; of a window in continuous time, the `PARTS`th part.
+    """
+    parts = t_max if isinstance(t_max, int) else PARTS
+    first = output.min(1).values.clamp(max=t_max).double()
+    return (first * (parts / t_max)).long().bincount(minlength=parts + 1).tolist()
 
 
 def _example(images: Images, times: Tensor, layers: tuple[Tensor, ...]) -> dict[str, Any]:
@@ -133,11 +140,6 @@ def _example(images: Images, times: Tensor, layers: tuple[Tensor, ...]) -> dict[
     rows = [times[0], *(layer[0] for layer in layers)]
     spikes = [[None if t == float("inf") else t for t in row.tolist()] for row in rows]
     return {"label": int(images.y[0]), "times": spikes}
-
-
-def _encode(config: Config, images: Images) -> Tensor:
-    times = encode.latency(images.x, config.network.t_max, x_max=images.x_max)
-    return times.to(config.network.torch_dtype)
 
 
 def _load(run: Run, split: str) -> Images:
@@ -197,6 +199,8 @@ def _record(run: Run, state: State, method: Method, test: Images) -> dict[str, A
         "dataset": run.config.dataset,
         "config": run.config.model_dump(mode="json"),
         "config_hash": run.config.digest(),
+        "network_name": run.config.network_name,
+        "t_max": run.config.t_max,
         "seed": run.seed,
         "versions": records.versions(),
         "commit": state.commits[-1],

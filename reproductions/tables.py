@@ -97,7 +97,7 @@ def _row(runs: list[dict[str, Any]]) -> dict[str, str]:
     config, tests = runs[0]["config"], [run["test"] for run in runs]
     classes = len(tests[0]["example"]["times"][-1])
     inputs = len(tests[0]["example"]["times"][0])
-    network = "-".join(map(str, [inputs, *config["network"]["hidden"], classes]))
+    network = "-".join(filter(None, [str(inputs), runs[0]["network_name"], str(classes)]))
     row = {"method": runs[0]["name"].removesuffix(f"-{runs[0]['dataset']}"), "network": network}
     row["seeds"] = str(len(runs))
     row["epochs"] = str(config["training"]["epochs"])
@@ -108,7 +108,8 @@ def _row(runs: list[dict[str, Any]]) -> dict[str, str]:
         row[f"{BEST_EPOCH} %"] = _spread(best, 2)
     row["spikes: input + hidden + output"] = _counts(tests, "total")
     row["of these until the decision"] = _counts(tests, "until_decision")
-    row["response (bins)"] = _spread([test["response_time"] for test in tests], 1)
+    unit, digits = ("bins", 1) if isinstance(runs[0]["t_max"], int) else ("time constants", 3)
+    row[f"response ({unit})"] = _spread([test["response_time"] for test in tests], digits)
     row["ties / silent %"] = " / ".join(
         f"{100 * mean(test[key] for test in tests):.1f}" for key in ("tied", "silent")
     )

@@ -235,6 +235,16 @@ def test_response_times_of_different_windows_can_be_drawn_together():
     figures.response_times([record(t_max=16), record(seed=1, t_max=32, config_hash="b" * 12)])
 
 
+def test_response_times_fall_where_they_were():
+    half = record(t_max=16)
+    half["test"]["response_histogram"] = [0] * 4 + [10] + [0] * 12
+    (axes,) = figures.response_times([half]).axes
+    values, edges, _ = axes.patches[0].get_data()
+    assert [(edge, value) for edge, value in zip(edges, values, strict=False) if value > 1e-9] == [
+        (4 / 16, pytest.approx(50)), (4.5 / 16, pytest.approx(50)),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("t_max", [4, 17])
 def test_response_times_show_every_sample(t_max):
     run = record(t_max=t_max)

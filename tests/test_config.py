@@ -1,10 +1,15 @@
 import datetime
+import math
 
 import pytest
+import torch
 from tiny_runs import content, write_toml
 
 from reproductions import config as configs
+from reproductions.datasets import Images
 from reproductions.errors import SuiteError
+
+INF = math.inf
 
 
 def _changed(values, key, value):
@@ -54,8 +59,20 @@ def test_shipped_configs_are_valid_and_named_after_their_content(path):
             "online",
             "training.schedule",
             {"kind": "step"},
-            "kind: .*'constant', 'linear' or 'cosine', got 'step'",
+            "kind: .*'constant', 'linear', 'cosine' or 'exponential', got 'step'",
         ),
+        ("online", "training.schedule", {"kind": "linear", "decay": 0.9}, "decay below 1 goes with .*0.9"),
+        ("online", "training.schedule", {"kind": "exponential"}, "decay below 1 goes with .*'exponential'"),
+        ("online", "training.schedule", {"kind": "exponential", "decay": 1.1}, "schedule.decay: .*got 1.1"),
+        ("online", "implementation", "nothing", "implementation: must be one of 's4nn'.*, got 'nothing'"),
+        ("online", "implementation", [1], r"implementation: must be one of 's4nn'.*, got \[1\]"),
+        ("online", "encoding", {"kind": "latency", "scale": 2.0}, "encoding.scale: unknown key, got 2.0"),
+        ("online", "encoding", {"kind": "linear"}, "encoding.scale: missing key"),
+        ("online", "encoding", {"kind": "linear", "scale": 0}, "encoding.scale: .*greater than 0, got 0"),
+        ("online", "encoding", {"kind": "rank"}, "encoding: .*'rank'.*'latency', 'linear', 'two-times'"),
+        ("online", "encoding", {"scale": 2.0}, "encoding: .*kind"),
+        ("online", "encoding", {"kind": "two-times", "early": 2.0}, "early must be at most late, got 2.0"),
+        ("minibatch", "training.augment", {"shift": 0}, "training.augment.shift: .*greater than 0, got 0"),
         ("minibatch", "training.momentum", 0.9, "momentum is an option of .*'sgd', got .*'adam'"),
         ("minibatch", "training.batch_size", 0, "training.batch_size: .*greater than 0, got 0"),
         ("online", "network.hidden", 12, "network.hidden: Input should be a valid array, got 12"),
@@ -78,10 +95,12 @@ def test_a_bad_value_is_refused_with_file_key_value_and_what_is_allowed(
         _read(tmp_path, _changed(content(protocol), key, value))
 
 
-def test_a_missing_key_is_named(tmp_path):
+@pytest.mark.parametrize("key", ["training.gamma", "network.t_max", "implementation", "method"])
+def test_a_missing_key_is_named(tmp_path, key):
     values = content()
-    del values["training"]["gamma"]
-    with pytest.raises(SuiteError, match=r"some\.toml: training\.gamma: missing key"):
+    *tables, last = key.split(".")
+    del (values[tables[0]] if tables else values)[last]
+    with pytest.raises(SuiteError, match=rf"some\.toml: {key}: missing key"):
         _read(tmp_path, values)
 
 
@@ -120,6 +139,10 @@ def test_an_unknown_method_or_data_set_lists_what_there_is():
         ("training.learning_rates", [0.2, 0.3]),
         ("training.schedule", {"kind": "linear"}),
         ("training.schedule", {"kind": "cosine", "begin": 1}),
+        ("training.schedule", {"kind": "exponential", "decay": 0.9}),
+        ("encoding", {"kind": "latency", "bins": 16}),
+        ("encoding", {"kind": "linear", "scale": 32.0}),
+        ("encoding", {"kind": "two-times"}),
         ("training.weight_decay", 1e-6),
         ("training.gamma", 4.0),
         ("training.dropout", 0.1),
@@ -134,7 +157,13 @@ def test_digest_changes_with_every_setting(tmp_path, key, value):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("description", "in other words"), ("training.dropout", 0), ("network.threshold", 100)]
+    ("key", "value"),
+    [
+        ("description", "in other words"),
+        ("training.dropout", 0),
+        ("network.threshold", 100),
+        ("encoding", {"kind": "latency"}),
+    ],
 )
 def test_digest_ignores_description_and_spelling(tmp_path, key, value):
     assert _read(tmp_path, _changed(content(), key, value)).digest() == _read(tmp_path, content()).digest()
@@ -148,3 +177,49 @@ def test_with_epochs_changes_epochs_alone(tmp_path):
     assert config.with_epochs(None) == config
     with pytest.raises(SuiteError, match=r"--epochs: training\.epochs: .*greater than 0, got 0"):
         config.with_epochs(0)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [
+        ({"kind": "latency"}, [0, 6, 15, INF]),
+        ({"kind": "latency", "bins": 8}, [0, 3, 7, INF]),
+        ({"kind": "linear", "scale": 4.0}, [0, 1.6, 3.8, INF]),
+        ({"kind": "linear", "scale": 4.0, "silent_below": 0.1}, [0, 1.6, INF, INF]),
+        ({"kind": "two-times", "late": 2.0}, [0, 0, 2, 2]),
+        ({"kind": "two-times", "early": 1.0, "late": 2.0, "threshold": 0.7}, [1, 2, 2, 2]),
+        ({"kind": "two-times", "late": 2.0, "bright_early": False}, [2, 2, 0, 0]),
+        ({"kind": "two-times", "late": 2.0, "dark_silent": True}, [0, 0, INF, INF]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_images_are_encoded_as_the_config_says(encoding, expected, dtype):
+    values = {**content(), "encoding": encoding}
+    values["network"] = {**values["network"], "t_max": 16, "dtype": dtype}
+    images = Images(torch.tensor([[20, 12, 1, 0]]), torch.tensor([0]), 20, 10, (1, 2, 2))
+    times = configs.validated(values, "some").encode(images)
+    torch.testing.assert_close(times, torch.tensor([expected], dtype=getattr(torch, dtype)))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ({}, [1, 1, 1, 1]),
+        ({"kind": "linear"}, [1, 0.75, 0.5, 0.25]),
+        ({"kind": "cosine", "begin": 2}, [1, 1, 1, 0.5]),
+        ({"kind": "exponential", "decay": 0.5}, [1, 0.5, 0.25, 0.125]),
+        ({"kind": "exponential", "decay": 0.5, "begin": 1}, [1, 1, 0.5, 0.25]),
+    ],
+    ids=str,
+)
+def test_a_schedule_has_the_factors_it_promises(schedule, factors):
+    schedule = configs.Schedule(**schedule)
+    assert [schedule.factor(epoch, 4) for epoch in range(4)] == pytest.approx(factors)
+
+
+def test_the_network_is_named_as_papers_do(tmp_path):
+    values = content()
+    values["network"] |= {"hidden": [30, 20], "init": [{"uniform": [0.0, 1.0]}] * 3}
+    values["training"]["learning_rates"] = [0.1] * 3
+    assert _read(tmp_path, values).network_name == "30-20"

@@ -77,7 +77,7 @@ def test_digits_are_split_once_and_for_all():
 
 
 def _numbered(n):
-    return Images(torch.arange(n)[:, None], torch.arange(n), 255, 10)
+    return Images(torch.arange(n)[:, None], torch.arange(n), 255, 10, (1, 1, 1))
 
 
 def test_hold_out_is_fixed_disjoint_complete_and_in_file_order():

@@ -10,7 +10,7 @@ import torch
 from tiny_runs import record
 
 from reproductions import records
-from reproductions.config import Config
+from reproductions.config import validated
 from reproductions.errors import SuiteError
 
 
@@ -90,7 +90,7 @@ def test_a_record_of_another_schema_is_named(tmp_path):
 @pytest.mark.parametrize("path", sorted(records.RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_committed_records_carry_the_hash_of_their_config(path):
     recorded = records.read_record(path)
-    assert Config.model_validate_json(json.dumps(recorded["config"])).digest() == recorded["config_hash"]
+    assert validated(recorded["config"], path.name).digest() == recorded["config_hash"]
 
 
 def test_checkpoints_come_back_bit_for_bit(tmp_path):
@@ -176,3 +176,10 @@ def test_versions_and_machine_say_what_the_numbers_rest_on():
     assert records.versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert records.machine("cpu")["gpu"] is None
     assert Path(records.RESULTS).is_dir()
+
+
+def test_what_an_older_record_lacks_is_completed(tmp_path):
+    old = record(t_max=16)
+    del old["network_name"], old["t_max"]
+    records.write_record(tmp_path / "old.json", old)
+    assert records.read_record(tmp_path / "old.json") == record(t_max=16)

@@ -38,6 +38,7 @@ CONFIGS = {
         momentum=0.9,
         center_gradients=True,
         normalize_errors=False,
+        augment={"shift": 1},
         **EVERYTHING,
     ),
 }
@@ -75,13 +76,20 @@ def _interrupt(run, what="epoch", count=1):
 @each_config
 def test_a_run_writes_a_complete_record(finished, chosen):
     record = finished(chosen)
-    assert set(record) == {*records.KEYS, "commits"}
+    assert set(record) == {*records.KEYS, "network_name", "t_max", "commits"}
     assert record["config"] == chosen.model_dump(mode="json")
     assert (record["config_hash"], record["seed"], record["dataset"]) == (chosen.digest(), 0, "digits")
     assert [entry["epoch"] for entry in record["history"]] == [1, 2, 3]
     for entry in record["history"]:
         assert set(entry["validation"]) == set(RULES)
-        assert len(entry["train"]["spikes"]) == 2
+        train = entry["train"]
+        assert [len(train[key]) for key in ("spikes", "silent", "dead")] == [2, 2, 2]
+        for spikes, silent, dead, size in zip(
+            train["spikes"], train["silent"], train["dead"], (12, 10), strict=True
+        ):
+            assert math.isclose(silent, 1 - spikes / size, abs_tol=1e-9)
+            assert isinstance(dead, int)
+            assert 0 <= dead <= size * silent
     test = record["test"]
     assert set(test["accuracy"]) == set(RULES)
     assert test["accuracy"]["unique"] <= test["accuracy"]["first_index"] <= test["accuracy"]["lenient"]
@@ -133,6 +141,9 @@ def test_a_seed_fixes_every_number(tmp_path, finished, chosen):
         ("minibatch", {"normalize_errors": False}),
         ("minibatch", {"schedule": {"kind": "cosine", "begin": 1}}),
         ("minibatch", {"weight_decay": 0.1}),
+        ("minibatch", {"weight_decay": 0.1, "optimizer": "adamw"}),
+        ("minibatch", {"schedule": {"kind": "exponential", "decay": 0.5}}),
+        ("minibatch", {"augment": {"shift": 1}}),
         ("minibatch", {"center_gradients": True}),
         ("minibatch", {"center_gradients": True, "center_along": "mean input"}),
         ("minibatch", {"optimizer": "sgd"}),
@@ -316,3 +327,14 @@ def test_a_record_names_every_commit_that_trained_it(tmp_path, monkeypatch):
     _interrupt(_run(tmp_path), "epoch", 1)
     monkeypatch.setattr(records, "commit", lambda: "second")
     assert execute(_run(tmp_path, resume=True))["commits"] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("t_max", "parts", "expected"),
+    [(4, 4, {0: 1, 3: 2, 4: 1}), (4.0, 256, {0: 1, 192: 1, 255: 1, 256: 1}), (3, 3, {0: 1, 3: 3})],
+)
+def test_the_response_histogram_has_equal_parts_and_the_silent_last(t_max, parts, expected):
+    outputs = torch.tensor([[3.0, 0.0], [3.0, 3.5], [math.inf, 3.999], [math.inf, math.inf]])
+    histogram = runner._response_histogram(outputs, t_max)
+    assert {part: count for part, count in enumerate(histogram) if count} == expected
+    assert len(histogram) == parts + 1

@@ -84,9 +84,21 @@ def test_the_verdict_has_the_right_sign(lenient, verdict):
 
 @pytest.mark.usefixtures("published")
 def test_a_published_number_of_another_network_is_marked():
-    other = record(config={**record()["config"], "network": {"hidden": [1000], "t_max": 16}})
+    other = record(network_name="1000")
     (row,) = _rows(other)
     assert (row["network"], row["published %"]) == ("784-1000-10", "97.4 [P, 784-400-10]")
+
+
+@pytest.mark.parametrize(("name", "network"), [("", "784-10"), ("16C5s2-128", "784-16C5s2-128-10")])
+def test_a_network_is_named_from_inputs_to_outputs(name, network):
+    assert _rows(record(network_name=name))[0]["network"] == network
+
+
+def test_response_times_have_their_unit():
+    rows = _rows(record(t_max=16), record(t_max=4.0, name="continuous-mnist"))
+    assert [(row["response (bins)"], row["response (time constants)"]) for row in rows] == [
+        ("", "7.000"), ("7.0", ""),
+    ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("published")

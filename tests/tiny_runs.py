@@ -6,7 +6,7 @@ import copy
 import json
 
 from reproductions import records, runner
-from reproductions.config import Config
+from reproductions.config import validated
 
 NETWORKS = {
     "online": {
@@ -38,7 +38,7 @@ def content(protocol="online", **training):
 
 
 def config(protocol="online", **training):
-    return Config.model_validate_json(json.dumps(content(protocol, **training)))
+    return validated(content(protocol, **training), "tiny")
 
 
 def toml(value):
@@ -109,7 +109,7 @@ def record(
 ):
     """A complete record of a 784-400-10 network, made by hand."""
     accuracy = {"lenient": lenient, "first_index": 0.9, "potential": 0.91, "unique": 0.8}
-    train = {"loss": 0.1, "accuracy": 0.5, "spikes": [10.0, 1.0]}
+    train = {"loss": 0.1, "accuracy": 0.5, "spikes": [10.0, 1.0], "silent": [0.9, 0.9], "dead": [3, 0]}
     return {
         "schema": records.SCHEMA,
         "name": name,
@@ -121,6 +121,8 @@ def record(
             "training": {"epochs": 1},
         },
         "config_hash": config_hash,
+        "network_name": "400",
+        "t_max": t_max,
         "seed": seed,
         "versions": {},
         "commit": "unknown",
@@ -135,7 +137,7 @@ def record(
             "response_time": 7.0,
             "tied": 0.1,
             "silent": 0.0,
-            "response_histogram": [10] + [0] * t_max,
+            "response_histogram": [10] + [0] * (t_max if isinstance(t_max, int) else 256),
             "example": {"label": 3, "times": [[1.0] * 784, [2.0] * 400, [None] * 9 + [3.0]]},
         },
         **changes,

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from ..config import Config
-from ..errors import SuiteError
+if TYPE_CHECKING:
+    from ..config import Config
+
+IMPLEMENTATIONS = ("s4nn",)
 
 
 @dataclass(frozen=True)
 class EpochStatistics:
-    """Means over the training samples of an epoch; `spikes` holds one number per layer of neurons."""
+    """Means over the training samples of an epoch; from `spikes` on, one number per layer of neurons.
+
+    `silent` is the fraction of (sample, neuron) pairs without a spike, `dead` the number of neurons
+    that no sample made fire.
+    """
 
     loss: float
     accuracy: float
     spikes: tuple[float, ...]
+    silent: tuple[float, ...]
+    dead: tuple[int, ...]
+
+    @classmethod
+    def of(cls, loss: float, right: float, spikes: Sequence[Tensor], samples: int) -> EpochStatistics:
+        """From sums over the samples; `spikes` counts those of every neuron, layer by layer."""
+        per_sample = [layer.sum().item() / samples for layer in spikes]
+        return cls(
+            loss / samples,
+            right / samples,
+            tuple(per_sample),
+            tuple(1 - fired / layer.numel() for fired, layer in zip(per_sample, spikes, strict=True)),
+            tuple(int((layer == 0).sum()) for layer in spikes),
+        )
 
 
 class Method(Protocol):
@@ -43,12 +66,18 @@ class Method(Protocol):
         ...
 
 
-def build(config: Config, features: int, classes: int, seed: int, device: str) -> Method:
-    """The method that a config names, with fresh weights."""
-    from .s4nn import S4NNMinibatch, S4NNOnline
+def module(implementation: str) -> Any:
+    """The module of an implementation: its `Settings`, and `build`."""
+    return importlib.import_module(f".{implementation}", __name__)
 
-    if config.training.protocol == "minibatch":
-        return S4NNMinibatch(config, features, classes, seed, device)
-    if device != "cpu":
-        raise SuiteError(f"--device: the online protocol of {config.method} runs on the CPU, got {device!r}")
-    return S4NNOnline(config, features, classes, seed)
+
+def build(settings: Config, shape: tuple[int, ...], classes: int, seed: int, device: str) -> Method:
+    """The method that a config names, with fresh weights, for images [channels, height, width]."""
+    torch.manual_seed(random_seed(seed))
+    method: Method = module(settings.implementation).build(settings, shape, classes, seed, device)
+    return method
+
+
+def random_seed(*key: int) -> int:
+    """A seed that depends on the key alone, e.g. on seed, epoch and purpose: a resumed run repeats it."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])

@@ -8,160 +8,216 @@ recipe; dropout, learning-rate schedules, weight averaging and centred gradients
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
 
-from ssnn_plugin import IF, losses, metrics, nn, online
+from ssnn_plugin import IF, losses, online
 from ssnn_plugin.functional import first_spike_linear, normalize_error
+from ssnn_plugin.nn import SpikeLinear
 
-from ..config import Config, MinibatchTraining, OnlineTraining, Uniform
-from . import EpochStatistics
+from .. import config
+from ..config import Config, Fraction, FullyConnected, Normal, Uniform
+from ..errors import SuiteError
+from . import EpochStatistics, Method, minibatch, random_seed
+from .minibatch import DROPPING, REDRAWING, SHUFFLING, Minibatch, WeightAverage
 
 # Samples that one compiled call learns from. Part of the protocol: the learning rate moves, and the
 # random numbers of the dropout are drawn, once per chunk.
 CHUNK = 2000
 
 
-class S4NN:
-    """Weights, decision and weight averaging, common to both protocols."""
+class Network(FullyConnected):
+    """Fully connected integrate-and-fire neurons in discrete time."""
 
-    def __init__(self, config: Config, features: int, classes: int, seed: int) -> None:
-        self.config, self.seed = config, seed
-        self.neuron = IF(config.network.threshold, delay=1)
-        self.t_max = config.network.t_max
-        self.weights = self._draw_weights([features, *config.network.hidden, classes])
-        self.average: list[Tensor] | None = None
-        self.averaged = 0
-        self.spikes: list[Tensor] = []
+    threshold: PositiveFloat
+    t_max: PositiveInt
 
-    def _draw_weights(self, sizes: list[int]) -> list[Tensor]:
-        """As the authors draw them: NumPy's RandomState, first layer first."""
-        random = np.random.RandomState(self.seed)
-        weights = []
-        for n_in, n_out, init in zip(sizes, sizes[1:], self.config.network.init, strict=False):
-            draw = random.uniform if isinstance(init, Uniform) else random.normal
-            a, b = init.uniform if isinstance(init, Uniform) else init.normal
-            weights.append(torch.from_numpy(draw(a, b, (n_out, n_in))).to(self.config.network.torch_dtype))
-        return weights
 
-    def _rate_factor(self, progress: float) -> float:
-        """Schedule of the learning rate; `progress` counts epochs and fractions of one."""
-        schedule, epochs = self.config.training.schedule, self.config.training.epochs
-        if schedule.kind == "constant" or progress < schedule.begin:
-            return 1.0
-        done = (progress - schedule.begin) / (epochs - schedule.begin)
-        return 1 - done if schedule.kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+class Recipe(config.Training):
+    """What both protocols share, for this method and those that build on it."""
 
-    def _generator(self, epoch: int, purpose: int) -> torch.Generator:
-        """Random numbers that depend on seed and epoch alone, so that a resumed run repeats them."""
-        sequence = np.random.SeedSequence([self.seed, epoch, purpose])
-        return torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
+    learning_rates: list[PositiveFloat]
+    weight_decay: Fraction = 0.0
+    dropout: Fraction = 0.0
+    scale_dropout: bool = False
+    input_dropout: Fraction = 0.0
+    redraw_below: Fraction = 0.0
 
-    def _redraw_dead(self, epoch: int, samples: int) -> None:
-        """Redraw hidden neurons that hardly fired in the last epoch, after it was evaluated."""
-        least = self.config.training.redraw_below * samples
-        if not least or not self.spikes:
-            return
-        generator = self._generator(epoch, 1)
-        for weight, spikes, init in zip(
-            self.weights[:-1], self.spikes, self.config.network.init, strict=False
-        ):
-            assert isinstance(init, Uniform)
-            online.redraw_dead(weight, spikes, least, *init.uniform, generator)
+    @model_validator(mode="after")
+    def _dropout_is_used(self) -> Recipe:
+        if self.scale_dropout and not self.dropout:
+            raise ValueError("scale_dropout needs a dropout above 0")
+        return self
 
-    def _training_thresholds(self) -> list[float]:
-        """Thresholds while learning: with a fraction of the input spikes left out, less is enough."""
-        training, threshold = self.config.training, self.neuron.threshold
-        reduced = threshold * (1 - training.dropout) if training.scale_dropout else threshold
-        return [threshold] + [reduced] * (len(self.weights) - 1)
 
-    def _drop_inputs(self, times: Tensor, generator: torch.Generator) -> Tensor:
-        p = self.config.training.input_dropout
-        return times.masked_fill(torch.rand(times.shape, generator=generator) < p, torch.inf) if p else times
+class MinibatchRecipe(Recipe, minibatch.Training):
+    """Mini-batches through the ordinary layers, autograd and a torch optimiser."""
 
-    def _accumulate_average(self, epoch: int) -> None:
-        """Sum the weights of the last epochs; the prediction uses their mean."""
-        if epoch < self.config.training.epochs - self.config.training.average_last:
-            return
-        current = [weight.detach().clone() for weight in self.weights]
-        self.average = (
-            [a + w for a, w in zip(self.average, current, strict=True)] if self.average else current
-        )
-        self.averaged += 1
+    normalize_errors: bool = True
+    center_gradients: bool = False
+    center_along: Literal["ones", "mean input"] = "ones"
 
-    def predict(self, times: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Spike times by layer; the potential of a silent output is the one at bin T - 3, as published."""
-        weights = [a / self.averaged for a in self.average] if self.average else self.weights
-        layers = []
-        with torch.no_grad():
-            for weight in weights[:-1]:
-                times = first_spike_linear(times.to(weight.device), weight, self.neuron, t_max=self.t_max)
-                layers.append(times)
-            output, potential = first_spike_linear(
-                times.to(weights[-1].device),
-                weights[-1],
-                self.neuron,
-                t_max=self.t_max,
-                return_potential=True,
+    @model_validator(mode="after")
+    def _center_along_is_used(self) -> MinibatchRecipe:
+        if self.center_along != "ones" and not self.center_gradients:
+            raise ValueError(f"center_along needs center_gradients = true, got {self.center_along!r}")
+        return self
+
+
+class OnlineTraining(Recipe):
+    """One sample at a time, as S4NN's authors train."""
+
+    protocol: Literal["online"]
+    gamma: PositiveFloat
+    shuffle: bool = False
+
+
+class MinibatchTraining(MinibatchRecipe):
+    """The same rule in mini-batches."""
+
+    protocol: Literal["minibatch"]
+    gamma: PositiveFloat
+
+
+class BaseSettings(Config):
+    """Settings of this method and of those that build on it."""
+
+    network: Network
+    training: Recipe
+
+    @model_validator(mode="after")
+    def _training_fits_network(self) -> BaseSettings:
+        layers, rates = len(self.network.hidden) + 1, len(self.training.learning_rates)
+        if layers != rates:
+            raise ValueError(
+                f"training.learning_rates must hold {layers} numbers, one per layer, got {rates}"
             )
-            if bool(output.isinf().all(1).any()):
-                early = times.masked_fill(times > self.t_max - 3, torch.inf)
-                _, at_bin = first_spike_linear(
-                    early, weights[-1], self.neuron, t_max=self.t_max, return_potential=True
-                )
-                potential = torch.where(output.isinf(), at_bin, potential)
-        return (*layers, output), potential
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "weights": [weight.detach() for weight in self.weights],
-            "average": self.average,
-            "averaged": self.averaged,
-            "spikes": self.spikes,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for weight, saved in zip(self.weights, state["weights"], strict=True):
-            weight.detach().copy_(saved)
-        self.average = state["average"] and [
-            a.to(w) for a, w in zip(state["average"], self.weights, strict=True)
-        ]
-        self.averaged, self.spikes = state["averaged"], state["spikes"]
+        if self.training.dropout and not self.network.hidden:
+            raise ValueError("training.dropout needs a hidden layer")
+        if self.training.redraw_below and any(isinstance(init, Normal) for init in self.network.init[:-1]):
+            raise ValueError("training.redraw_below needs uniform initial weights in the hidden layers")
+        return self
 
 
-class S4NNOnline(S4NN):
+class Settings(BaseSettings):
+    """S4NN by either protocol."""
+
+    training: Annotated[OnlineTraining | MinibatchTraining, Field(discriminator="protocol")]
+
+    @model_validator(mode="after")
+    def _gamma_within_window(self) -> Settings:
+        if self.training.gamma > self.network.t_max:
+            t_max, gamma = self.network.t_max, self.training.gamma
+            raise ValueError(f"training.gamma must be at most network.t_max = {t_max}, got {gamma}")
+        return self
+
+
+def build(settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str) -> Method:
+    """S4NN by the protocol of its settings."""
+    if settings.training.protocol == "minibatch":
+        return S4NNMinibatch(settings, shape, classes, seed, device)
+    if device != "cpu":
+        raise SuiteError(
+            f"--device: the online protocol of {settings.method} runs on the CPU, got {device!r}"
+        )
+    return S4NNOnline(settings, shape, classes, seed)
+
+
+def draw_weights(network: Network, features: int, classes: int, seed: int) -> list[Tensor]:
+    """As the authors draw them: NumPy's RandomState, first layer first."""
+    random = np.random.RandomState(seed)
+    sizes = [features, *network.hidden, classes]
+    weights = []
+    for n_in, n_out, init in zip(sizes, sizes[1:], network.init, strict=False):
+        draw = random.uniform if isinstance(init, Uniform) else random.normal
+        a, b = init.uniform if isinstance(init, Uniform) else init.normal
+        weights.append(torch.from_numpy(draw(a, b, (n_out, n_in))).to(network.torch_dtype))
+    return weights
+
+
+def redraw_dead(
+    settings: BaseSettings, weights: Sequence[Tensor], spikes: Sequence[Tensor], samples: int, seed: int
+) -> None:
+    """Redraw hidden neurons that hardly fired in the last epoch, after it was evaluated."""
+    least = settings.training.redraw_below * samples
+    if not least or not spikes:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    for weight, fired, init in zip(weights[:-1], spikes, settings.network.init, strict=False):
+        assert isinstance(init, Uniform)
+        online.redraw_dead(weight, fired, least, *init.uniform, generator)
+
+
+def training_thresholds(settings: BaseSettings) -> list[float]:
+    """Thresholds while learning: with a fraction of the input spikes left out, less is enough."""
+    training, threshold = settings.training, settings.network.threshold
+    reduced = threshold * (1 - training.dropout) if training.scale_dropout else threshold
+    return [threshold] + [reduced] * len(settings.network.hidden)
+
+
+def drop(times: Tensor, p: float, generator: torch.Generator) -> Tensor:
+    """Silence each spike with probability p; without p, no random number is drawn."""
+    if not p:
+        return times
+    dropped = torch.rand(times.shape, generator=generator) < p
+    return times.masked_fill(dropped.to(times.device), torch.inf)
+
+
+def fire(times: Tensor, weights: Sequence[Tensor], network: Network) -> tuple[list[Tensor], Tensor]:
+    """Spike times by layer; the potential of a silent output is the one at bin T - 3, as published."""
+    neuron, t_max = IF(network.threshold, delay=1), network.t_max
+    layers: list[Tensor] = []
+    for weight in weights[:-1]:
+        times = first_spike_linear(times, weight, neuron, t_max=t_max)
+        layers.append(times)
+    output, potential = first_spike_linear(times, weights[-1], neuron, t_max=t_max, return_potential=True)
+    if bool(output.isinf().all(1).any()):
+        early = times.masked_fill(times > t_max - 3, torch.inf)
+        _, at_bin = first_spike_linear(early, weights[-1], neuron, t_max=t_max, return_potential=True)
+        potential = torch.where(output.isinf(), at_bin, potential)
+    return [*layers, output], potential
+
+
+class S4NNOnline:
     """One sample at a time, in file order unless the config shuffles."""
+
+    def __init__(self, settings: Settings, shape: tuple[int, ...], classes: int, seed: int) -> None:
+        assert isinstance(settings.training, OnlineTraining)
+        self.settings, self.training, self.seed = settings, settings.training, seed
+        self.weights = draw_weights(settings.network, math.prod(shape), classes, seed)
+        self.average = WeightAverage(self.training)
+        self.spikes: list[Tensor] = []
 
     def train_epoch(
         self, epoch: int, times: Tensor, labels: Tensor, advance: Callable[[int], None]
     ) -> EpochStatistics:
-        training = self.config.training
-        assert isinstance(training, OnlineTraining)
-        self._redraw_dead(epoch, len(times))
+        training = self.training
+        redraw_dead(self.settings, self.weights, self.spikes, len(times), self._seed(epoch, REDRAWING))
         order = torch.arange(len(times))
         if training.shuffle:
-            order = torch.randperm(len(times), generator=self._generator(epoch, 2))
-        dropping = self._generator(epoch, 3)
-        hidden = len(self.weights) - 1
+            shuffling = torch.Generator().manual_seed(self._seed(epoch, SHUFFLING))
+            order = torch.randperm(len(times), generator=shuffling)
+        dropping = torch.Generator().manual_seed(self._seed(epoch, DROPPING))
         loss = right = 0.0
         spikes = [torch.zeros(len(weight), dtype=torch.long) for weight in self.weights]
         for start in range(0, len(order), CHUNK):
             chunk = order[start : start + CHUNK]
-            factor = self._rate_factor(epoch + start / len(order))
+            factor = training.schedule.factor(epoch + start / len(order), training.epochs)
             done = online.s4nn_train(
                 self.weights,
-                self._drop_inputs(times[chunk], dropping),
+                drop(times[chunk], training.input_dropout, dropping),
                 labels[chunk],
-                thresholds=self._training_thresholds(),
+                thresholds=training_thresholds(self.settings),
                 learning_rates=[rate * factor for rate in training.learning_rates],
                 weight_decay=training.weight_decay,
                 gamma=training.gamma,
-                t_max=self.t_max,
-                dropout=[training.dropout] * hidden + [0.0],
+                t_max=self.settings.network.t_max,
+                dropout=[training.dropout] * (len(self.weights) - 1) + [0.0],
                 seed=int(torch.randint(2**31, (), generator=dropping)),
             )
             loss += done.loss * len(chunk)
@@ -169,86 +225,75 @@ class S4NNOnline(S4NN):
             spikes = [a + b for a, b in zip(spikes, done.spikes, strict=True)]
             advance(len(chunk))
         self.spikes = spikes
-        self._accumulate_average(epoch)
-        n = len(order)
-        return EpochStatistics(loss / n, right / n, tuple(s.sum().item() / n for s in spikes))
+        self.average.update(epoch, self.weights)
+        return EpochStatistics.of(loss, right, spikes, len(order))
+
+    def _seed(self, epoch: int, purpose: int) -> int:
+        return random_seed(self.seed, epoch, purpose)
+
+    def predict(self, times: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        layers, potential = fire(times, self.average.of(self.weights), self.settings.network)
+        return tuple(layers), potential
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.weights, "average": self.average.state_dict(), "spikes": self.spikes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.weights, self.spikes = state["weights"], state["spikes"]
+        self.average.load_state_dict(state["average"])
 
 
-class S4NNMinibatch(S4NN):
-    """Mini-batches through `nn.SpikeLinear`, autograd and a torch optimiser."""
+class ErrorBackpropagation(Minibatch):
+    """S4NN's neuron and gradient in mini-batches; methods with other targets or weights build on it."""
 
-    def __init__(self, config: Config, features: int, classes: int, seed: int, device: str) -> None:
-        super().__init__(config, features, classes, seed)
-        training = config.training
-        assert isinstance(training, MinibatchTraining)
-        self.training, self.device = training, device
-        thresholds = self._training_thresholds()
-        outputs = [False] * (len(self.weights) - 1) + [True]
-        self.layers = [self._layer(*each) for each in zip(self.weights, thresholds, outputs, strict=True)]
-        self.weights = [layer.weight for layer in self.layers]
-        self.directions: list[Tensor] = []
-        self.loss = losses.RelativeTargetLoss(training.gamma, self.t_max)
-        groups = [
-            {"params": [w], "lr": lr} for w, lr in zip(self.weights, training.learning_rates, strict=True)
+    settings: BaseSettings
+    training: MinibatchRecipe
+
+    def __init__(
+        self, settings: BaseSettings, shape: tuple[int, ...], classes: int, seed: int, device: str
+    ) -> None:
+        weights = draw_weights(settings.network, math.prod(shape), classes, seed)
+        thresholds = training_thresholds(settings)
+        outputs = [False] * len(settings.network.hidden) + [True]
+        layers = [
+            spike_linear(weight, threshold, settings.network, silent_gradient=is_output)
+            for weight, threshold, is_output in zip(weights, thresholds, outputs, strict=True)
         ]
-        if training.optimizer == "sgd":
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                groups, momentum=training.momentum, weight_decay=training.weight_decay
-            )
-        else:
-            self.optimizer = torch.optim.AdamW(groups, weight_decay=training.weight_decay)
+        super().__init__(settings, layers, shape, seed, device)
+        self.directions: list[Tensor] = []
 
-    def _layer(self, weight: Tensor, threshold: float, is_output: bool) -> nn.SpikeLinear:
-        layer = nn.SpikeLinear(
-            weight.shape[1],
-            weight.shape[0],
-            IF(threshold, delay=1),
-            t_max=self.t_max,
-            silent_gradient=is_output,
-            device=self.device,
-            dtype=self.config.network.torch_dtype,
-        )
-        layer.load_state_dict({"weight": weight})
-        return layer
+    @property
+    def weights(self) -> list[Tensor]:
+        return [stage.neurons.get_parameter("weight") for stage in self.stages]
 
-    def train_epoch(
-        self, epoch: int, times: Tensor, labels: Tensor, advance: Callable[[int], None]
-    ) -> EpochStatistics:
-        self._redraw_dead(epoch, len(times))
-        order = torch.randperm(len(times), generator=self._generator(epoch, 2))
-        dropping = self._generator(epoch, 3)
+    def before_epoch(self, epoch: int, times: Tensor) -> None:
+        seed = random_seed(self.seed, epoch, REDRAWING)
+        redraw_dead(self.settings, self.weights, self.spikes, len(times), seed)
         self.directions = self.directions or self._common_directions(times)
-        loss = right = 0.0
-        spikes = [torch.zeros(len(weight), dtype=torch.long) for weight in self.weights]
-        for start in range(0, len(order), self.training.batch_size):
-            batch = order[start : start + self.training.batch_size]
-            self._set_rates(epoch + start / len(order))
-            inputs = self._drop_inputs(times[batch], dropping).to(self.device)
-            target = labels[batch].to(self.device)
-            layers = self._forward(inputs, dropping)
-            batch_loss = self.loss(layers[-1], target)
-            self.optimizer.zero_grad()
-            batch_loss.backward()
-            if self.training.center_gradients:
-                self._center_gradients()
-            self.optimizer.step()
-            right += metrics.accuracy(layers[-1].detach(), target, tie="lenient") * len(batch)
-            loss += batch_loss.item() * len(batch)
-            for total, layer in zip(spikes, layers, strict=True):
-                total += layer.detach().isfinite().sum(0).cpu()
-            advance(len(batch))
-        self.spikes = spikes
-        self._accumulate_average(epoch)
-        n = len(order)
-        return EpochStatistics(loss / n, right / n, tuple(s.sum().item() / n for s in spikes))
 
-    def _center_gradients(self) -> None:
+    def forward(self, times: Tensor) -> tuple[list[Tensor], Tensor]:
+        if not self.network.training:
+            return fire(times, self.weights, self.settings.network)
+        times = drop(times, self.training.input_dropout, self.dropping)
+        layers: list[Tensor] = []
+        for stage in self.stages:
+            times, potential = stage.neurons(times, return_potential=True)
+            if self.training.normalize_errors:
+                times = normalize_error(times)
+            layers.append(times)
+            if len(layers) < len(self.stages):
+                times = drop(times, self.training.dropout, self.dropping)
+        return layers, potential
+
+    def after_backward(self) -> None:
         """Gradient centralization (Yong et al., ECCV 2020) of the hidden layers.
 
         Every counted input has the same dV/dw = 1, so that a hidden neuron's gradient is mostly a
         common shift of all its weights: it fires ever earlier, or dies. Without that shift in the
         gradient the pattern is learned instead.
         """
+        if not self.training.center_gradients:
+            return
         for weight, direction in zip(self.weights[:-1], self.directions, strict=True):
             assert weight.grad is not None
             weight.grad -= torch.outer(weight.grad @ direction, direction)
@@ -257,29 +302,33 @@ class S4NNMinibatch(S4NN):
         """Unit vectors of the common shift: all weights alike, or as often as each input spikes."""
         directions = [torch.ones_like(weight[0]) for weight in self.weights[:-1]]
         if self.training.center_along == "mean input":
-            directions[0] = times.isfinite().to(self.config.network.torch_dtype).mean(0).to(self.device)
+            directions[0] = times.isfinite().to(directions[0]).mean(0)
         return [direction / direction.norm() for direction in directions]
 
-    def _forward(self, times: Tensor, dropping: torch.Generator) -> list[Tensor]:
-        outputs = []
-        for layer in self.layers:
-            times = layer(times)
-            if self.training.normalize_errors:
-                times = normalize_error(times)
-            outputs.append(times)
-            if self.training.dropout and layer is not self.layers[-1]:
-                dropped = torch.rand(times.shape, generator=dropping) < self.training.dropout
-                times = times.masked_fill(dropped.to(times.device), torch.inf)
-        return outputs
 
-    def _set_rates(self, progress: float) -> None:
-        factor = self._rate_factor(progress)
-        for group, rate in zip(self.optimizer.param_groups, self.training.learning_rates, strict=True):
-            group["lr"] = rate * factor
+def spike_linear(weight: Tensor, threshold: float, network: Network, *, silent_gradient: bool) -> nn.Module:
+    """A layer of integrate-and-fire neurons with given weights."""
+    layer = SpikeLinear(
+        weight.shape[1],
+        weight.shape[0],
+        IF(threshold, delay=1),
+        t_max=network.t_max,
+        silent_gradient=silent_gradient,
+        dtype=weight.dtype,
+    )
+    layer.load_state_dict({"weight": weight})
+    return layer
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+class S4NNMinibatch(ErrorBackpropagation):
+    """Mini-batches through `nn.SpikeLinear`, autograd and a torch optimiser."""
+
+    def __init__(
+        self, settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str
+    ) -> None:
+        super().__init__(settings, shape, classes, seed, device)
+        assert isinstance(settings.training, MinibatchTraining)
+        self.relative = losses.RelativeTargetLoss(settings.training.gamma, settings.network.t_max)
+
+    def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
+        return self.relative.forward(outputs, labels)

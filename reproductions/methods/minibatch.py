@@ -1,0 +1,245 @@
+"""What the methods that learn in mini-batches share: epochs, random numbers, optimiser, statistics, state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from ssnn_plugin import metrics
+
+from .. import config
+from ..config import Config, Fraction, Strict
+from ..errors import SuiteError
+from . import EpochStatistics, random_seed
+
+# What random numbers are for; each purpose has a stream of its own in every epoch.
+REDRAWING, SHUFFLING, DROPPING, MODULES, AUGMENTING = 1, 2, 3, 4, 5
+
+
+class Augment(Strict):
+    """Changes of the training images, drawn anew in every epoch: shifts by up to `shift` pixels."""
+
+    shift: PositiveInt
+
+
+class Training(config.Training):
+    """Settings of the trainer below; `learning_rates` holds one number, or one per stage."""
+
+    batch_size: PositiveInt
+    optimizer: Literal["sgd", "adam", "adamw"]
+    momentum: Fraction = 0.0
+    learning_rates: list[PositiveFloat] = Field(min_length=1)
+    weight_decay: Fraction = 0.0
+    augment: Augment | None = None
+
+    @model_validator(mode="after")
+    def _momentum_is_used(self) -> Training:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is an option of optimizer 'sgd', got optimizer {self.optimizer!r}")
+        return self
+
+
+class Stage(nn.Module):
+    """A layer of neurons, and what its spikes pass on their way to the next stage, such as a pool."""
+
+    neurons: nn.Module
+    after: nn.Sequential
+
+    def __init__(self, neurons: nn.Module, *after: nn.Module) -> None:
+        super().__init__()
+        self.neurons, self.after = neurons, nn.Sequential(*after)
+
+
+class WeightAverage:
+    """Mean of the weights as they were after each of the last epochs."""
+
+    def __init__(self, training: config.Training) -> None:
+        self.begin = training.epochs - training.average_last
+        self.sums: list[Tensor] = []
+        self.epochs = 0
+
+    def update(self, epoch: int, weights: Iterable[Tensor]) -> None:
+        """Take in the weights after an epoch, if it is one of the last."""
+        if epoch < self.begin:
+            return
+        current = [weight.detach().clone() for weight in weights]
+        self.sums = [a + w for a, w in zip(self.sums, current, strict=True)] if self.epochs else current
+        self.epochs += 1
+
+    def of(self, weights: Iterable[Tensor]) -> list[Tensor]:
+        """The mean, in the place of the weights as they are; before the last epochs, these."""
+        return [total / self.epochs for total in self.sums] if self.epochs else list(weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums, "epochs": self.epochs}
+
+    def load_state_dict(self, state: dict[str, Any], device: str = "cpu") -> None:
+        self.sums = [total.to(device) for total in state["sums"]]
+        self.epochs = state["epochs"]
+
+
+class Minibatch:
+    """Base of the methods that learn in mini-batches, through autograd and a torch optimiser.
+
+    A method passes its stages and defines `loss`. It may add `costs`, shape the gradients
+    `after_backward`, project the weights `after_step`, or define `forward` anew.
+
+    Args:
+        settings: with a `Training` of this module.
+        stages: modules on spike times, each a layer of neurons or a `Stage`; the last one, the
+            outputs, is called with `return_potential=True`.
+        shape: of an image, [channels, height, width].
+        seed, device: as for `methods.build`.
+    """
+
+    def __init__(
+        self, settings: Config, stages: Sequence[nn.Module], shape: tuple[int, ...], seed: int, device: str
+    ) -> None:
+        assert isinstance(settings.training, Training)
+        self.settings, self.training = settings, settings.training
+        self.shape, self.seed, self.device = shape, seed, device
+        self.stages = [stage if isinstance(stage, Stage) else Stage(stage) for stage in stages]
+        self.network = nn.ModuleList(self.stages).to(device)
+        self.optimizer = self._optimizer()
+        self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
+        self.average = WeightAverage(self.training)
+        self.spikes: list[Tensor] = []
+
+    def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
+        """Loss of a mini-batch on the spike times and the potential of the outputs."""
+        raise NotImplementedError
+
+    def costs(self) -> Tensor | float:
+        """Added to the loss, e.g. costs of the weights."""
+        return 0.0
+
+    def before_epoch(self, epoch: int, times: Tensor) -> None:
+        """Called with all training samples before each epoch; `self.spikes` is of the last one."""
+
+    def after_backward(self) -> None:
+        """Called between the backward pass and the optimiser's step."""
+
+    def after_step(self) -> None:
+        """Called after each step of the optimiser."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters and learning rates for the optimiser, one group per stage."""
+        rates = self.training.learning_rates
+        rates = rates * len(self.stages) if len(rates) == 1 else rates
+        if len(rates) != len(self.stages):
+            raise SuiteError(
+                f"training.learning_rates must hold one number, or {len(self.stages)}, one per layer, "
+                f"got {len(rates)}"
+            )
+        return [{"params": list(s.parameters()), "lr": lr} for s, lr in zip(self.stages, rates, strict=True)]
+
+    def forward(self, times: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Spike times of every layer of neurons, and the potential of the outputs."""
+        layers = []
+        for stage in self.stages[:-1]:
+            layers.append(stage.neurons(times))
+            times = stage.after(layers[-1])
+        outputs, potential = self.stages[-1].neurons(times, return_potential=True)
+        return [*layers, outputs], potential
+
+    def train_epoch(
+        self, epoch: int, times: Tensor, labels: Tensor, advance: Callable[[int], None]
+    ) -> EpochStatistics:
+        self.before_epoch(epoch, times)
+        self.network.train()
+        torch.manual_seed(random_seed(self.seed, epoch, MODULES))
+        order = torch.randperm(len(times), generator=self.generator(epoch, SHUFFLING))
+        self.dropping = self.generator(epoch, DROPPING)
+        augmenting = self.generator(epoch, AUGMENTING)
+        loss = right = 0.0
+        spikes: list[Tensor] = []
+        for start in range(0, len(order), self.training.batch_size):
+            batch = order[start : start + self.training.batch_size]
+            inputs = times[batch]
+            if self.training.augment:
+                inputs = shifted(inputs, self.shape, self.training.augment.shift, augmenting)
+            self._set_rates(epoch + start / len(order))
+            target = labels[batch].to(self.device)
+            layers, batch_loss = self._step(inputs.to(self.device), target)
+            loss += batch_loss * len(batch)
+            right += metrics.accuracy(layers[-1], target, tie="lenient") * len(batch)
+            counts = [layer.isfinite().sum(0).cpu() for layer in layers]
+            spikes = [a + b for a, b in zip(spikes, counts, strict=True)] if spikes else counts
+            advance(len(batch))
+        self.spikes = spikes
+        self.average.update(epoch, self.network.parameters())
+        return EpochStatistics.of(loss, right, spikes, len(order))
+
+    def _step(self, inputs: Tensor, labels: Tensor) -> tuple[list[Tensor], float]:
+        """Learn from a mini-batch; spike times by layer and the loss, without what `costs` adds."""
+        layers, potential = self.forward(inputs)
+        loss = self.loss(layers[-1], potential, labels)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss + self.costs())
+        self.after_backward()
+        self.optimizer.step()
+        self.after_step()
+        return [layer.detach() for layer in layers], loss.item()
+
+    def predict(self, times: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        self.network.eval()
+        with torch.no_grad(), self._averaged_weights():
+            layers, potential = self.forward(times.to(self.device))
+        return tuple(layers), potential
+
+    def generator(self, epoch: int, purpose: int) -> torch.Generator:
+        """Random numbers that depend on seed, epoch and purpose alone."""
+        return torch.Generator().manual_seed(random_seed(self.seed, epoch, purpose))
+
+    @contextlib.contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        own = [parameter.data for parameter in self.network.parameters()]
+        try:
+            for parameter, mean in zip(self.network.parameters(), self.average.of(own), strict=True):
+                parameter.data = mean
+            yield
+        finally:
+            for parameter, before in zip(self.network.parameters(), own, strict=True):
+                parameter.data = before
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        groups, decay = self.parameter_groups(), self.training.weight_decay
+        if self.training.optimizer == "sgd":
+            return torch.optim.SGD(groups, momentum=self.training.momentum, weight_decay=decay)
+        kind = torch.optim.Adam if self.training.optimizer == "adam" else torch.optim.AdamW
+        return kind(groups, weight_decay=decay)
+
+    def _set_rates(self, progress: float) -> None:
+        factor = self.training.schedule.factor(progress, self.training.epochs)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "spikes": self.spikes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"], self.device)
+        self.spikes = state["spikes"]
+
+
+def shifted(times: Tensor, shape: tuple[int, ...], most: int, generator: torch.Generator) -> Tensor:
+    """Flat images of spike times, each moved by up to `most` pixels along both axes; silence comes in."""
+    channels, height, width = shape
+    padded = nn.functional.pad(times.reshape(-1, *shape), [most] * 4, value=torch.inf)
+    down, right = torch.randint(2 * most + 1, (2, len(times), 1), generator=generator)
+    rows, columns = down + torch.arange(height), right + torch.arange(width)
+    sample = torch.arange(len(times))[:, None, None, None]
+    channel = torch.arange(channels)[:, None, None]
+    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]].flatten(1)

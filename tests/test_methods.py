@@ -1,0 +1,224 @@
+"""The trainer that the methods share, and each method on tiny data."""
+
+import math
+
+import pytest
+import torch
+from tiny_runs import config, execute
+from torch import nn
+
+from reproductions import config as configs
+from reproductions import methods
+from reproductions.config import Config, Network
+from reproductions.errors import SuiteError
+from reproductions.methods import EpochStatistics
+from reproductions.methods.minibatch import Minibatch, Stage, Training, WeightAverage, shifted
+from reproductions.runner import Run
+from ssnn_plugin import IF
+from ssnn_plugin.losses import RelativeTargetLoss
+from ssnn_plugin.nn import EarliestSpikePool2d, SpikeConv2d, SpikeLinear
+
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+INF = math.inf
+SHAPE = (1, 6, 6)
+
+
+class Convolutional(Minibatch):
+    """A method as one would write it: a convolution, a pool, dropout, a cost and a projection."""
+
+    def __init__(self, settings, seed=0):
+        first = Stage(
+            SpikeConv2d(1, 3, 3, IF(1.0), t_max=8.0, init_range=(-0.2, 0.5)),
+            EarliestSpikePool2d(2),
+            nn.Flatten(),
+        )
+        output = SpikeLinear(
+            12, 2, IF(1.0), t_max=8.0, silent_gradient=True, init_range=(-0.1, 0.4), dropout=0.1
+        )
+        super().__init__(settings, [first, output], SHAPE, seed, "cpu")
+        self.relative = RelativeTargetLoss(2.0, 8.0)
+        self.cost, self.calls = 0.0, []
+
+    def forward(self, times):
+        return super().forward(times.reshape(-1, *SHAPE))
+
+    def loss(self, outputs, potential, labels):
+        return self.relative(outputs, labels)
+
+    def costs(self):
+        return self.cost * sum(p.square().sum() for p in self.network.parameters())
+
+    def after_backward(self):
+        self.calls.append("backward")
+
+    def after_step(self):
+        self.calls.append("step")
+
+
+class Settings(Config):
+    training: Training
+
+
+def _settings(**training):
+    values = {"epochs": 4, "batch_size": 16, "optimizer": "adam", "learning_rates": [1e-2], **training}
+    return Settings(
+        method="m", implementation="s4nn", dataset="digits", description="", validation=0,
+        network=Network(t_max=8.0), training=Training(**values),
+    )  # fmt: skip
+
+
+def _method(seed=0, **training):
+    torch.manual_seed(seed)
+    return Convolutional(_settings(**training), seed)
+
+
+def _samples(n=64):
+    """Two classes: the early spikes are in the upper or in the lower half."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % 2
+    times = torch.randint(4, 8, (n, 36), generator=generator).float()
+    half = torch.randint(0, 4, (n, 18), generator=generator).float()
+    for label, part in enumerate((slice(0, 18), slice(18, 36))):
+        times[labels == label, part] = half[labels == label]
+    return times, labels
+
+
+def _train(method, epochs, first=0):
+    times, labels = _samples()
+    return [method.train_epoch(epoch, times, labels, lambda n: None) for epoch in range(first, epochs)]
+
+
+def _weights(method):
+    return torch.cat([p.detach().flatten() for p in method.network.parameters()])
+
+
+def test_the_trainer_calls_the_method_after_every_batch_and_counts_every_layer():
+    method = _method()
+    statistics = _train(method, 4)
+    assert method.calls == ["backward", "step"] * 4 * 4
+    for epoch in statistics:
+        for spikes, silent, neurons in zip(epoch.spikes, epoch.silent, (48, 2), strict=True):
+            assert 0 < spikes < neurons
+            assert silent == pytest.approx(1 - spikes / neurons)
+
+
+def test_a_method_learns_the_digits(tmp_path):
+    chosen = configs.find("s4nn-tuned", "digits").with_epochs(5)
+    history = execute(Run(chosen, "digits", results=tmp_path))["history"]
+    assert history[-1]["train"]["loss"] < 0.5 * history[0]["train"]["loss"]
+    assert history[-1]["validation"]["potential"] > 0.85
+
+
+def test_layers_are_those_before_the_pool():
+    times, _ = _samples(5)
+    layers, potential = _method().predict(times)
+    assert [layer.shape for layer in layers] == [(5, 3, 4, 4), (5, 2)]
+    assert potential.shape == (5, 2)
+
+
+@pytest.mark.parametrize("training", [{}, {"augment": {"shift": 2}, "average_last": 2}], ids=str)
+def test_going_on_from_a_checkpoint_gives_the_same_weights(training):
+    whole, part, rest = (_method(**training) for _ in range(3))
+    _train(whole, 4)
+    _train(part, 3)
+    rest.load_state_dict(part.state_dict())
+    torch.manual_seed(77)
+    _train(rest, 4, first=3)
+    assert torch.equal(_weights(rest), _weights(whole))
+    times, _ = _samples()
+    assert torch.equal(rest.predict(times)[0][-1], whole.predict(times)[0][-1])
+
+
+def test_the_random_numbers_of_the_caller_change_nothing_but_the_seed_does():
+    one, same, other = _method(), _method(), _method()
+    other.seed = 1
+    torch.manual_seed(1)
+    _train(one, 2)
+    torch.manual_seed(2)
+    _train(same, 2)
+    _train(other, 2)
+    assert torch.equal(_weights(one), _weights(same))
+    assert not torch.equal(_weights(one), _weights(other))
+
+
+def test_costs_are_added_to_what_is_learned_from_but_not_to_the_loss_shown():
+    with_cost, without = _method(), _method()
+    with_cost.cost = 10.0
+    shown = [_train(method, 1)[0].loss for method in (with_cost, without)]
+    assert shown[0] > 0
+    assert _weights(with_cost).norm() < _weights(without).norm()
+
+
+def test_prediction_uses_the_mean_of_the_last_weights_and_leaves_them_alone():
+    method = _method(average_last=2)
+    kept = []
+    for epoch in range(4):
+        _train(method, epoch + 1, first=epoch)
+        kept.append(_weights(method).clone())
+    seen = []
+    method.forward = lambda times: (seen.append(_weights(method).clone()), (times, times))[1]
+    method.predict(_samples()[0])
+    torch.testing.assert_close(seen[0], (kept[2] + kept[3]) / 2)
+    assert torch.equal(_weights(method), kept[3])
+
+
+def test_an_average_before_the_last_epochs_is_the_weights_themselves():
+    average = WeightAverage(
+        Training(epochs=3, average_last=1, batch_size=1, optimizer="sgd", learning_rates=[1])
+    )
+    weight = torch.ones(2)
+    average.update(0, [weight])
+    assert average.of([weight])[0] is weight
+    average.update(2, [weight])
+    weight += 1
+    assert average.of([weight])[0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("optimizer", "kind"), [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")])
+def test_the_optimizer_is_the_one_asked_for_with_a_rate_per_stage(optimizer, kind):
+    method = _method(optimizer=optimizer, learning_rates=[0.1, 0.2], schedule={"kind": "linear"})
+    assert type(method.optimizer).__name__ == kind
+    assert [group["lr"] for group in method.optimizer.param_groups] == [0.1, 0.2]
+    method._set_rates(2.0)
+    assert [group["lr"] for group in method.optimizer.param_groups] == pytest.approx([0.05, 0.1])
+
+
+def test_another_number_of_rates_is_refused():
+    with pytest.raises(SuiteError, match="learning_rates must hold one number, or 2, one per layer, got 3"):
+        _method(learning_rates=[0.1, 0.2, 0.3])
+
+
+def test_statistics_are_means_over_samples_and_neurons():
+    spikes = [torch.tensor([[4, 0], [2, 2]]), torch.tensor([3, 4])]
+    assert EpochStatistics.of(8.0, 3.0, spikes, 4) == EpochStatistics(
+        2.0, 0.75, (2.0, 1.75), (0.5, 0.125), (1, 0)
+    )
+
+
+def test_a_shift_moves_the_image_and_lets_silence_in():
+    image = torch.arange(12.0).reshape(1, 12)
+    images = image.repeat(200, 1)
+    moved = shifted(images, (1, 3, 4), 1, torch.Generator().manual_seed(0)).reshape(200, 3, 4)
+    padded = nn.functional.pad(image.reshape(3, 4), [1] * 4, value=INF)
+    possible = [padded[i : i + 3, j : j + 4] for i in range(3) for j in range(3)]
+    found = [next(k for k, other in enumerate(possible) if torch.equal(one, other)) for one in moved]
+    assert set(found) == set(range(9))
+
+
+def test_a_shift_moves_all_channels_alike():
+    one = torch.rand(50, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    times = torch.cat([one, one + 1], dim=1).flatten(1)
+    moved = shifted(times, (2, 3, 3), 2, torch.Generator().manual_seed(0)).reshape(50, 2, 9)
+    torch.testing.assert_close(moved[:, 1], moved[:, 0] + 1)
+
+
+def test_every_implementation_has_settings_and_a_builder():
+    for name in methods.IMPLEMENTATIONS:
+        module = methods.module(name)
+        assert issubclass(module.Settings, Config)
+        assert callable(module.build)
+
+
+def test_building_twice_gives_the_same_weights():
+    one, same = (methods.build(config("minibatch"), (1, 8, 8), 10, 3, "cpu") for _ in range(2))
+    assert torch.equal(_weights(one), _weights(same))
