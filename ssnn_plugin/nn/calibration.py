@@ -1,0 +1,150 @@
+"""Weights with which a wanted part of the neurons fires."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .connection import SpikeConnection
+from .residual import AddedCurrentResidual
+
+OCTAVES = 30.0
+STEPS = 40
+
+
+@torch.no_grad()
+def calibrate(
+    layers: nn.Module | Iterable[nn.Module], times: Tensor, fraction: float, *, tolerance: float = 0.01
+) -> dict[str, float]:
+    """Scale the weights of one layer after the other so that a wanted part of its neurons fires.
+
+    Each connection's weights are multiplied by one positive factor in 2^-30 ... 2^30, found by bisection
+    on the input that the layers before it, calibrated already, make of `times`. Dropout is off
+    meanwhile; a bias and everything that is not a connection stay as they are.
+
+    Args:
+        layers: a model on spike times, or modules that are applied in turn.
+        times: a batch of input spike times.
+        fraction: of the (sample, neuron) pairs that shall fire, above 0 and at most 1.
+        tolerance: how far off will do. A layer of few pairs gets as close as it can.
+
+    Returns:
+        The fraction that each connection reached, under the name of its module, in order.
+
+    Raises:
+        ValueError: a fraction out of reach, as it is without positive weights; a fraction out of range;
+            layers without connections, or with one that was not called.
+
+    Source: calibration before training as Zhu et al. 2023 do, who bisect the thresholds.
+
+    >>> import torch
+    >>> from ssnn_plugin import IF
+    >>> from ssnn_plugin.nn import SpikeLinear
+    >>> layer = SpikeLinear(1, 4, IF(100.0), t_max=8)
+    >>> _ = layer.load_state_dict({"weight": torch.tensor([[1.0], [2.0], [3.0], [4.0]])})
+    >>> calibrate([layer], torch.tensor([[3.0]]), 0.5)
+    {'0': 0.5}
+    >>> layer(torch.tensor([[3.0]])).tolist()
+    [[inf, inf, 3.0, 3.0]]
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction!r}")
+    network = _network(layers)
+    named = _connections(network)
+    reached: dict[str, float] = {}
+
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        name, connection = named[module]
+        if name in reached:
+            return
+
+        def fires() -> float:
+            outputs = module.forward(*inputs)
+            spikes = outputs[0] if isinstance(outputs, tuple) else outputs
+            return float(spikes.isfinite().double().mean())
+
+        try:
+            reached[name] = _bisect(connection, fires, fraction, tolerance)
+        except _OutOfReach as error:
+            raise ValueError(
+                f"fraction must be in reach of layer {name!r} ({type(module).__name__}), of whose neurons "
+                f"{error} fire with weights scaled down or up, got {fraction!r}"
+            ) from None
+
+    hooks = [module.register_forward_pre_hook(before) for module in named]
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        network(times)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in training:
+            module.training = True
+    idle = [name for name, _ in named.values() if name not in reached]
+    if idle:
+        raise ValueError(f"layers must call every connection, got no call of {', '.join(map(repr, idle))}")
+    return reached
+
+
+class _OutOfReach(Exception):
+    pass
+
+
+def _network(layers: nn.Module | Iterable[nn.Module]) -> nn.Module:
+    if isinstance(layers, SpikeConnection):
+        return nn.Sequential(layers)
+    if isinstance(layers, nn.Module) and not isinstance(layers, nn.ModuleList):
+        return layers
+    return nn.Sequential(*layers)
+
+
+def _connections(network: nn.Module) -> dict[nn.Module, tuple[str, SpikeConnection]]:
+    """The modules that run a connection, each with its name and that connection."""
+    found: dict[nn.Module, tuple[str, SpikeConnection]] = {}
+    inside = set()
+    for name, module in network.named_modules():
+        if isinstance(module, AddedCurrentResidual):
+            found[module] = name, module.connection
+            inside.add(module.connection)
+        elif isinstance(module, SpikeConnection) and module not in inside:
+            found[module] = name, module
+    if not found:
+        raise ValueError(f"layers must hold a connection such as SpikeLinear, got {network!r}")
+    return found
+
+
+def _bisect(layer: SpikeConnection, fires: Callable[[], float], fraction: float, tolerance: float) -> float:
+    """Scale the weights of a layer; return the fraction that fires then."""
+    weight = layer.weight.clone()
+
+    def at(octave: float) -> float:
+        _assign(layer, weight * 2.0**octave)
+        return fires()
+
+    low, high = -OCTAVES, OCTAVES
+    least, most = at(low), at(high)
+    if not least - tolerance <= fraction <= most + tolerance:
+        _assign(layer, weight)
+        raise _OutOfReach(f"{least:.3g} ... {most:.3g}")
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        now = at(middle)
+        if abs(now - fraction) <= tolerance:
+            return now
+        if now < fraction:
+            low, least = middle, now
+        else:
+            high, most = middle, now
+    return at(high if most - fraction <= fraction - least else low)
+
+
+def _assign(layer: SpikeConnection, weight: Tensor) -> None:
+    if parametrize.is_parametrized(layer, "weight"):
+        layer.weight = weight  # type: ignore[assignment]
+    else:
+        layer.weight.copy_(weight)
