@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks
-from .functional import fill_silent, relative_targets
-from .functional.target import REFERENCES
+from .functional import fill_silent, relative_targets, single_targets
+from .functional.target import REFERENCES, VARIANTS
 
 REDUCTIONS = ("mean", "sum", "none")
 SILENT = ("t_max", "ignore")
@@ -62,6 +62,55 @@ class RelativeTargetLoss(nn.Module):
         error = (targets - fill_silent(times, self.t_max)) / self.t_max
         loss = 0.5 * error.square().sum(dim=1)
         return _reduce(loss, self.reduction)
+
+
+class SingleTargetLoss(nn.Module):
+    """Half the squared distance to the targets of a single spike, that of the label, in windows.
+
+    L = 1/2 sum_j ((T_j - t_j) / t_max)^2 per sample, with the targets T of
+    `functional.single_targets` and `t_max` in place of silence.
+
+    Args:
+        t_target: time for the label, at least 0 and below `t_max`.
+        t_max: length of the window.
+        variant: "one-sided" asks the label to fire at `t_target` or earlier, "fixed" at `t_target`;
+            "own" asks it for `t_target` only if it is silent.
+        reduction: "mean" over the batch, "sum", or "none" for one value per sample.
+
+    Shape: times [batch, classes, *] float, labels [batch, *] whole numbers -> scalar, or [batch, *].
+
+    Raises:
+        ValueError, TypeError: as `functional.single_targets`.
+
+    Source: Moqadasi, Safari & Mateo 2025 (TS4TL); the variants are our readings.
+
+    >>> import torch
+    >>> loss = SingleTargetLoss(t_target=8, t_max=16)
+    >>> loss(torch.tensor([[12.0, 12.0, torch.inf]]), torch.tensor([1])) * 16**2
+    tensor(16.)
+    """
+
+    def __init__(
+        self, t_target: float, t_max: float, variant: str = "one-sided", reduction: str = "mean"
+    ) -> None:
+        super().__init__()
+        _checks.positive("t_max", t_max)
+        if not 0 <= t_target < t_max:
+            raise ValueError(f"t_target must be at least 0 and below t_max = {t_max}, got {t_target!r}")
+        _checks.one_of("variant", variant, VARIANTS)
+        _checks.one_of("reduction", reduction, REDUCTIONS)
+        self.t_target, self.t_max, self.variant, self.reduction = t_target, t_max, variant, reduction
+
+    def extra_repr(self) -> str:
+        return (
+            f"t_target={self.t_target}, t_max={self.t_max}, variant={self.variant!r}, "
+            f"reduction={self.reduction!r}"
+        )
+
+    def forward(self, times: Tensor, labels: Tensor) -> Tensor:
+        targets = single_targets(times, labels, self.t_target, self.t_max, variant=self.variant)
+        error = (targets - fill_silent(times, self.t_max)) / self.t_max
+        return _reduce(0.5 * error.square().sum(dim=1), self.reduction)
 
 
 class TemporalCrossEntropyLoss(nn.Module):

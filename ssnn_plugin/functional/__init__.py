@@ -11,7 +11,7 @@ from .step import (
     single_spike_sequence,
     single_spike_step,
 )
-from .target import relative_targets
+from .target import relative_targets, single_targets
 
 __all__ = [
     "Bump",
@@ -30,5 +30,6 @@ __all__ = [
     "relative_targets",
     "single_spike_sequence",
     "single_spike_step",
+    "single_targets",
     "weight_sum_cost",
 ]

@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import _checks
 
 REFERENCES = ("earliest", "mean", "mean_two_sided")
+VARIANTS = ("one-sided", "fixed", "own")
 
 
 def relative_targets(
@@ -65,6 +66,51 @@ def relative_targets(
         of_label, others = torch.minimum(filled, of_label), torch.maximum(filled, others)
     is_label = torch.zeros_like(filled, dtype=torch.bool).scatter(1, labels.long().unsqueeze(1), True)
     return torch.where(is_label, of_label, others)
+
+
+def single_targets(
+    times: Tensor, labels: Tensor, t_target: float, t_max: float, *, variant: str = "one-sided"
+) -> Tensor:
+    """Targets of a single spike: the label should fire, every other neuron should stay silent (t_max).
+
+    Args:
+        times: output spike times [batch, classes, *]; `inf` = silent.
+        labels: class numbers [batch, *].
+        t_target: time for the label, at least 0 and below `t_max`.
+        t_max: length of the window, the finite stand-in for silence.
+        variant: "one-sided" asks the label to fire at `t_target` or earlier, "fixed" at `t_target`;
+            "own" leaves it where it fired and asks it for `t_target` only if it was silent.
+
+    Returns:
+        Finite target times of the shape of the times, without gradient.
+
+    Raises:
+        ValueError: shapes that do not fit, labels out of range, NaN or negative times, a `t_target`
+            outside the window, an unknown variant.
+
+    Source: Moqadasi, Safari & Mateo 2025 (TS4TL), "absolute target". What is known of it leaves the
+    label's target open; the variants are our readings.
+
+    >>> import torch
+    >>> single_targets(torch.tensor([[10.0, 160.0, torch.inf]]), torch.tensor([1]), 128, 256)
+    tensor([[256., 128., 256.]])
+    """
+    _checks.positive("t_max", t_max)
+    if not 0 <= t_target < t_max:
+        raise ValueError(f"t_target must be at least 0 and below t_max = {t_max}, got {t_target!r}")
+    _checks.one_of("variant", variant, VARIANTS)
+    _checks.floating("times", times)
+    _checks.labels_of_any_shape(labels, times)
+    _checks.spike_times("times", times)
+    index = labels.long().unsqueeze(1)
+    own = times.detach().gather(1, index)
+    if variant == "fixed":
+        of_label = torch.full_like(own, t_target)
+    elif variant == "one-sided":
+        of_label = own.clamp(max=t_target)
+    else:
+        of_label = own.masked_fill(own >= t_max, t_target)
+    return torch.full_like(times.detach(), t_max).scatter(1, index, of_label)
 
 
 def _from_earliest(filled: Tensor, gamma: float, t_max: float) -> tuple[Tensor, Tensor]:
