@@ -20,7 +20,7 @@ from .geometry import synapse_table, weight_rows
 from .parallel import as_arrays, share_out
 from .status import BAD_TIMES, NAN_POTENTIAL, refuse_bad_samples
 
-# Above this many bins the counting sort's table would cost more than comparing the times.
+# Above this many bins the counting sort's table would cost more than comparing times.
 MOST_BINS = 1 << 16
 
 
@@ -47,7 +47,7 @@ def first_spike_linear(
 
 
 def bins_to_count(t_max: float) -> int:
-    return math.ceil(t_max) + 1 if t_max < MOST_BINS else 0
+    return min(math.ceil(t_max), MOST_BINS) + 1
 
 
 @jit

@@ -12,12 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cpu import bins_to_count
 from .events import jit, sort_events
 from .geometry import synapse_table, weight_rows
 from .parallel import as_arrays, share_out
-from .psp_events import fire_psp, fire_psp_conv2d
+from .psp_events import fire_psp, fire_psp_conv2d, fire_psp_narrow
 from .status import BAD_TIMES, NAN_POTENTIAL, refuse_bad_samples
+
+# Buckets of the counting sort; times are continuous, and a bucket should hold a few.
+BUCKETS = 1 << 10
+# With fewer outputs than a few vector registers hold, one output after the other is cheaper.
+NARROW = 48
+# What a row costs beside its additions, in additions.
+ROW = 48
 
 
 def first_spike_linear(
@@ -36,7 +42,7 @@ def first_spike_linear(
     status = np.zeros(len(times), np.int8)
     arrays = as_arrays(times, weight.t(), first, spikes, potential, slope)
     work = times.numel() * weight.shape[0] // 2
-    neuron = psp, tau, threshold, t_max, bins_to_count(t_max)
+    neuron = psp, tau, threshold, t_max
     share_out(len(times), work, _first_spike_linear, *arrays, status, *neuron)
     refuse_bad_samples(status.max(initial=0))
     return spikes, potential, slope
@@ -44,20 +50,28 @@ def first_spike_linear(
 
 @jit
 def _first_spike_linear(
-    begin, end, times, weight_t, bias, spikes, potential, slope, status, psp, tau, threshold, t_max, bins
+    begin, end, times, weight_t, bias, spikes, potential, slope, status, psp, tau, threshold, t_max
 ):  # fmt: skip
     order, spiking = np.empty(times.shape[1], np.int32), np.empty(times.shape[1], np.int32)
-    counts = np.empty(bins, np.int32)
-    v, current = np.empty(weight_t.shape[1], weight_t.dtype), np.empty(weight_t.shape[1], weight_t.dtype)
+    counts = np.empty(BUCKETS + 1, np.int32)
+    n_out = weight_t.shape[1]
+    v, current = np.empty(n_out, weight_t.dtype), np.empty(n_out, weight_t.dtype)
+    moves = np.empty((3, times.shape[1] + 1))
     for b in range(begin, end):
         n = sort_events(times[b], t_max, order, spiking, counts)
         if n < 0:
             status[b] = BAD_TIMES
             continue
-        fire_psp(
-            order, n, times[b], weight_t, bias, psp, tau, threshold, t_max, v, current,
-            spikes[b], potential[b], slope[b],
-        )  # fmt: skip
+        if n_out < NARROW:
+            fire_psp_narrow(
+                order, n, times[b], weight_t, bias, psp, tau, threshold, t_max, moves,
+                spikes[b], potential[b], slope[b],
+            )  # fmt: skip
+        else:
+            fire_psp(
+                order, n, times[b], weight_t, bias, psp, tau, threshold, t_max, v, current,
+                spikes[b], potential[b], slope[b],
+            )  # fmt: skip
         status[b] = NAN_POTENTIAL if np.isnan(potential[b]).any() else 0
 
 
@@ -83,7 +97,7 @@ def _cheaper_direction(
     Returns it with the number of multiplications.
     """
     n_errors, n_events = int((until > -np.inf).sum()), int((times < np.inf).sum())
-    along_inputs, along_outputs = n_errors * times.shape[1], n_events * p.shape[1]
+    along_inputs, along_outputs = n_errors * (times.shape[1] + ROW), n_events * (p.shape[1] + ROW)
     return along_inputs <= along_outputs, 2 * min(along_inputs, along_outputs)
 
 
@@ -185,7 +199,7 @@ def first_spike_conv2d(
     first = weight.new_zeros(out) if bias is None else bias
     status = np.zeros(len(times), np.int8)
     arrays = as_arrays(times.flatten(2), weight_rows(weight, groups), first, spikes, potential, slope)
-    neuron = psp, tau, threshold, t_max, bins_to_count(t_max)
+    neuron = psp, tau, threshold, t_max
     work = len(times) * len(synapses.taps) * weight.shape[1] * out // 2
     share_out(len(times), work, _first_spike_conv2d, *arrays, status, *synapses[:3], *neuron)
     refuse_bad_samples(status.max(initial=0))
@@ -195,10 +209,14 @@ def first_spike_conv2d(
 @jit
 def _first_spike_conv2d(
     begin, end, times, rows, bias, spikes, potential, slope, status, start, taps, locations,
-    psp, tau, threshold, t_max, bins,
+    psp, tau, threshold, t_max,
 ):  # fmt: skip
     size = times.shape[1] * times.shape[2]
-    order, spiking, counts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(bins, np.int32)
+    order, spiking, counts = (
+        np.empty(size, np.int32),
+        np.empty(size, np.int32),
+        np.empty(BUCKETS + 1, np.int32),
+    )
     v, current = np.empty(spikes.shape[1:], spikes.dtype), np.empty(spikes.shape[1:], spikes.dtype)
     since, waiting = np.empty(len(v), np.float64), np.empty(len(v), np.int32)
     for b in range(begin, end):

@@ -18,8 +18,9 @@ def sort_events(times, t_max, order, spiking, counts):
     """Write the inputs that spike before `t_max` to `order`, earliest first; return how many.
 
     Equal times keep the order of their index, so that sums are reproducible. `spiking` is scratch
-    space for all inputs, `counts` for ceil(t_max) + 1 bins; with fewer bins, or times between
-    bins, the times are compared instead of counted. Returns -1 for a NaN or negative time.
+    space for all inputs, `counts` for the buckets of a counting sort: with ceil(t_max) + 1 of them
+    whole bins have one each, otherwise the few spikes of a bucket are put in order in the end.
+    Returns -1 for a NaN or negative time.
     """
     bad = np.int32(0)
     for i in range(times.size):
@@ -30,25 +31,37 @@ def sort_events(times, t_max, order, spiking, counts):
     for i in range(times.size):
         spiking[n] = i
         n += times[i] < t_max
-    whole = counts.size > t_max
-    if whole:
-        counts[:] = 0
-        for k in range(n):
-            t = times[spiking[k]]
-            bin_ = int(t)
-            whole &= t == bin_
-            counts[bin_ + 1] += 1
-    if not whole:
-        order[:n] = spiking[:n][np.argsort(times[spiking[:n]], kind="mergesort")]
-        return n
-    for bin_ in range(1, counts.size):
-        counts[bin_] += counts[bin_ - 1]
+    last = counts.size - 2
+    scale = (counts.size - 1) / t_max
+    counts[:] = 0
+    for k in range(n):
+        counts[min(int(times[spiking[k]] * scale), last) + 1] += 1
+    for bucket in range(1, counts.size):
+        counts[bucket] += counts[bucket - 1]
     for k in range(n):
         i = spiking[k]
-        bin_ = int(times[i])
-        order[counts[bin_]] = i
-        counts[bin_] += 1
+        bucket = min(int(times[i] * scale), last)
+        order[counts[bucket]] = i
+        counts[bucket] += 1
+    if not insertion_sort(times, order, n):
+        order[:n] = spiking[:n][np.argsort(times[spiking[:n]], kind="mergesort")]
     return n
+
+
+@jit
+def insertion_sort(times, order, n):
+    """Put an almost sorted order right; gives up, and returns False, where it is far from sorted."""
+    moves = 16 * n
+    for k in range(1, n):
+        i, t, at = order[k], times[order[k]], k
+        while at > 0 and times[order[at - 1]] > t:
+            order[at] = order[at - 1]
+            at -= 1
+            moves -= 1
+        order[at] = i
+        if moves < 0:
+            return False
+    return True
 
 
 @jit

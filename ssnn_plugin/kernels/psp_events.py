@@ -4,8 +4,8 @@ Between input spikes the state (V, I) of `ssnn_plugin.kernels.psp` moves on by i
 
     V(t + d) = alpha V + beta I,    I(t + d) = gamma I,    with beta = K(d).
 
-A neuron is looked at once per distinct input time: only where it can have crossed on the way to
-the next one is the crossing solved for. A neuron that has fired is ruled out with V = -inf.
+A neuron is looked at once per distinct input time, for a crossing on the way to the next one; a
+neuron that has fired is ruled out with V = -inf.
 """
 
 from __future__ import annotations
@@ -70,63 +70,99 @@ def crossing_of_alpha(threshold, v, current):
 
 @jit
 def advance(psp, tau, threshold, t, d, t_max, v, current, fired, potential, slope):
-    """Move (V, I) from t to t + d, no input coming between; note crossings, return how many."""
+    """Move (V, I) from t to t + d, no input coming between; note crossings, return how many.
+
+    For a crossing, time, V and I at t are kept in `fired`, `potential` and `slope`, from which
+    `solve_crossings` finds the crossing in the end: one branch less where much is done.
+    """
     alpha, beta, gamma = propagators(psp, tau, d)
     crossings = 0
-    if may_cross(psp, tau, threshold, d, alpha, beta, v, current) > 0:
-        for j in range(v.size):
-            if fired[j] == np.inf:
-                wait = time_to_crossing(psp, tau, threshold, float(v[j]), float(current[j]))
-                # Where V ends above the threshold it has crossed, even if the root rounds to beyond d.
-                if alpha * v[j] + beta * current[j] > threshold:
-                    wait = min(wait, d)
-                at = fired.dtype.type(t + wait)
-                if wait <= d and at < t_max:
-                    fired[j] = at
-                    potential[j] = threshold
-                    slope[j] = slope_after(psp, tau, threshold, float(current[j]), wait)
-                    v[j] = -np.inf
-                    crossings += 1
+    if psp not in (RAMP, EXPONENTIAL) and may_peak(psp, tau, threshold, d, alpha, v, current) > 0:
+        crossings += note_peaks(psp, tau, threshold, t, d, t_max, v, current, fired, potential, slope)
+    threshold, t = v.dtype.type(threshold), v.dtype.type(t)
     alpha, beta, gamma = v.dtype.type(alpha), v.dtype.type(beta), v.dtype.type(gamma)
+    above = np.int32(0)
+    for j in range(v.size):
+        above += np.int32(1) if alpha * v[j] + beta * current[j] > threshold else np.int32(0)
+    if above > 0:
+        for j in range(v.size):
+            fired[j] = t if alpha * v[j] + beta * current[j] > threshold else fired[j]
+        for j in range(v.size):
+            slope[j] = current[j] if alpha * v[j] + beta * current[j] > threshold else slope[j]
+        for j in range(v.size):
+            crosses = alpha * v[j] + beta * current[j] > threshold
+            potential[j] = v[j] if crosses else potential[j]
+            v[j] = -np.inf if crosses else v[j]
     for j in range(v.size):
         v[j] = alpha * v[j] + beta * current[j]
-        current[j] *= gamma
-    return crossings
+    if gamma != 1:
+        for j in range(v.size):
+            current[j] *= gamma
+    return crossings + above
 
 
 @jit
-def may_cross(psp, tau, threshold, d, alpha, beta, v, current):
-    """How many neurons can cross within d: end above the threshold, or peak above it on the way."""
-    threshold, d, tau = v.dtype.type(threshold), v.dtype.type(d), v.dtype.type(tau)
-    alpha, beta = v.dtype.type(alpha), v.dtype.type(beta)
+def may_peak(psp, tau, threshold, d, alpha, v, current):
+    """How many neurons can reach the threshold on the way and be below it again after d."""
+    threshold, d, tau, alpha = (
+        v.dtype.type(threshold), v.dtype.type(d), v.dtype.type(tau), v.dtype.type(alpha)
+    )  # fmt: skip
     some = np.int32(0)
-    if psp in (RAMP, EXPONENTIAL):
+    if psp == ALPHA:
         for j in range(v.size):
-            some += np.int32(1) if alpha * v[j] + beta * current[j] > threshold else np.int32(0)
-    elif psp == ALPHA:
-        for j in range(v.size):
-            peaks = (current[j] > threshold) & ((current[j] - v[j]) * tau <= current[j] * d)
-            ends_above = alpha * v[j] + beta * current[j] > threshold
-            some += np.int32(1) if peaks | ends_above else np.int32(0)
+            peaks = (current[j] >= threshold) & ((current[j] - v[j]) * tau <= current[j] * d)
+            some += np.int32(1) if peaks else np.int32(0)
     else:
         for j in range(v.size):
             total = v[j] + current[j]
             high = (current[j] > 0) & (total > 0) & (total * total >= 4 * current[j] * threshold)
-            peaks = high & (total >= 2 * current[j] * alpha)
-            ends_above = alpha * v[j] + beta * current[j] > threshold
-            some += np.int32(1) if peaks | ends_above else np.int32(0)
+            some += np.int32(1) if high & (total >= 2 * current[j] * alpha) else np.int32(0)
     return some
 
 
 @jit
-def slope_after(psp, tau, threshold, current, wait):
-    """dV/dt at a crossing that comes `wait` after a moment with this current."""
+def note_peaks(psp, tau, threshold, t, d, t_max, v, current, fired, potential, slope):
+    """As `advance` notes crossings, for neurons that end below the threshold after a peak above it."""
+    crossings = np.int32(0)
+    for j in range(v.size):
+        if fired[j] == np.inf:
+            wait = time_to_crossing(psp, tau, threshold, float(v[j]), float(current[j]))
+            if wait <= d and fired.dtype.type(t + wait) < t_max:
+                fired[j], potential[j], slope[j] = t, v[j], current[j]
+                v[j] = -np.inf
+                crossings += np.int32(1)
+    return crossings
+
+
+@jit
+def solve_crossings(psp, tau, threshold, t_max, v, fired, potential, slope):
+    """Time, potential and slope of each crossing, from the state before it; V of the silent neurons.
+
+    A crossing that rounds to `t_max` is none; its V ends at the threshold.
+    """
+    for j in range(v.size):
+        if fired[j] == np.inf:
+            potential[j] = v[j]
+        else:
+            before, current = float(potential[j]), float(slope[j])
+            wait = time_to_crossing(psp, tau, threshold, before, current)
+            fired[j] += wait
+            slope[j] = slope_after(psp, tau, threshold, before, current, wait)
+            potential[j] = threshold
+            if not fired[j] < t_max:
+                fired[j], slope[j] = np.inf, 0
+
+
+@jit
+def slope_after(psp, tau, threshold, v, current, wait):
+    """dV/dt at a crossing that comes `wait` after a moment with this state."""
     if psp == RAMP:
         return current
-    current *= np.exp(-wait / tau)
     if psp == EXPONENTIAL:
-        return current / tau
-    return (current - threshold) / (tau if psp == ALPHA else 2 * tau)
+        return (v + current - threshold) / tau
+    if psp == ALPHA:
+        return (current * threshold / (v + current * wait / tau) - threshold) / tau
+    return (current * np.exp(-wait / tau) - threshold) / (2 * tau)
 
 
 @jit
@@ -153,14 +189,41 @@ def fire_psp(
         t_next = min(times[order[k]] if k < n else np.inf, t_max)
         waiting -= advance(psp, tau, threshold, t, t_next - t, t_max, v, current, fired, potential, slope)
         t = t_next
-    hold_silent(v, fired, potential)
+    solve_crossings(psp, tau, threshold, t_max, v, fired, potential, slope)
 
 
 @jit
-def hold_silent(v, fired, potential):
-    """The potential of the neurons that have not fired."""
-    for j in range(v.size):
-        potential[j] = v[j] if fired[j] == np.inf else potential[j]
+def fire_psp_narrow(
+    order, n, times, weight_t, bias, psp, tau, threshold, t_max, moves, fired, potential, slope
+):  # fmt: skip
+    """As `fire_psp` for few outputs: one after the other, which stops when it has fired.
+
+    `moves` is scratch space [3, inputs + 1] for the propagators from each event to the next.
+    """
+    for k in range(n + 1):
+        t = times[order[k - 1]] if k > 0 else 0.0
+        t_next = times[order[k]] if k < n else t_max
+        moves[0, k], moves[1, k], moves[2, k] = propagators(psp, tau, t_next - t)
+    for j in range(fired.size):
+        fired[j] = np.inf
+        slope[j] = 0
+        v, current = 0.0, float(bias[j])
+        for k in range(n + 1):
+            if k > 0:
+                current += weight_t[order[k - 1], j]
+            v_next = moves[0, k] * v + moves[1, k] * current
+            if v_next > threshold or (psp > EXPONENTIAL and current > 0):
+                t = times[order[k - 1]] if k > 0 else 0.0
+                t_next = times[order[k]] if k < n else t_max
+                wait = time_to_crossing(psp, tau, threshold, v, current)
+                wait = min(wait, t_next - t) if v_next > threshold else wait
+                if wait <= t_next - t and fired.dtype.type(t + wait) < t_max:
+                    fired[j] = t + wait
+                    slope[j] = slope_after(psp, tau, threshold, v, current, wait)
+                    break
+            v = v_next
+            current *= moves[2, k]
+        potential[j] = threshold if fired[j] < np.inf else v
 
 
 @jit
@@ -205,4 +268,4 @@ def fire_psp_conv2d(
                 psp, tau, threshold, since[at], t_max - since[at], t_max,
                 v[at], current[at], fired[at], potential[at], slope[at],
             )  # fmt: skip
-        hold_silent(v[at], fired[at], potential[at])
+        solve_crossings(psp, tau, threshold, t_max, v[at], fired[at], potential[at], slope[at])

@@ -49,7 +49,8 @@ def _first_spike(
     """Every prefix of the sorted inputs is tried as causal set; the earliest valid crossing counts."""
     t, order = times.double().sort(dim=1, stable=True)
     t = t.masked_fill(t >= t_max, math.inf)
-    w = weight.double().t()[order]
+    # No spike reads the weight of a silent input, whatever it holds.
+    w = weight.double().t()[order].masked_fill(t.isinf().unsqueeze(-1), 0)
     # The bias is the weight of a spike at time 0, before all others.
     first = weight.new_zeros(len(weight)) if bias is None else bias
     t = torch.cat([t.new_zeros(len(t), 1), t], dim=1).unsqueeze(-1)
@@ -69,7 +70,8 @@ def _first_spike(
     slope = torch.where(fired.isfinite(), dp * a_causal - dq * b_causal, 0)
     p, q = output_factors(psp, tau, torch.full_like(fired, t_max))
     potential = torch.where(fired.isfinite(), threshold, p * a[:, -1] - q * b[:, -1])
-    potential = potential.masked_fill((a + b).isnan().any(dim=1), math.nan)
+    nan = fired.isinf() & (a + b).isnan().any(dim=1)
+    potential = potential.masked_fill(nan, math.nan)
     return fired.to(times.dtype), potential.to(times.dtype), slope.to(times.dtype)
 
 
