@@ -92,3 +92,77 @@ def s4nn_step(weights, image, label, thresholds, rates, decay, gamma, t_max):
         weight -= rates[k] * decay * weight
         error = (error[:, None] * weight * causal).sum(0)
     return layers
+
+
+def response(neuron):
+    """The potential K(s) that a spike of weight 1 leaves behind after a time s; 0 before it."""
+
+    def of_name(s):
+        match type(neuron).__name__:
+            case "ReLPSP":  # Zhang et al. 2021
+                return s
+            case "ExpPSP":  # Mostafa 2018: the integral of a current of unit area times tau, over tau
+                return 1 - np.exp(-s / neuron.tau)
+            case "AlphaPSP":  # Comsa et al. 2020, with K = 1 / tau
+                return s * np.exp(-s / neuron.tau)
+            case "LIF" if neuron.tau_mem == neuron.tau_syn:  # Göltz et al. 2021
+                return s / neuron.tau_syn * np.exp(-s / neuron.tau_syn)
+            case "LIF":
+                gain = neuron.tau_syn / (neuron.tau_mem - neuron.tau_syn)
+                return gain * (np.exp(-s / neuron.tau_mem) - np.exp(-s / neuron.tau_syn))
+        raise TypeError(neuron)
+
+    return lambda s: np.where(s > 0, of_name(np.maximum(s, 0)), 0)
+
+
+def crossing_in_continuous_time(times, weight, bias, neuron, t_max, steps=3000):
+    """One sample: (first time with V >= threshold or inf, V at t_max), on a grid, then by bisection."""
+    kernel = response(neuron)
+    seen = times[times < t_max]
+    n_out = len(weight)
+    spikes, at_end = np.full(n_out, np.inf), np.zeros(n_out)
+    grid = np.unique(np.concatenate([np.linspace(0, t_max, steps), seen]))
+    for j in range(n_out):
+        w = weight[j][times < t_max]
+        constant = 0.0 if bias is None else bias[j]
+
+        def v(t, w=w, constant=constant):
+            return sum((w[i] * kernel(t - seen[i]) for i in range(len(w))), constant * kernel(t))
+
+        levels = v(grid)
+        at_end[j] = levels[-1]
+        above = np.flatnonzero(levels >= neuron.threshold)
+        if len(above):
+            low, high = grid[above[0] - 1], grid[above[0]]
+            for _ in range(80):
+                middle = (low + high) / 2
+                low, high = (low, middle) if v(middle) >= neuron.threshold else (middle, high)
+            spikes[j] = high if high < t_max else np.inf
+    return spikes, at_end
+
+
+def patches(image, kernel_size, stride, dilation, padding, groups):
+    """What each location of a convolution sees: flat indices into the padded image, and that image.
+
+    `image` is [channels, height, width]; the indices are [groups][locations, in / groups * taps].
+    """
+    (top, left), (channels, height, width) = padding, image.shape
+    padded = np.full((channels, height + 2 * top, width + 2 * left), np.inf)
+    padded[:, top : top + height, left : left + width] = image
+    spans = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
+    numbers = np.arange(padded.size).reshape(padded.shape)
+    indices = []
+    for g in range(groups):
+        of_group = []
+        for y in range(0, padded.shape[1] - spans[0], stride[0]):
+            for x in range(0, padded.shape[2] - spans[1], stride[1]):
+                of_group.append(
+                    [
+                        numbers[channel, y + a * dilation[0], x + b * dilation[1]]
+                        for channel in range(g * channels // groups, (g + 1) * channels // groups)
+                        for a in range(kernel_size[0])
+                        for b in range(kernel_size[1])
+                    ]
+                )
+        indices.append(np.array(of_group))
+    return indices, padded

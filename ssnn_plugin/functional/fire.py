@@ -13,6 +13,7 @@ from .. import _checks
 from ..kernels.operators import Connection, select
 from ..kernels.psp import ALPHA, DOUBLE, EXPONENTIAL, RAMP
 from ..kernels.reference import patches_by_group
+from ..kernels.status import NAN_POTENTIAL, refuse_bad_samples
 from ..neurons import IF, LIF, AlphaPSP, ExpPSP, Neuron, ReLPSP
 
 # The first rule of a neuron is its default.
@@ -117,6 +118,8 @@ def _fire_from_start(
         v = v.flatten(2).transpose(1, 2)
     else:
         v = torch.nn.functional.linear(ramps, synapses.weight, bias)
+    if _checks.has_values(v) and bool(v.isnan().any()):
+        refuse_bad_samples(NAN_POTENTIAL)
     crossing = start + (threshold - v).clamp(min=0)
     fired = crossing < t_max
     spikes = torch.where(fired, crossing, math.inf)
