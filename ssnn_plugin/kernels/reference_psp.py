@@ -201,7 +201,7 @@ def causal_conv2d_input_grad(
     parts = []
     for (p_, q_, until_), (a_, b_, times_), w in zip(outputs, inputs, weight.chunk(groups), strict=True):
         of_patches = causal_input_grad(p_, q_, until_, a_, b_, times_, w.flatten(1))
-        columns = of_patches.reshape(*p.shape[:2], -1).transpose(1, 2)
+        columns = of_patches.reshape(*p.shape[:2], times_.shape[1]).transpose(1, 2)
         parts.append(
             fold(columns, times.shape[2:], tuple(kernel_size), tuple(dilation), stride=tuple(stride))
         )
