@@ -16,8 +16,9 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from ssnn_plugin import IF, losses, online
+from ssnn_plugin import IF, online
 from ssnn_plugin.functional import first_spike_linear, normalize_error
+from ssnn_plugin.losses import RelativeTargetLoss
 from ssnn_plugin.nn import SpikeLinear
 
 from .. import config
@@ -111,16 +112,22 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _gamma_within_window(self) -> Settings:
-        if self.training.gamma > self.network.t_max:
-            t_max, gamma = self.network.t_max, self.training.gamma
-            raise ValueError(f"training.gamma must be at most network.t_max = {t_max}, got {gamma}")
+        check_gamma(self.training.gamma, self.network)
         return self
+
+
+def check_gamma(gamma: float, network: Network) -> None:
+    """The wanted gap has to fit the window."""
+    if gamma > network.t_max:
+        raise ValueError(f"training.gamma must be at most network.t_max = {network.t_max}, got {gamma}")
 
 
 def build(settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str) -> Method:
     """S4NN by the protocol of its settings."""
     if settings.training.protocol == "minibatch":
-        return S4NNMinibatch(settings, shape, classes, seed, device)
+        layers = spike_layers(settings, shape, classes, seed)
+        loss = RelativeTargetLoss(settings.training.gamma, settings.network.t_max)
+        return S4NNMinibatch(settings, layers, loss, shape, seed, device)
     if device != "cpu":
         raise SuiteError(
             f"--device: the online protocol of {settings.method} runs on the CPU, got {device!r}"
@@ -243,47 +250,76 @@ class S4NNOnline:
         self.average.load_state_dict(state["average"])
 
 
-class ErrorBackpropagation(Minibatch):
-    """S4NN's neuron and gradient in mini-batches; methods with other targets or weights build on it."""
+def spike_layers(
+    settings: BaseSettings, shape: tuple[int, ...], classes: int, seed: int
+) -> list[SpikeLinear]:
+    """Layers with fresh weights; silent outputs learn, as in the released code."""
+    network = settings.network
+    layers: list[SpikeLinear] = []
+    weights = draw_weights(network, math.prod(shape), classes, seed)
+    for weight, threshold in zip(weights, training_thresholds(settings), strict=True):
+        layer = SpikeLinear(
+            weight.shape[1],
+            weight.shape[0],
+            IF(threshold, delay=1),
+            t_max=network.t_max,
+            silent_gradient=len(layers) == len(network.hidden),
+            dtype=weight.dtype,
+        )
+        layer.load_state_dict({"weight": weight})
+        layers.append(layer)
+    return layers
+
+
+class S4NNMinibatch(Minibatch):
+    """Mini-batches through `nn.SpikeLinear`, autograd and a torch optimiser.
+
+    Methods with other targets pass another criterion on (times, labels).
+    """
 
     settings: BaseSettings
     training: MinibatchRecipe
 
     def __init__(
-        self, settings: BaseSettings, shape: tuple[int, ...], classes: int, seed: int, device: str
+        self,
+        settings: BaseSettings,
+        layers: Sequence[SpikeLinear],
+        criterion: nn.Module,
+        shape: tuple[int, ...],
+        seed: int,
+        device: str,
     ) -> None:
-        weights = draw_weights(settings.network, math.prod(shape), classes, seed)
-        thresholds = training_thresholds(settings)
-        outputs = [False] * len(settings.network.hidden) + [True]
-        layers = [
-            spike_linear(weight, threshold, settings.network, silent_gradient=is_output)
-            for weight, threshold, is_output in zip(weights, thresholds, outputs, strict=True)
-        ]
+        self.layers, self.criterion = layers, criterion
         super().__init__(settings, layers, shape, seed, device)
         self.directions: list[Tensor] = []
 
     @property
-    def weights(self) -> list[Tensor]:
-        return [stage.neurons.get_parameter("weight") for stage in self.stages]
+    def learned(self) -> list[Tensor]:
+        """Weights as the optimiser has them; those of `layers` are what the neurons see."""
+        return [layer.weight for layer in self.layers]
+
+    def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
+        loss: Tensor = self.criterion(outputs, labels)
+        return loss
 
     def before_epoch(self, epoch: int, times: Tensor) -> None:
         seed = random_seed(self.seed, epoch, REDRAWING)
-        redraw_dead(self.settings, self.weights, self.spikes, len(times), seed)
+        redraw_dead(self.settings, self.learned, self.spikes, len(times), seed)
         self.directions = self.directions or self._common_directions(times)
 
     def forward(self, times: Tensor) -> tuple[list[Tensor], Tensor]:
         if not self.network.training:
-            return fire(times, self.weights, self.settings.network)
+            return fire(times, [layer.weight for layer in self.layers], self.settings.network)
         times = drop(times, self.training.input_dropout, self.dropping)
-        layers: list[Tensor] = []
-        for stage in self.stages:
-            times, potential = stage.neurons(times, return_potential=True)
+        fired: list[Tensor] = []
+        for layer in self.layers:
+            times, potential = layer(times, return_potential=True)
             if self.training.normalize_errors:
                 times = normalize_error(times)
-            layers.append(times)
-            if len(layers) < len(self.stages):
+            fired.append(times)
+            if layer is not self.layers[-1]:
                 times = drop(times, self.training.dropout, self.dropping)
-        return layers, potential
+        return fired, potential
 
     def after_backward(self) -> None:
         """Gradient centralization (Yong et al., ECCV 2020) of the hidden layers.
@@ -294,41 +330,13 @@ class ErrorBackpropagation(Minibatch):
         """
         if not self.training.center_gradients:
             return
-        for weight, direction in zip(self.weights[:-1], self.directions, strict=True):
+        for weight, direction in zip(self.learned[:-1], self.directions, strict=True):
             assert weight.grad is not None
             weight.grad -= torch.outer(weight.grad @ direction, direction)
 
     def _common_directions(self, times: Tensor) -> list[Tensor]:
         """Unit vectors of the common shift: all weights alike, or as often as each input spikes."""
-        directions = [torch.ones_like(weight[0]) for weight in self.weights[:-1]]
+        directions = [torch.ones_like(weight[0]) for weight in self.learned[:-1]]
         if self.training.center_along == "mean input":
             directions[0] = times.isfinite().to(directions[0]).mean(0)
         return [direction / direction.norm() for direction in directions]
-
-
-def spike_linear(weight: Tensor, threshold: float, network: Network, *, silent_gradient: bool) -> nn.Module:
-    """A layer of integrate-and-fire neurons with given weights."""
-    layer = SpikeLinear(
-        weight.shape[1],
-        weight.shape[0],
-        IF(threshold, delay=1),
-        t_max=network.t_max,
-        silent_gradient=silent_gradient,
-        dtype=weight.dtype,
-    )
-    layer.load_state_dict({"weight": weight})
-    return layer
-
-
-class S4NNMinibatch(ErrorBackpropagation):
-    """Mini-batches through `nn.SpikeLinear`, autograd and a torch optimiser."""
-
-    def __init__(
-        self, settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str
-    ) -> None:
-        super().__init__(settings, shape, classes, seed, device)
-        assert isinstance(settings.training, MinibatchTraining)
-        self.relative = losses.RelativeTargetLoss(settings.training.gamma, settings.network.t_max)
-
-    def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
-        return self.relative.forward(outputs, labels)

@@ -120,18 +120,18 @@ def first_spike_linear(
             f"got {list(times.shape)} and {list(weight.shape)}"
         )
     flat = times.reshape(math.prod(times.shape[:-1]), times.shape[-1])
-    spikes, potential = fire(
+    outputs = fire(
         flat,
         Synapses(weight, bias),
         neuron,
         t_max=t_max,
         gradient=rule,
         silent_gradient=silent_gradient,
+        with_potential=return_potential,
         backend=backend,
     )
-    shape = (*times.shape[:-1], weight.shape[0])
-    spikes, potential = spikes.reshape(shape), potential.reshape(shape)
-    return (spikes, potential) if return_potential else spikes
+    spikes, *potential = (output.reshape(*times.shape[:-1], weight.shape[0]) for output in outputs)
+    return (spikes, potential[0]) if return_potential else spikes
 
 
 @overload
@@ -247,20 +247,20 @@ def first_spike_conv2d(
             f"weight's kernel {list(weight.shape[2:])} with dilation {dilations} must fit the padded input, "
             f"got {list(padded.shape[2:])}"
         )
-    spikes, potential = fire(
+    outputs = fire(
         padded,
         Synapses(weight, bias, (strides, dilations, groups)),
         neuron,
         t_max=t_max,
         gradient=rule,
         silent_gradient=silent_gradient,
+        with_potential=return_potential,
         backend=backend,
     )
-    spikes, potential = (
-        outputs.transpose(1, 2).reshape(len(times), weight.shape[0], height, width)
-        for outputs in (spikes, potential)
+    spikes, *potential = (
+        output.transpose(1, 2).reshape(len(times), weight.shape[0], height, width) for output in outputs
     )
-    return (spikes, potential) if return_potential else spikes
+    return (spikes, potential[0]) if return_potential else spikes
 
 
 def pair(name: str, value: Size2d, least: int) -> list[int]:

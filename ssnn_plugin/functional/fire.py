@@ -74,21 +74,25 @@ def fire(
     t_max: float,
     gradient: str,
     silent_gradient: bool,
+    with_potential: bool,
     backend: str | None,
-) -> tuple[Tensor, Tensor]:
-    """Spike times and potentials: [batch, out], or [batch, locations, out] of a convolution."""
+) -> tuple[Tensor, ...]:
+    """Spike times, and potentials if wanted: [batch, out], or [batch, locations, out] of a convolution."""
     # As the times can hold it, so that all comparisons with it agree.
     end = float(np.float32(t_max)) if times.dtype == torch.float32 else float(t_max)
     operators = select(times.device, backend)
     if isinstance(neuron, ReLPSP) and neuron.start is not None:
-        return _fire_from_start(times, synapses, neuron.threshold, neuron.start, end)
+        return _fire_from_start(times, synapses, neuron.threshold, neuron.start, end, with_potential)
     if isinstance(neuron, IF):
         numbers = float(neuron.threshold), float(neuron.beta), float(neuron.delay), end, silent_gradient
-        return _fire_if(getattr(operators, synapses.name), times, synapses, numbers, gradient)
+        outputs = _fire_if(getattr(operators, synapses.name), times, synapses, numbers, gradient)
+        return outputs if with_potential else outputs[:1]
     psp, tau, unit = _psp(neuron)
     spikes, potential, _ = getattr(operators, f"psp_{synapses.name}").first_spike(
         times, *synapses[:2], *synapses.geometry, psp, tau, neuron.threshold / unit, end
     )
+    if not with_potential:
+        return (spikes,)
     return spikes, potential * unit if unit != 1 else potential
 
 
@@ -104,11 +108,11 @@ def _psp(neuron: ReLPSP | ExpPSP | AlphaPSP | LIF) -> tuple[int, float, float]:
 
 
 def _fire_from_start(
-    times: Tensor, synapses: Synapses, threshold: float, start: float, t_max: float
-) -> tuple[Tensor, Tensor]:
+    times: Tensor, synapses: Synapses, threshold: float, start: float, t_max: float, with_potential: bool
+) -> tuple[Tensor, ...]:
     """Stanojevic et al. 2024, B1-model: t = start + threshold - V(start), by the ordinary dense operators."""
     _checks.spike_times("times", times)
-    ramps = (start - times).clamp(min=0)
+    ramps = (start - times).relu()
     bias = None if synapses.bias is None else synapses.bias * start
     if synapses.geometry:
         stride, dilation, groups = synapses.geometry
@@ -118,12 +122,12 @@ def _fire_from_start(
         v = v.flatten(2).transpose(1, 2)
     else:
         v = torch.nn.functional.linear(ramps, synapses.weight, bias)
-    if _checks.has_values(v) and bool(v.isnan().any()):
-        refuse_bad_samples(NAN_POTENTIAL)
-    crossing = start + (threshold - v).clamp(min=0)
-    fired = crossing < t_max
-    spikes = torch.where(fired, crossing, math.inf)
-    return spikes, torch.where(fired, threshold, v + (t_max - start))
+    least = start + threshold - t_max
+    advance = torch.nn.functional.threshold(v.clamp(max=threshold), least, -math.inf)
+    spikes = start + threshold - advance
+    if not with_potential:
+        return (spikes,)
+    return spikes, (v + (t_max - start)).masked_fill(v > least, threshold)
 
 
 def _fire_if(

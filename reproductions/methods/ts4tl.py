@@ -1,0 +1,44 @@
+"""TS4TL's single-target rule (Moqadasi, Safari & Mateo 2025), shallow and deep, re-implemented.
+
+S4NN's neuron, gradient and normalised errors with an absolute target: the label's neuron should
+fire, all others should stay silent. The text that we could read leaves open when the label
+should fire; the variants are our readings, and the recipe is that of our tuned S4NN.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, model_validator
+
+from ssnn_plugin.losses import SingleTargetLoss
+
+from . import Method, s4nn
+
+
+class Training(s4nn.MinibatchRecipe):
+    """The label should fire at `t_target`, or up to it, or only not be silent."""
+
+    t_target: NonNegativeFloat
+    variant: Literal["one-sided", "fixed", "own"] = "one-sided"
+
+
+class Settings(s4nn.BaseSettings):
+    """Fully connected networks of any depth."""
+
+    training: Training
+
+    @model_validator(mode="after")
+    def _target_within_window(self) -> Settings:
+        if self.training.t_target >= self.network.t_max:
+            t_max, t_target = self.network.t_max, self.training.t_target
+            raise ValueError(f"training.t_target must be below network.t_max = {t_max}, got {t_target}")
+        return self
+
+
+def build(settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str) -> Method:
+    """S4NN's layers and gradient, with the single-target loss."""
+    training = settings.training
+    layers = s4nn.spike_layers(settings, shape, classes, seed)
+    loss = SingleTargetLoss(training.t_target, settings.network.t_max, training.variant)
+    return s4nn.S4NNMinibatch(settings, layers, loss, shape, seed, device)
