@@ -573,6 +573,21 @@ def test_gradcheck_of_a_convolution(backend, neuron, geometry):
 
 
 @on_every_backend
+@in_both_precisions
+@pytest.mark.parametrize("copies", [1, 40])
+def test_an_input_at_the_crossing_is_not_causal(backend, dtype, copies):
+    """It has added nothing to V yet, and has no part in the gradient."""
+    times, weight = _tensors([[0.0, 2.0]], [[0.5, 1.0]] * copies, dtype=dtype, grad=True)
+    spikes = first_spike_linear(times, weight, ReLPSP(), t_max=8.0, backend=backend)
+    assert spikes.tolist() == [[2.0] * copies]
+    of_times, of_weight = torch.autograd.grad(spikes.sum(), (times, weight))
+    assert of_times[0, 0] > 0
+    assert of_times[0, 1] == 0
+    assert of_weight[:, 0].all()
+    assert not of_weight[:, 1].any()
+
+
+@on_every_backend
 @with_every_neuron
 def test_what_does_not_move_has_no_gradient(backend, neuron):
     """The potential of a neuron that fired is its threshold, and a silent neuron has no spike."""

@@ -122,6 +122,8 @@ def _fire_from_start(
         v = v.flatten(2).transpose(1, 2)
     else:
         v = torch.nn.functional.linear(ramps, synapses.weight, bias)
+    if _checks.has_values(v) and bool(v.isnan().any()):
+        refuse_bad_samples(NAN_POTENTIAL)
     least = start + threshold - t_max
     advance = torch.nn.functional.threshold(v.clamp(max=threshold), least, -math.inf)
     spikes = start + threshold - advance

@@ -217,7 +217,9 @@ def fire_psp_narrow(
                 t_next = times[order[k]] if k < n else t_max
                 wait = time_to_crossing(psp, tau, threshold, v, current)
                 wait = min(wait, t_next - t) if v_next > threshold else wait
-                if wait <= t_next - t and fired.dtype.type(t + wait) < t_max:
+                # Before the next input, which may come in the same moment.
+                in_time = v_next > threshold or wait < t_next - t
+                if in_time and fired.dtype.type(t + wait) < t_max:
                     fired[j] = t + wait
                     slope[j] = slope_after(psp, tau, threshold, v, current, wait)
                     break
