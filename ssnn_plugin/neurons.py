@@ -55,7 +55,7 @@ class ReLPSP:
     With a `start`, inputs are integrated until then and V rises with slope 1 from there on, so that
     ``t = start + threshold - sum_i w_i (start - t_i)^+``, but not before `start`: with
     ``x = start - t`` in front of the neuron and ``x = start + threshold - t`` behind it, a ReLU.
-    Inputs at `start` or later are not seen.
+    Inputs at `start` or later are not seen. A bias is added to V.
 
     Args:
         threshold: potential at which the neuron fires.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from ssnn_plugin import metrics
@@ -22,9 +22,19 @@ REDRAWING, SHUFFLING, DROPPING, MODULES, AUGMENTING = 1, 2, 3, 4, 5
 
 
 class Augment(Strict):
-    """Changes of the training images, drawn anew in every epoch: shifts by up to `shift` pixels."""
+    """Changes of the training images, drawn anew in every epoch.
 
-    shift: PositiveInt
+    Shifts by up to `shift` pixels, silence coming in; with `mirror`, half of the images left for right.
+    """
+
+    shift: NonNegativeInt
+    mirror: bool = False
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Augment:
+        if not (self.shift or self.mirror):
+            raise ValueError("augment must shift or mirror, got shift 0 without mirror")
+        return self
 
 
 class Training(config.Training):
@@ -162,7 +172,7 @@ class Minibatch:
             batch = order[start : start + self.training.batch_size]
             inputs = times[batch]
             if self.training.augment:
-                inputs = shifted(inputs, self.shape, self.training.augment.shift, augmenting)
+                inputs = augmented(inputs, self.shape, self.training.augment, augmenting)
             self._set_rates(epoch + start / len(order))
             target = labels[batch].to(self.device)
             layers, batch_loss = self._step(inputs.to(self.device), target)
@@ -234,12 +244,18 @@ class Minibatch:
         self.spikes = state["spikes"]
 
 
-def shifted(times: Tensor, shape: tuple[int, ...], most: int, generator: torch.Generator) -> Tensor:
-    """Flat images of spike times, each moved by up to `most` pixels along both axes; silence comes in."""
+def augmented(
+    times: Tensor, shape: tuple[int, ...], augment: Augment, generator: torch.Generator
+) -> Tensor:
+    """Flat images of spike times, each changed in its own way."""
     channels, height, width = shape
+    most = augment.shift
     padded = nn.functional.pad(times.reshape(-1, *shape), [most] * 4, value=torch.inf)
     down, right = torch.randint(2 * most + 1, (2, len(times), 1), generator=generator)
     rows, columns = down + torch.arange(height), right + torch.arange(width)
+    if augment.mirror:
+        mirrored = torch.rand(len(times), 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
     sample = torch.arange(len(times))[:, None, None, None]
     channel = torch.arange(channels)[:, None, None]
     return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]].flatten(1)

@@ -9,11 +9,11 @@ with the cross-entropy on -t, and the first one decides.
 
 from __future__ import annotations
 
+import torch
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from ssnn_plugin import ReLPSP
-from ssnn_plugin.losses import TemporalCrossEntropyLoss
 from ssnn_plugin.nn import SpikeConv2d, SpikeLinear
 
 from .. import config
@@ -74,9 +74,6 @@ class SparseRamp(Minibatch):
         self.windows, self.recipe = settings.network, settings.training
         stages = build_stages(settings.network.layers, shape, classes, self._linear, self._convolution)
         super().__init__(settings, stages, shape, seed, device)
-        self.cross_entropy = TemporalCrossEntropyLoss(
-            settings.t_max, self.recipe.temperature / settings.t_max
-        )
         self.price: Tensor | float = 0.0
 
     def _linear(self, number: int, in_features: int, out_features: int) -> nn.Module:
@@ -112,8 +109,10 @@ class SparseRamp(Minibatch):
         return layers, potential
 
     def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
-        loss: Tensor = self.cross_entropy(outputs, labels)
-        return loss
+        """Cross-entropy on -t; V rises with slope 1, so a silent output's time is known, after the window."""
+        neuron, end = self.windows.neuron(len(self.stages) - 1)
+        times = torch.where(outputs.isfinite(), outputs, end + neuron.threshold - potential)
+        return nn.functional.cross_entropy(-times / self.recipe.temperature, labels)
 
     def costs(self) -> Tensor | float:
         return self.price

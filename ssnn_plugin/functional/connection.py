@@ -82,7 +82,7 @@ def first_spike_linear(
             is silence.
         bias: [out] or None. For `IF` a constant current added to the potential in every bin; with it,
             or with a leak (`neuron.beta` < 1), spike times and `t_max` have to be whole bins. For the
-            others the weight of a spike at time 0.
+            others the weight of a spike at time 0, but for `ReLPSP` with a start what V has there.
         gradient: None for the neuron's own. `IF` has no slope at its crossing, and a choice of rules,
             all with dV/dw = 1 for every input spike that was counted when the neuron fired:
             "latency", dt/dV = -1 (Kheradpisheh & Masquelier 2020);

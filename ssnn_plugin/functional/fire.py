@@ -113,15 +113,13 @@ def _fire_from_start(
     """Stanojevic et al. 2024, B1-model: t = start + threshold - V(start), by the ordinary dense operators."""
     _checks.spike_times("times", times)
     ramps = (start - times).relu()
-    bias = None if synapses.bias is None else synapses.bias * start
-    if synapses.geometry:
-        stride, dilation, groups = synapses.geometry
-        v = torch.nn.functional.conv2d(
-            ramps, synapses.weight, bias, tuple(stride), 0, tuple(dilation), groups
-        )
+    weight, bias, geometry = synapses
+    if geometry:
+        stride, dilation, groups = geometry
+        v = torch.nn.functional.conv2d(ramps, weight, bias, tuple(stride), 0, tuple(dilation), groups)
         v = v.flatten(2).transpose(1, 2)
     else:
-        v = torch.nn.functional.linear(ramps, synapses.weight, bias)
+        v = torch.nn.functional.linear(ramps, weight, bias)
     if _checks.has_values(v) and bool(v.isnan().any()):
         refuse_bad_samples(NAN_POTENTIAL)
     least = start + threshold - t_max
