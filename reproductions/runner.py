@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssnn_plugin import metrics
+from ssnn_plugin import decode, metrics
 
 from . import datasets, records
 from .config import Config
@@ -121,8 +121,14 @@ def evaluate(method: Method, config: Config, images: Images) -> dict[str, Any]:
         "accuracy": accuracy,
         **statistics,
         "response_histogram": _response_histogram(output, config.t_max),
+        "right_histogram": _response_histogram(output[_right(output, potential, images.y)], config.t_max),
         "example": example,
     }
+
+
+def _right(output: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
+    """Which samples the first output spike decides right, rule `potential`."""
+    return decode.first_to_fire(output, potential, tie="potential", all_silent="undecided") == labels
 
 
 def _response_histogram(output: Tensor, t_max: float) -> list[int]:

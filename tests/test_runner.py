@@ -41,6 +41,8 @@ CONFIGS = {
         augment={"shift": 1},
         **EVERYTHING,
     ),
+    "ts4tl": config("ts4tl"),
+    "bs4nn": config("bs4nn", average_last=2),
 }
 each_config = pytest.mark.parametrize("chosen", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -94,7 +96,11 @@ def test_a_run_writes_a_complete_record(finished, chosen):
     assert set(test["accuracy"]) == set(RULES)
     assert test["accuracy"]["unique"] <= test["accuracy"]["first_index"] <= test["accuracy"]["lenient"]
     assert test["samples"] == sum(test["response_histogram"]) == 360
-    assert len(test["response_histogram"]) == 33
+    assert len(test["response_histogram"]) == len(test["right_histogram"]) == 33
+    assert all(r <= n for r, n in zip(test["right_histogram"], test["response_histogram"], strict=True))
+    assert test["right_histogram"][-1] == 0
+    right = sum(test["right_histogram"]) / 360
+    assert test["accuracy"]["unique"] <= right + 1e-9 <= test["accuracy"]["potential"] + 2e-9
     assert [len(test[key]) for key in ("total", "until_decision")] == [3, 3]
     assert all(until <= total for until, total in zip(test["until_decision"], test["total"], strict=True))
     assert [len(layer) for layer in test["example"]["times"]] == [64, 12, 10]
@@ -146,6 +152,13 @@ def test_a_seed_fixes_every_number(tmp_path, finished, chosen):
         ("minibatch", {"augment": {"shift": 1}}),
         ("minibatch", {"center_gradients": True}),
         ("minibatch", {"center_gradients": True, "center_along": "mean input"}),
+        ("ts4tl", {"t_target": 10.0}),
+        ("ts4tl", {"variant": "fixed"}),
+        ("ts4tl", {"variant": "own"}),
+        ("bs4nn", {"gamma": 4.0}),
+        ("bs4nn", {"alpha_rate": 1e-2}),
+        ("bs4nn", {"clip": 1e-3}),
+        ("bs4nn", {"center_gradients": True}),
         ("minibatch", {"optimizer": "sgd"}),
         ("minibatch", {"optimizer": "sgd", "momentum": 0.9}),
     ],
