@@ -18,6 +18,13 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_links_to_lines_of_code_lead_to_what_they_name(page):
+    for name, path, line in re.findall(r"\[`(\w+)`\]\(([\w./]+\.py)#L(\d+)\)", page.read_text()):
+        lines = (page.parent / path).read_text().splitlines()
+        assert re.match(rf"(def|class) {name}\b", lines[int(line) - 1]), f"{name} is not at {path}#L{line}"
+
+
 def test_ci_runs_the_command_of_the_readme():
     (command,) = [block.strip() for block in blocks("sh") if "pytest" in block]
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
