@@ -12,9 +12,11 @@ from reproductions import methods
 from reproductions.config import Config, Network
 from reproductions.errors import SuiteError
 from reproductions.methods import EpochStatistics
-from reproductions.methods.minibatch import Minibatch, Stage, Training, WeightAverage, shifted
+from reproductions.methods.bs4nn import Binary
+from reproductions.methods.minibatch import Augment, Minibatch, Stage, Training, WeightAverage, augmented
 from reproductions.runner import Run
 from ssnn_plugin import IF
+from ssnn_plugin.functional import first_spike_linear
 from ssnn_plugin.losses import RelativeTargetLoss
 from ssnn_plugin.nn import EarliestSpikePool2d, SpikeConv2d, SpikeLinear
 
@@ -102,11 +104,12 @@ def test_the_trainer_calls_the_method_after_every_batch_and_counts_every_layer()
             assert silent == pytest.approx(1 - spikes / neurons)
 
 
-def test_a_method_learns_the_digits(tmp_path):
-    chosen = configs.find("s4nn-tuned", "digits").with_epochs(5)
+@pytest.mark.parametrize(("method", "least"), [("s4nn-tuned", 0.85), ("ts4tl", 0.85), ("bs4nn", 0.7)])
+def test_a_method_learns_the_digits(tmp_path, method, least):
+    chosen = configs.find(method, "digits").with_epochs(8)
     history = execute(Run(chosen, "digits", results=tmp_path))["history"]
-    assert history[-1]["train"]["loss"] < 0.5 * history[0]["train"]["loss"]
-    assert history[-1]["validation"]["potential"] > 0.85
+    assert history[-1]["train"]["loss"] < 0.6 * history[0]["train"]["loss"]
+    assert history[-1]["validation"]["potential"] > least
 
 
 def test_layers_are_those_before_the_pool():
@@ -198,7 +201,9 @@ def test_statistics_are_means_over_samples_and_neurons():
 def test_a_shift_moves_the_image_and_lets_silence_in():
     image = torch.arange(12.0).reshape(1, 12)
     images = image.repeat(200, 1)
-    moved = shifted(images, (1, 3, 4), 1, torch.Generator().manual_seed(0)).reshape(200, 3, 4)
+    moved = augmented(images, (1, 3, 4), Augment(shift=1), torch.Generator().manual_seed(0)).reshape(
+        200, 3, 4
+    )
     padded = nn.functional.pad(image.reshape(3, 4), [1] * 4, value=INF)
     possible = [padded[i : i + 3, j : j + 4] for i in range(3) for j in range(3)]
     found = [next(k for k, other in enumerate(possible) if torch.equal(one, other)) for one in moved]
@@ -208,8 +213,58 @@ def test_a_shift_moves_the_image_and_lets_silence_in():
 def test_a_shift_moves_all_channels_alike():
     one = torch.rand(50, 1, 3, 3, generator=torch.Generator().manual_seed(1))
     times = torch.cat([one, one + 1], dim=1).flatten(1)
-    moved = shifted(times, (2, 3, 3), 2, torch.Generator().manual_seed(0)).reshape(50, 2, 9)
+    moved = augmented(times, (2, 3, 3), Augment(shift=2), torch.Generator().manual_seed(0)).reshape(50, 2, 9)
     torch.testing.assert_close(moved[:, 1], moved[:, 0] + 1)
+
+
+def test_a_mirrored_image_is_one_of_two():
+    image = torch.arange(6.0).reshape(1, 6)
+    changed = augmented(
+        image.repeat(50, 1), (1, 2, 3), Augment(shift=0, mirror=True), torch.Generator().manual_seed(0)
+    )
+    assert sorted(changed.unique(dim=0).tolist()) == [[0, 1, 2, 3, 4, 5], [2, 1, 0, 5, 4, 3]]
+
+
+def _learned(name, seed=0, epochs=1):
+    """A tiny method after some epochs on random images, and images of the test."""
+    method = methods.build(config(name), (1, 8, 8), 10, seed, "cpu")
+    generator = torch.Generator().manual_seed(4)
+    times = torch.randint(0, 32, (200, 64), generator=generator).float()
+    for epoch in range(epochs):
+        method.train_epoch(epoch, times, torch.arange(200) % 10, lambda n: None)
+    return method, times
+
+
+def test_bs4nn_predicts_with_two_values_per_layer_that_were_learned():
+    method, times = _learned("bs4nn")
+    (hidden, output), _ = method.predict(times)
+    before = torch.tensor([0.2, 0.5])
+    for layer, alpha, first in zip(method.layers, method.alphas, before, strict=True):
+        assert layer.weight.unique().tolist() == [-alpha.item(), alpha.item()]
+        assert alpha.item() != first
+    binary = [alpha * real.sign() for alpha, real in zip(method.alphas, method.learned, strict=True)]
+    neuron = IF(1.0, delay=1)
+    expected = first_spike_linear(times, binary[0], neuron, t_max=32)
+    assert torch.equal(hidden, expected)
+    assert torch.equal(output, first_spike_linear(expected, binary[1], neuron, t_max=32))
+
+
+def test_binary_weights_pass_the_gradient_straight_through():
+    weight = torch.tensor([[0.3, -0.2, 0.0], [-0.1, -4.0, 2.0]], requires_grad=True)
+    module = Binary(0.5, torch.float32)
+    binary = module(weight)
+    assert binary.tolist() == [[0.5, -0.5, 0.5], [-0.5, -0.5, 0.5]]
+    gradient = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    binary.backward(gradient)
+    assert torch.equal(weight.grad, gradient)
+    assert module.alpha.grad.item() == pytest.approx((1 - 2 + 3 - 4 - 5 + 6) / 6)
+
+
+def test_bs4nn_keeps_the_real_weights_within_the_clip():
+    method = methods.build(config("bs4nn", clip=0.2), (1, 8, 8), 10, 0, "cpu")
+    assert max(weight.abs().max().item() for weight in method.learned) > 0.2
+    method.after_step()
+    assert max(weight.abs().max().item() for weight in method.learned) == pytest.approx(0.2)
 
 
 def test_every_implementation_has_settings_and_a_builder():

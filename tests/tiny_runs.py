@@ -8,37 +8,47 @@ import json
 from reproductions import records, runner
 from reproductions.config import validated
 
+MINIBATCH_NETWORK = {"threshold": 1.0, "init": [{"uniform": [-0.22, 0.3]}, {"uniform": [-0.1, 0.9]}]}
+MINIBATCH = {"learning_rates": [1e-3, 1e-3], "batch_size": 64, "optimizer": "adam"}
 NETWORKS = {
     "online": {
         "threshold": 100.0,
         "init": [{"uniform": [0.0, 15.0]}, {"uniform": [0.0, 48.0]}],
         "dtype": "float64",
     },
-    "minibatch": {"threshold": 1.0, "init": [{"uniform": [-0.22, 0.3]}, {"uniform": [-0.1, 0.9]}]},
+    "minibatch": MINIBATCH_NETWORK,
+    "ts4tl": MINIBATCH_NETWORK,
+    "bs4nn": {**MINIBATCH_NETWORK, "alpha": [0.2, 0.5]},
 }
 TRAININGS = {
-    "online": {"learning_rates": [0.2, 0.2]},
-    "minibatch": {"learning_rates": [1e-3, 1e-3], "batch_size": 64, "optimizer": "adam"},
+    "online": {"protocol": "online", "gamma": 3.0, "learning_rates": [0.2, 0.2]},
+    "minibatch": {"protocol": "minibatch", "gamma": 3.0, **MINIBATCH},
+    "ts4tl": {"t_target": 20.0, **MINIBATCH},
+    "bs4nn": {"gamma": 3.0, "alpha_rate": 1e-3, "clip": 1.0, **MINIBATCH},
 }
 
 
-def content(protocol="online", **training):
-    """A config as a TOML file would hold it: 300 training images, 64-12-10, three epochs."""
+def content(kind="online", **training):
+    """A config as a TOML file would hold it: 300 training images, 64-12-10, three epochs.
+
+    `kind` is a protocol of S4NN, or another implementation.
+    """
+    name = "s4nn" if kind in ("online", "minibatch") else kind
     return copy.deepcopy(
         {
-            "method": "s4nn",
-            "implementation": "s4nn",
+            "method": name,
+            "implementation": name,
             "dataset": "digits",
             "description": "small",
             "validation": 1137,
-            "network": {"hidden": [12], "t_max": 32, **NETWORKS[protocol]},
-            "training": {"protocol": protocol, "epochs": 3, "gamma": 3.0, **TRAININGS[protocol], **training},
+            "network": {"hidden": [12], "t_max": 32, **NETWORKS[kind]},
+            "training": {"epochs": 3, **TRAININGS[kind], **training},
         }
     )
 
 
-def config(protocol="online", **training):
-    return validated(content(protocol, **training), "tiny")
+def config(kind="online", **training):
+    return validated(content(kind, **training), "tiny")
 
 
 def toml(value):

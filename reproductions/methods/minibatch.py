@@ -244,9 +244,7 @@ class Minibatch:
         self.spikes = state["spikes"]
 
 
-def augmented(
-    times: Tensor, shape: tuple[int, ...], augment: Augment, generator: torch.Generator
-) -> Tensor:
+def augmented(times: Tensor, shape: tuple[int, ...], augment: Augment, generator: torch.Generator) -> Tensor:
     """Flat images of spike times, each changed in its own way."""
     channels, height, width = shape
     most = augment.shift
