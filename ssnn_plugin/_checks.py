@@ -69,10 +69,10 @@ def spike_times(name: str, times: Tensor) -> None:
         raise ValueError(f"{name} must hold spike times >= 0, with inf for silence; got {kind}")
 
 
-def whole_bins(name: str, times: Tensor) -> None:
-    """Refuse times between bins, for which a current or a leak per bin has no meaning."""
+def whole_bins(name: str, times: Tensor, reason: str = "a bias or a leak") -> None:
+    """Refuse times between bins, for which what is done per bin has no meaning."""
     if has_values(times) and bool((times.isfinite() & (times != times.floor())).any()):
-        raise ValueError(f"{name} must be whole bins with a bias or a leak, got times between bins")
+        raise ValueError(f"{name} must be whole bins with {reason}, got times between bins")
 
 
 def one_value(name: str, values: Tensor) -> float:

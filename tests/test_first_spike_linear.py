@@ -620,7 +620,11 @@ def test_the_backends_agree_on_weights_that_no_spike_reads(odd):
             ValueError,
             "times must be whole bins with a bias or a leak, got times between bins",
         ),
-        ({"neuron": 1.0}, TypeError, r"neuron must be one of ssnn_plugin's neurons, such as IF\(\), got 1\.0"),
+        (
+            {"neuron": 1.0},
+            TypeError,
+            r"neuron must be one of ssnn_plugin's neurons, such as IF\(\), got 1\.0",
+        ),
     ],
 )
 def test_bad_arguments_are_named(changes, error, message):
@@ -750,7 +754,11 @@ def test_weights_are_drawn_from_the_range():
         ({"out_features": -2}, ValueError, "out_features must be a whole number of at least 1, got -2"),
         ({"t_max": 0}, ValueError, "t_max must be finite and greater than 0, got 0"),
         ({"gradient": "none"}, ValueError, "gradient must be one of 'latency'.* got 'none'"),
-        ({"neuron": "IF"}, TypeError, r"neuron must be one of ssnn_plugin's neurons, such as IF\(\), got 'IF'"),
+        (
+            {"neuron": "IF"},
+            TypeError,
+            r"neuron must be one of ssnn_plugin's neurons, such as IF\(\), got 'IF'",
+        ),
         ({"dtype": torch.float16}, TypeError, "must be float32 or float64, got torch.float16"),
         ({"dropout": 1.0}, ValueError, "dropout must be a probability .* below 1, got 1.0"),
     ],

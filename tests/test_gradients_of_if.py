@@ -151,25 +151,18 @@ def test_the_surrogate_takes_a_bias_and_a_leak(backend, neuron, silent_gradient)
 
 
 @on_every_backend
-@pytest.mark.parametrize(
-    "rule",
-    [
-        "surrogate",
-        pytest.param(
-            "local_slope",
-            marks=pytest.mark.xfail(
-                strict=True, reason="the window is (t - REACH - 1, t + REACH], not |t_i - t| <= REACH"
-            ),
-        ),
-    ],
-)
-def test_times_between_bins(backend, rule):
+def test_times_between_bins(backend):
     times, weight, grads = _example(5, 20)
     times += np.random.default_rng(1).random(times.shape)
     spikes = _check_linear(
-        backend, rule, times, weight, IF(6.0), 20.0, None, False, grads[:, :, :], torch.float64
+        backend, "surrogate", times, weight, IF(6.0), 20.0, None, False, grads[:, :, :], torch.float64
     )
     assert spikes.isfinite().double().mean() > 0.3
+
+
+def test_the_local_slope_refuses_times_between_bins():
+    with pytest.raises(ValueError, match="times must be whole bins with gradient 'local_slope'"):
+        first_spike_linear(torch.tensor([[0.5]]), torch.ones(1, 1), IF(), t_max=8, gradient="local_slope")
 
 
 def test_a_surrogate_of_hand():

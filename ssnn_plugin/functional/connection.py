@@ -113,7 +113,7 @@ def first_spike_linear(
             [4.]])
     """
     rule = check_neuron(neuron, gradient, silent_gradient, t_max, bias is not None)
-    _check_tensors(times, weight, bias, neuron, t_max)
+    _check_tensors(times, weight, bias, neuron, t_max, rule)
     if times.ndim == 0 or weight.ndim != 2 or times.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"times must have shape [*, in] for a weight of shape [out, in], "
@@ -229,7 +229,7 @@ def first_spike_conv2d(
               [inf, inf, inf]]]])
     """
     rule = check_neuron(neuron, gradient, silent_gradient, t_max, bias is not None)
-    _check_tensors(times, weight, bias, neuron, t_max)
+    _check_tensors(times, weight, bias, neuron, t_max, rule)
     strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
     _checks.whole_and_positive("groups", groups)
     if times.ndim != 4 or weight.ndim != 4 or times.shape[1] != weight.shape[1] * groups:
@@ -303,7 +303,9 @@ def _pad(
     return torch.nn.functional.pad(times, (left, right, top, bottom), value=math.inf)
 
 
-def _check_tensors(times: Tensor, weight: Tensor, bias: Tensor | None, neuron: Neuron, t_max: float) -> None:
+def _check_tensors(
+    times: Tensor, weight: Tensor, bias: Tensor | None, neuron: Neuron, t_max: float, gradient: str
+) -> None:
     _checks.floating("times", times)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape {list(weight.shape[:1])}, got {list(bias.shape)}")
@@ -311,6 +313,8 @@ def _check_tensors(times: Tensor, weight: Tensor, bias: Tensor | None, neuron: N
         if t_max != int(t_max):
             raise ValueError(f"t_max must be a whole number of bins with a bias or a leak, got {t_max!r}")
         _checks.whole_bins("times", times)
+    if gradient == "local_slope":
+        _checks.whole_bins("times", times, "gradient 'local_slope'")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue

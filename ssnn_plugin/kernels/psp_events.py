@@ -58,14 +58,14 @@ def crossing_of_alpha(threshold, v, current):
     """
     if current < threshold or current <= v or np.log(current / threshold) < 1 - v / current:
         return np.inf
-    d = 0.0
+    d, peak = 0.0, 1 - v / current
     for _ in range(100):
         grown = threshold * np.exp(d)
         step = (grown - v - current * d) / (current - grown)
         if not step > 1e-15 * (1 + d):
             break
         d += step
-    return d
+    return min(d, peak)  # close to a tangent the last step rounds
 
 
 @jit
@@ -127,7 +127,7 @@ def note_peaks(psp, tau, threshold, t, d, t_max, v, current, fired, potential, s
     for j in range(v.size):
         if fired[j] == np.inf:
             wait = time_to_crossing(psp, tau, threshold, float(v[j]), float(current[j]))
-            if wait <= d and fired.dtype.type(t + wait) < t_max:
+            if wait < d and fired.dtype.type(t + wait) < t_max:
                 fired[j], potential[j], slope[j] = t, v[j], current[j]
                 v[j] = -np.inf
                 crossings += np.int32(1)
@@ -161,8 +161,8 @@ def slope_after(psp, tau, threshold, v, current, wait):
     if psp == EXPONENTIAL:
         return (v + current - threshold) / tau
     if psp == ALPHA:
-        return (current * threshold / (v + current * wait / tau) - threshold) / tau
-    return (current * np.exp(-wait / tau) - threshold) / (2 * tau)
+        return max(current * threshold / (v + current * wait / tau) - threshold, 0.0) / tau
+    return max(current * np.exp(-wait / tau) - threshold, 0.0) / (2 * tau)
 
 
 @jit
