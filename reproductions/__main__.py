@@ -167,7 +167,7 @@ def plot(
         Path | None, typer.Option(help="Folder of the figures; default: figures/ beside the records.")
     ] = None,
 ) -> None:
-    """Draw learning curves, accuracy against spikes, rasters and response times as PNG and SVG."""
+    """Draw learning curves, accuracy against spikes, decision and response times, rasters as PNG and SVG."""
     recorded = records.read_all(results_dir)
     if not recorded:
         raise SuiteError(f"{results_dir}: no records there; train with `run`")

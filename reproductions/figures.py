@@ -33,6 +33,8 @@ def draw_all(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
             "accuracy-spikes": accuracy_against_spikes(runs),
             "response-times": response_times(runs),
         }
+        if any(has_decision_curve(run) for run in runs):
+            figures["decision-times"] = decision_times(runs)
         for name in sorted({run["name"] for run in runs}):
             figures[f"raster-{name}"] = raster(next(run for run in runs if run["name"] == name))
         for kind, figure in figures.items():
@@ -68,17 +70,65 @@ def learning_curves(runs: Sequence[dict[str, Any]]) -> Figure:
 
 
 def accuracy_against_spikes(runs: Sequence[dict[str, Any]]) -> Figure:
-    """Test accuracy (potential rule) against all spikes until the decision; open marks: whole window."""
+    """Test accuracy (potential rule) against all spikes until the decision; open marks: whole window.
+
+    The front is drawn through the means over the seeds: nothing is both better and sparser.
+    """
     figure, axes = _figure()
+    means = []
     for color, name, group in _colored_groups(runs):
         accuracy = [100 * run["test"]["accuracy"]["potential"] for run in group]
         early, all_ = ([sum(run["test"][key]) for run in group] for key in ("until_decision", "total"))
+        means.append((np.mean(early), np.mean(accuracy)))
         axes.plot([early, all_], [accuracy, accuracy], color=color, lw=0.6, alpha=0.5)
         axes.scatter(early, accuracy, color=color, s=36, label=name)
         axes.scatter(all_, accuracy, edgecolors=color, facecolors="white", s=36, zorder=3)
     axes.scatter([], [], edgecolors="0.4", facecolors="none", s=36, label="whole window")
-    axes.set(xlabel="spikes per image, input + hidden + output", ylabel="test accuracy (%), potential rule",
-             title=_title(runs, "accuracy against spikes; filled: until the decision"))  # fmt: skip
+    axes.step(
+        *zip(*front(means), strict=True), where="post", color="0.6", lw=1, ls="--", label="front", zorder=0
+    )
+    axes.set(xlabel="spikes per image, input + hidden + output", xscale="log",
+             ylabel="test accuracy (%), potential rule", title=_title(runs, "accuracy against spikes; filled: until the decision"))  # fmt: skip
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (spikes, accuracy) that no other point beats in both, fewest spikes first.
+
+    >>> front([(100.0, 97.0), (200.0, 96.0), (300.0, 98.0)])
+    [(100.0, 97.0), (300.0, 98.0)]
+    """
+    best: list[tuple[float, float]] = []
+    for spikes, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or accuracy > best[-1][1]:
+            best.append((spikes, accuracy))
+    return best
+
+
+def has_decision_curve(run: dict[str, Any]) -> bool:
+    """Records of the suite's first version do not say when the right decisions fell."""
+    return "right_histogram" in run["test"]
+
+
+def decision_times(runs: Sequence[dict[str, Any]]) -> Figure:
+    """Accuracy if stopped at time t: images whose first output spike has come, and is right."""
+    figure, axes = _figure()
+    for color, name, group in _colored_groups(runs):
+        kept = [run for run in group if has_decision_curve(run)]
+        for number, run in enumerate(kept):
+            right = np.cumsum(run["test"]["right_histogram"][:-1]) / run["test"]["samples"]
+            moments = np.linspace(0, 1, len(right) + 1)
+            axes.step(
+                moments,
+                [0, *(100 * right)],
+                where="post",
+                color=color,
+                lw=1,
+                label=name if number == 0 else None,
+            )
+    axes.set(xlabel="stopped at (fraction of the window)", ylabel="test accuracy (%), silence is an error",
+             title=_title(runs, "accuracy if stopped at time t"))  # fmt: skip
     axes.legend(frameon=False, fontsize=8)
     return figure
 

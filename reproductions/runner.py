@@ -143,7 +143,7 @@ def _response_histogram(output: Tensor, t_max: float) -> list[int]:
 
 def _example(images: Images, times: Tensor, layers: tuple[Tensor, ...]) -> dict[str, Any]:
     """Spike times of one sample, for the raster; JSON has no infinity, so silence is null."""
-    rows = [times[0], *(layer[0] for layer in layers)]
+    rows = [times[0], *(layer[0].flatten() for layer in layers)]
     spikes = [[None if t == float("inf") else t for t in row.tolist()] for row in rows]
     return {"label": int(images.y[0]), "times": spikes}
 

@@ -204,6 +204,7 @@ def test_plot_draws_every_figure_as_png_and_svg(call, recorded, tmp_path):
         "learning-curves-digits",
         "raster-s4nn-digits",
         "raster-s4nn-tuned-digits",
+        "decision-times-digits",
         "response-times-digits",
     ]
     drawn = sorted((tmp_path / "figures").iterdir())
