@@ -148,6 +148,7 @@ def record(
             "tied": 0.1,
             "silent": 0.0,
             "response_histogram": [10] + [0] * (t_max if isinstance(t_max, int) else 256),
+            "right_histogram": [10] + [0] * (t_max if isinstance(t_max, int) else 256),
             "example": {"label": 3, "times": [[1.0] * 784, [2.0] * 400, [None] * 9 + [3.0]]},
         },
         **changes,
