@@ -16,7 +16,7 @@ from ssnn_plugin.functional import weight_sum_cost
 from ssnn_plugin.losses import ExponentialCrossEntropyLoss
 from ssnn_plugin.nn import SpikeLinear
 
-from ..config import Config, FullyConnected, Normal
+from ..config import Config, Fraction, FullyConnected, Normal
 from . import Method, minibatch
 from .minibatch import Minibatch
 
@@ -27,11 +27,14 @@ class Network(FullyConnected):
 
 class Training(minibatch.Training):
     """`weight_sum_cost`: the paper's K. `l2`: price of the squared weights. `max_norm`: of the gradient
-    of a neuron's weights, which is scaled down to it."""
+    of a neuron's weights, which is scaled down to it. The dropout of spikes is ours.
+    """
 
     weight_sum_cost: NonNegativeFloat
     l2: NonNegativeFloat = 0.0
     max_norm: PositiveFloat
+    dropout: Fraction = 0.0
+    input_dropout: Fraction = 0.0
 
 
 class Settings(Config):
@@ -48,6 +51,8 @@ class Mostafa(Minibatch):
         self.recipe = settings.training
         self.cross_entropy = ExponentialCrossEntropyLoss(settings.t_max)
         self.layers = spike_layers(settings.network, shape, classes)
+        for layer in self.layers:
+            layer.dropout = self.recipe.input_dropout if layer is self.layers[0] else self.recipe.dropout
         super().__init__(settings, self.layers, shape, seed, device)
 
     def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
