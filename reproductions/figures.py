@@ -87,8 +87,12 @@ def accuracy_against_spikes(runs: Sequence[dict[str, Any]]) -> Figure:
     axes.step(
         *zip(*front(means), strict=True), where="post", color="0.6", lw=1, ls="--", label="front", zorder=0
     )
-    axes.set(xlabel="spikes per image, input + hidden + output", xscale="log",
-             ylabel="test accuracy (%), potential rule", title=_title(runs, "accuracy against spikes; filled: until the decision"))  # fmt: skip
+    axes.set(
+        xlabel="spikes per image, input + hidden + output",
+        xscale="log",
+        ylabel="test accuracy (%), potential rule",
+        title=_title(runs, "accuracy against spikes; filled: until the decision"),
+    )
     axes.legend(frameon=False, fontsize=8)
     return figure
 
