@@ -104,7 +104,17 @@ def test_the_trainer_calls_the_method_after_every_batch_and_counts_every_layer()
             assert silent == pytest.approx(1 - spikes / neurons)
 
 
-@pytest.mark.parametrize(("method", "least"), [("s4nn-tuned", 0.85), ("ts4tl", 0.85), ("bs4nn", 0.7)])
+@pytest.mark.parametrize(
+    ("method", "least"),
+    [
+        ("s4nn-tuned", 0.85),
+        ("ts4tl", 0.85),
+        ("bs4nn", 0.7),
+        ("sparse-ramp", 0.9),
+        ("mostafa", 0.85),
+        ("ds4nn", 0.4),
+    ],
+)
 def test_a_method_learns_the_digits(tmp_path, method, least):
     chosen = configs.find(method, "digits").with_epochs(8)
     history = execute(Run(chosen, "digits", results=tmp_path))["history"]

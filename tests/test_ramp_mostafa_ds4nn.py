@@ -1,0 +1,203 @@
+"""What is particular to sparse ramps, to Mostafa's method and to DS4NN."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, relu
+
+from reproductions import methods
+from reproductions.config import validated
+from reproductions.errors import SuiteError
+from ssnn_plugin.functional import weight_sum_cost
+
+SHAPE = (1, 6, 6)
+TRAINING = {"epochs": 2, "batch_size": 16, "optimizer": "adam", "learning_rates": [1e-2]}
+SETTINGS = {
+    "sparse_ramp": {
+        "encoding": {"kind": "linear", "scale": 1.0},
+        "network": {"layers": ["3C3", "P2", "7"], "hidden_window": 20.0, "t_max": 91.0, "dtype": "float64"},
+        "training": {"spike_price": 0.01, "temperature": 0.5},
+    },
+    "mostafa": {
+        "encoding": {"kind": "two-times"},
+        "network": {
+            "hidden": [7],
+            "t_max": 12.0,
+            "init": [{"normal": [0.1, 0.2]}, {"uniform": [0.0, 0.6]}],
+            "dtype": "float64",
+        },
+        "training": {"weight_sum_cost": 2.0, "l2": 0.1, "max_norm": 0.05},
+    },
+    "ds4nn": {"network": {"layers": ["3C3", "P2", "7"], "t_max": 64}, "training": {"gamma": 5.0}},
+}
+
+
+def _settings(name, network=None, **training):
+    part = SETTINGS[name]
+    content = {
+        "method": name,
+        "implementation": name,
+        "dataset": "digits",
+        "description": "",
+        "validation": 0,
+        **part,
+        "network": {**part["network"], **(network or {})},
+        "training": {**TRAINING, **part["training"], **training},
+    }
+    return validated(content, "tiny")
+
+
+def _method(name, network=None, **training):
+    return methods.build(_settings(name, network, **training), SHAPE, 4, 0, "cpu")
+
+
+def _images(n=64):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % 4
+    x = torch.rand(n, 36, generator=generator, dtype=torch.float64) * 0.3
+    for label in range(4):
+        x[labels == label, 9 * label : 9 * label + 9] += 0.7
+    return x, labels
+
+
+def _relu_network(method, x):
+    """Activations of the network that sparse ramps are, as PyTorch computes them."""
+    weights = dict(method.network.named_parameters())
+    kernel, bias = (weights[f"0.neurons.1.{name}"] for name in ("weight", "bias"))
+    first = relu(torch.nn.functional.conv2d(x.reshape(-1, *SHAPE), kernel, bias))
+    pooled = torch.nn.functional.max_pool2d(first, 2).flatten(1)
+    second = relu(pooled @ weights["1.neurons.weight"].t() + weights["1.neurons.bias"])
+    return first, second, second @ weights["2.neurons.weight"].t() + weights["2.neurons.bias"]
+
+
+def _biased(method):
+    with torch.no_grad():
+        for name, parameter in method.network.named_parameters():
+            if name.endswith("bias"):
+                parameter.uniform_(-0.3, 0.3)
+    return method
+
+
+def test_sparse_ramps_are_a_relu_network():
+    method = _biased(_method("sparse_ramp"))
+    x, labels = _images()
+    layers, potential = method.forward(1 - x)
+    first, second, logits = _relu_network(method, x)
+    for spikes, activation, end in zip(layers, (first, second), (21.0, 41.0), strict=False):
+        assert 0.1 < (activation > 0).double().mean() < 0.9
+        assert torch.equal(spikes.isfinite(), activation > 0)
+        torch.testing.assert_close(end - spikes.clamp(max=end), activation)
+    fired = logits > 0
+    assert torch.equal(layers[-1].isfinite(), fired)
+    torch.testing.assert_close(91 - layers[-1][fired], logits[fired])
+    loss = method.loss(layers[-1], potential, labels)
+    torch.testing.assert_close(loss, cross_entropy(logits / 0.5, labels))
+    price = 0.01 * (first.sum() + second.sum()) / len(x)
+    torch.testing.assert_close(method.costs(), price)
+    of_spikes = torch.autograd.grad(loss + method.costs(), list(method.network.parameters()))
+    expected = cross_entropy(logits / 0.5, labels) + price
+    of_relu = torch.autograd.grad(expected, list(method.network.parameters()))
+    for ours, theirs in zip(of_spikes, of_relu, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_outputs_need_a_window_behind_the_hidden_ones():
+    with pytest.raises(SuiteError, match=r"t_max must lie after 41\.0, the end of the hidden windows"):
+        _settings("sparse_ramp", {"t_max": 41.0})
+
+
+def test_a_higher_price_makes_fewer_spikes():
+    x, labels = _images()
+    counts = []
+    for price in (0.0, 0.3):
+        method = _method("sparse_ramp", spike_price=price, epochs=8)
+        for epoch in range(8):
+            statistics = method.train_epoch(epoch, 1 - x, labels, lambda n: None)
+        counts.append(sum(statistics.spikes[:-1]))
+    assert counts[1] < 0.8 * counts[0]
+
+
+def test_mostafas_costs_are_those_of_the_weights():
+    method = _method("mostafa")
+    lacking = sum(weight_sum_cost(layer.weight, 1.0) for layer in method.layers)
+    squares = sum(layer.weight.square().sum() for layer in method.layers)
+    assert method.costs().item() == pytest.approx((2.0 * lacking + 0.1 * squares).item())
+
+
+def test_mostafas_loss_is_the_cross_entropy_on_z():
+    outputs = torch.tensor([[0.5, 1.0, math.inf], [2.0, 1.5, 1.0]], dtype=torch.float64)
+    z = torch.tensor([[0.5, 1.0, 12.0], [2.0, 1.5, 1.0]], dtype=torch.float64).exp()
+    labels = torch.tensor([1, 2])
+    loss = _method("mostafa").loss(outputs, torch.zeros_like(outputs), labels)
+    torch.testing.assert_close(loss, cross_entropy(-z, labels))
+
+
+def test_mostafas_gradients_are_rescaled_neuron_by_neuron():
+    method = _method("mostafa")
+    before = []
+    for layer in method.layers:
+        layer.weight.grad = (
+            torch.rand_like(layer.weight) * torch.linspace(0, 0.05, len(layer.weight))[:, None]
+        )
+        before.append(layer.weight.grad.clone())
+    method.after_backward()
+    scaled = 0
+    for layer, old in zip(method.layers, before, strict=True):
+        for new_row, row in zip(layer.weight.grad, old, strict=True):
+            too_long = row.norm() > 0.05
+            scaled += bool(too_long)
+            torch.testing.assert_close(new_row, row * 0.05 / row.norm() if too_long else row)
+    assert 0 < scaled < 11
+
+
+def test_ds4nn_begins_with_the_wanted_part_of_its_neurons_firing():
+    method = _method("ds4nn", {"firing": 0.4})
+    x, _ = _images(200)
+    times = (64 * (1 - x)).floor().clamp(0, 63).float()
+    method.before_epoch(0, times)
+    layers, _ = method.predict(times)
+    for layer in layers:
+        assert layer.isfinite().double().mean() == pytest.approx(0.4, abs=0.1)
+    weights = [layer.weight.clone() for layer in method.connections]
+    method.before_epoch(1, times)
+    assert all(torch.equal(a, b.weight) for a, b in zip(weights, method.connections, strict=True))
+
+
+@pytest.mark.parametrize("gradient", ["latency", "surrogate", "local_slope"])
+def test_ds4nn_learns_with_every_gradient_rule_of_its_layers(gradient):
+    method = _method("ds4nn", gradient=gradient)
+    assert {layer.gradient for layer in method.connections} == {gradient}
+    assert [layer.silent_gradient for layer in method.connections] == [False, False, True]
+    x, labels = _images()
+    times = (64 * (1 - x)).floor().clamp(0, 63).float()
+    before = [layer.weight.detach().clone() for layer in method.connections]
+    statistics = method.train_epoch(0, times, labels, lambda n: None)
+    assert math.isfinite(statistics.loss)
+    assert not any(torch.equal(a, b.weight) for a, b in zip(before, method.connections, strict=True))
+
+
+def test_ds4nn_takes_the_common_shift_out_of_the_hidden_gradients():
+    method = _method("ds4nn")
+    for layer in method.connections:
+        layer.weight.grad = torch.rand_like(layer.weight)
+    method.after_backward()
+    *hidden, output = method.connections
+    assert all(layer.weight.grad.flatten(1).mean(1).abs().max() < 1e-6 for layer in hidden)
+    assert output.weight.grad.min() >= 0
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_going_on_from_a_checkpoint_gives_the_same_weights(name):
+    x, labels = _images()
+    settings = _settings(name)
+    times = 1 - x if name != "ds4nn" else (64 * (1 - x)).floor().clamp(0, 63).float()
+    times = times.to(settings.network.torch_dtype)
+    whole, part, rest = (_method(name) for _ in range(3))
+    for epoch in range(2):
+        whole.train_epoch(epoch, times, labels, lambda n: None)
+    part.train_epoch(0, times, labels, lambda n: None)
+    rest.load_state_dict(part.state_dict())
+    rest.train_epoch(1, times, labels, lambda n: None)
+    for a, b in zip(whole.network.parameters(), rest.network.parameters(), strict=True):
+        assert torch.equal(a, b)
