@@ -168,16 +168,17 @@ def continuous(
     steps: Annotated[int, typer.Option(min=20, help="Timed steps at each stage.")] = 300,
     threads: Threads = None,
 ) -> None:
-    """Training step of 784-400-10, batch 128, on MNIST: exact gradients in continuous time against a ReLU MLP."""
+    """Training step of 784-400-10, batch 128, on MNIST: the exact gradient against a ReLU MLP."""
     _set_threads(threads)
-    batches = _batches(_mnist("train", data_root))
+    _, images, labels = _mnist("train", data_root)
+    batches = _batches((torch.where(images > 0, 1 - images, torch.inf), images, labels))
     table = Table("neuron", "stage", "spiking (ms)", "ReLU MLP (ms)", "ratio of medians")
     for each in CONTINUOUS:
         dense = nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 10))
         t_max = each.windows[1]
         loss = TemporalCrossEntropyLoss(t_max, 0.1 / t_max)
         both = (
-            _adam_step(each.network(), loss, _one_minus_x),
+            _adam_step(each.network(), loss, _times),
             _adam_step(dense, nn.CrossEntropyLoss(), _images),
         )
         alternate(*both, batches(0, 20))
@@ -194,7 +195,7 @@ def convolution(
     steps: Annotated[int, typer.Option(min=20, help="Timed steps.")] = 40,
     threads: Threads = None,
 ) -> None:
-    """Training step of the suite's DS4NN network, batch 128, on MNIST, against a ReLU CNN of the same shape."""
+    """Training step of the suite's DS4NN network, batch 128, on MNIST, against a ReLU CNN of its shape."""
     _set_threads(threads)
     batches = _batches(_mnist("train", data_root))
     times = batches(0, 4)
@@ -225,7 +226,7 @@ def convolution(
                 nn.init.normal_(module.weight, 0.2, 1.0)
         calibrate(spiking, torch.cat([batch[0] for batch in times]), firing)
         both = (
-            _adam_step(spiking, RelativeTargetLoss(10.0, T_MAX), lambda batch: batch[0]),
+            _adam_step(spiking, RelativeTargetLoss(10.0, T_MAX), _times),
             _adam_step(dense, nn.CrossEntropyLoss(), _images),
         )
         alternate(*both, batches(0, 10))
@@ -233,8 +234,8 @@ def convolution(
     _print(table)
 
 
-def _one_minus_x(batch: Batch) -> Tensor:
-    return torch.where(batch[1] > 0, 1 - batch[1], torch.inf)
+def _times(batch: Batch) -> Tensor:
+    return batch[0]
 
 
 def _images(batch: Batch) -> Tensor:

@@ -26,20 +26,16 @@ RAMP, EXPONENTIAL, ALPHA, DOUBLE = range(4)
 
 
 def input_factors(psp: int, tau: float, times: Tensor) -> tuple[Tensor, Tensor]:
-    """a and b at the times of input spikes; 0 for silent inputs."""
-    spiking = times.isfinite()
-    times = times.masked_fill(~spiking, 0)
+    """a and b at finite times."""
     if psp == RAMP:
-        a, b = torch.ones_like(times), times
-    elif psp == EXPONENTIAL:
-        a, b = torch.ones_like(times), (times / tau).exp()
-    elif psp == ALPHA:
+        return torch.ones_like(times), times
+    if psp == EXPONENTIAL:
+        return torch.ones_like(times), (times / tau).exp()
+    if psp == ALPHA:
         a = (times / tau).exp()
-        b = a * times / tau
-    else:
-        a = (times / (2 * tau)).exp()
-        b = a.square()
-    return a * spiking, b * spiking
+        return a, a * times / tau
+    a = (times / (2 * tau)).exp()
+    return a, a.square()
 
 
 def output_factors(psp: int, tau: float, times: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ def _first_spike(
     first = weight.new_zeros(len(weight)) if bias is None else bias
     t = torch.cat([t.new_zeros(len(t), 1), t], dim=1).unsqueeze(-1)
     w = torch.cat([first.double().expand(len(t), 1, -1), w], dim=1)
-    a, b = ((w * factor).cumsum(dim=1) for factor in input_factors(psp, tau, t))
+    a, b = ((w * factor).cumsum(dim=1) for factor in input_factors(psp, tau, t.clamp(max=t_max)))
     t_next = torch.cat([t[:, 1:], t.new_full((len(t), 1, 1), math.inf)], dim=1).clamp(max=t_max)
 
     crossing = _crossing(psp, tau, threshold, a, b)
