@@ -55,7 +55,8 @@ def _surrogate(times, weight, neuron, t_max, bias, silent_gradient, grad_spikes,
 def _local_slope(times, weight, neuron, t_max, bias, silent_gradient, grad_spikes, grad_potential):
     """dt/dV minus the inverse of the mean step of V in the bins around the crossing.
 
-    V counts in the weights as ever; in a time it moves while the smoothed step is in the window.
+    V counts in the weights as ever; in a time it moves while the smoothed step is in the window, which
+    is the whole of time for a silent neuron that learns.
     """
     spikes, _ = _simulate(times, weight, neuron, t_max)
     of_times, of_weight = np.zeros_like(times), np.zeros_like(weight)
@@ -73,6 +74,8 @@ def _local_slope(times, weight, neuron, t_max, bias, silent_gradient, grad_spike
                 of_weight[j, i] -= error
             if around[i]:
                 of_times[i] += error * weight[j, i] / (2 * REACH + 1)
+            if np.isinf(at) and silent_gradient and t < t_max:
+                of_times[i] += grad_spikes[j] * weight[j, i] / (neuron.threshold or 1.0)
     return of_times, of_weight, None
 
 

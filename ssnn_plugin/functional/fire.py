@@ -176,7 +176,8 @@ class _LocalSlope(torch.autograd.Function):
     s_j = sum_i w_ji [|t_i - t_j| <= REACH] / (2 REACH + 1), and at least threshold / t_max, the mean
     slope of a neuron that fires at the very end. Then dt_j/dw_ji = -1 / s_j for the causal inputs,
     and dt_j/dt_i = w_ji / (2 REACH + 1) / s_j for those in the window: the implicit function
-    theorem for steps that are smoothed to ramps of that width.
+    theorem for steps that are smoothed to ramps of that width. A silent neuron that learns has the
+    slope threshold / t_max over the whole window, and so dt_j/dt_i = w_ji / threshold for all inputs.
     """
 
     @staticmethod
@@ -216,6 +217,9 @@ class _LocalSlope(torch.autograd.Function):
                 for shift in (-REACH - 1, REACH)
             )
             grad_times = (late - early) / (2 * REACH + 1)
+            if silent and grad_spikes is not None:
+                of_silent = torch.where(spikes.isfinite(), 0, grad_spikes / (least * t_max))
+                grad_times = grad_times + ctx.operators.input_grad(of_silent, spikes, times, weight, *rest)
         if ctx.needs_input_grad[1]:
             kernel_size = (list(weight.shape[2:]),) if weight.ndim > 2 else ()
             grad_weight = ctx.operators.weight_grad(error, spikes, times, *kernel_size, *rest)
