@@ -6,6 +6,8 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import TypeAlias
 
+from . import _checks
+
 
 @dataclass(frozen=True)
 class IF:
@@ -77,7 +79,7 @@ class ReLPSP:
     start: float | None = None
 
     def __post_init__(self) -> None:
-        _positive("threshold", self.threshold)
+        _checks.positive("threshold", self.threshold)
         if self.start is not None and not (math.isfinite(self.start) and self.start >= 0):
             raise ValueError(f"start must be finite and at least 0, or None, got {self.start!r}")
 
@@ -108,8 +110,8 @@ class ExpPSP:
     tau: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("threshold", self.threshold)
-        _positive("tau", self.tau)
+        _checks.positive("threshold", self.threshold)
+        _checks.positive("tau", self.tau)
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,8 @@ class AlphaPSP:
     tau: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("threshold", self.threshold)
-        _positive("tau", self.tau)
+        _checks.positive("threshold", self.threshold)
+        _checks.positive("tau", self.tau)
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class LIF:
 
     def __post_init__(self) -> None:
         for name in ("threshold", "tau_mem", "tau_syn"):
-            _positive(name, getattr(self, name))
+            _checks.positive(name, getattr(self, name))
         if self.tau_mem not in (self.tau_syn, 2 * self.tau_syn):
             raise ValueError(
                 f"tau_mem must be tau_syn or 2 tau_syn, got tau_mem = {self.tau_mem!r} and "
@@ -182,8 +184,3 @@ class LIF:
 
 
 Neuron: TypeAlias = IF | ReLPSP | ExpPSP | AlphaPSP | LIF
-
-
-def _positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be finite and greater than 0, got {value!r}")

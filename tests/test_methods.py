@@ -47,7 +47,7 @@ class Convolutional(Minibatch):
     def loss(self, outputs, potential, labels):
         return self.relative(outputs, labels)
 
-    def costs(self):
+    def costs(self, layers):
         return self.cost * sum(p.square().sum() for p in self.network.parameters())
 
     def after_backward(self):

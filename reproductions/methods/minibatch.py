@@ -124,8 +124,8 @@ class Minibatch:
         """Loss of a mini-batch on the spike times and the potential of the outputs."""
         raise NotImplementedError
 
-    def costs(self) -> Tensor | float:
-        """Added to the loss, e.g. costs of the weights."""
+    def costs(self, layers: list[Tensor]) -> Tensor | float:
+        """Added to the loss, e.g. costs of the weights, or of the spikes of the layers."""
         return 0.0
 
     def before_epoch(self, epoch: int, times: Tensor) -> None:
@@ -152,10 +152,14 @@ class Minibatch:
         """Spike times of every layer of neurons, and the potential of the outputs."""
         layers = []
         for stage in self.stages[:-1]:
-            layers.append(stage.neurons(times))
+            layers.append(self.passed_on(stage.neurons(times)))
             times = stage.after(layers[-1])
         outputs, potential = self.stages[-1].neurons(times, return_potential=True)
-        return [*layers, outputs], potential
+        return [*layers, self.passed_on(outputs)], potential
+
+    def passed_on(self, spikes: Tensor) -> Tensor:
+        """What a layer's spikes pass on their way out, which shapes the error on its way back."""
+        return spikes
 
     def train_epoch(
         self, epoch: int, times: Tensor, labels: Tensor, advance: Callable[[int], None]
@@ -190,7 +194,7 @@ class Minibatch:
         layers, potential = self.forward(inputs)
         loss = self.loss(layers[-1], potential, labels)
         self.optimizer.zero_grad()
-        torch.autograd.backward(loss + self.costs())
+        torch.autograd.backward(loss + self.costs(layers))
         self.after_backward()
         self.optimizer.step()
         self.after_step()

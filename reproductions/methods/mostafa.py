@@ -59,7 +59,7 @@ class Mostafa(Minibatch):
         loss: Tensor = self.cross_entropy(outputs, labels)
         return loss
 
-    def costs(self) -> Tensor | float:
+    def costs(self, layers: list[Tensor]) -> Tensor | float:
         lacking = sum(weight_sum_cost(layer.weight, layer.neuron.threshold) for layer in self.layers)
         squares = sum(layer.weight.square().sum() for layer in self.layers)
         return self.recipe.weight_sum_cost * lacking + self.recipe.l2 * squares

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -173,11 +175,8 @@ def causal_conv2d_weight_grad(
     groups: int,
 ) -> Tensor:
     """`causal_weight_grad`, summed over the patches: [out, in / groups, *kernel_size]."""
-    outputs = zip(*(by_group(output, groups) for output in (p, q, until)), strict=True)
-    inputs = zip(
-        *(patches_by_group(x, kernel_size, stride, dilation, groups) for x in (a, b, times)), strict=True
-    )
-    parts = [causal_weight_grad(*output, *patch) for output, patch in zip(outputs, inputs, strict=True)]
+    of_groups = _by_group(p, q, until, a, b, times, kernel_size, stride, dilation, groups)
+    parts = [causal_weight_grad(*outputs, *inputs) for outputs, inputs in of_groups]
     return torch.cat(parts).reshape(p.shape[2], times.shape[1] // groups, *kernel_size)
 
 
@@ -195,14 +194,33 @@ def causal_conv2d_input_grad(
 ) -> Tensor:
     """`causal_input_grad`, each patch put back to where it came from: [batch, in, height, width]."""
     kernel_size = weight.shape[2:]
-    outputs = zip(*(by_group(output, groups) for output in (p, q, until)), strict=True)
-    geometry = kernel_size, stride, dilation, groups
-    inputs = zip(*(patches_by_group(x, *geometry) for x in (a, b, times)), strict=True)
+    of_groups = _by_group(p, q, until, a, b, times, kernel_size, stride, dilation, groups)
     parts = []
-    for (p_, q_, until_), (a_, b_, times_), w in zip(outputs, inputs, weight.chunk(groups), strict=True):
-        of_patches = causal_input_grad(p_, q_, until_, a_, b_, times_, w.flatten(1))
-        columns = of_patches.reshape(*p.shape[:2], times_.shape[1]).transpose(1, 2)
+    for (outputs, inputs), w in zip(of_groups, weight.chunk(groups), strict=True):
+        of_patches = causal_input_grad(*outputs, *inputs, w.flatten(1))
+        columns = of_patches.reshape(*p.shape[:2], of_patches.shape[1]).transpose(1, 2)
         parts.append(
             fold(columns, times.shape[2:], tuple(kernel_size), tuple(dilation), stride=tuple(stride))
         )
     return torch.cat(parts, dim=1).contiguous()
+
+
+Three: TypeAlias = tuple[Tensor, Tensor, Tensor]
+
+
+def _by_group(
+    p: Tensor,
+    q: Tensor,
+    until: Tensor,
+    a: Tensor,
+    b: Tensor,
+    times: Tensor,
+    kernel_size: torch.Size | list[int],
+    stride: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Iterator[tuple[Three, Three]]:
+    """Of each group (p, q, until) by location and (a, b, times) by patch: what a linear layer takes."""
+    outputs = (by_group(output, groups) for output in (p, q, until))
+    inputs = (patches_by_group(x, kernel_size, stride, dilation, groups) for x in (a, b, times))
+    return zip(zip(*outputs, strict=True), zip(*inputs, strict=True), strict=True)
