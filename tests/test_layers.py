@@ -316,6 +316,18 @@ def test_a_layer_that_fires_as_wanted_is_left_as_it_is():
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_calibration_scales_no_further_than_needed():
+    """Half of the neurons fire with any large factor: the others have a negative weight."""
+    layer = nn.SpikeLinear(1, 4, IF(1.0), t_max=8)
+    signs = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
+    layer.load_state_dict({"weight": signs * 3})
+    assert nn.calibrate([layer], torch.tensor([[3.0]]), 0.5) == {"0": 0.5}
+    assert torch.equal(layer.weight, signs * 3)
+    layer.load_state_dict({"weight": signs / 100})
+    nn.calibrate([layer], torch.tensor([[3.0]]), 0.5)
+    assert 1 <= layer.weight.max() <= 100
+
+
 def test_calibration_runs_without_dropout_and_gives_the_mode_back():
     network, plain = model(dropout=0.5), model()
     network[3].eval()

@@ -12,7 +12,8 @@ from torch.nn.utils import parametrize
 from .connection import SpikeConnection
 from .residual import AddedCurrentResidual
 
-OCTAVES = 30.0
+# Octaves by which weights are scaled in search of a bracket, then halvings of that.
+DISTANCES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 STEPS = 40
 
 
@@ -23,8 +24,10 @@ def calibrate(
     """Scale the weights of one layer after the other so that a wanted part of its neurons fires.
 
     Each connection's weights are multiplied by one positive factor in 2^-30 ... 2^30, found by bisection
-    on the input that the layers before it, calibrated already, make of `times`. Dropout is off
-    meanwhile; a bias and everything that is not a connection stay as they are.
+    on the input that the layers before it, calibrated already, make of `times`. Where many factors
+    do, one near 1 is taken: a fraction that only huge weights reach leaves nothing to learn, as
+    gradients hardly move them. Dropout is off meanwhile; a bias and everything that is not a
+    connection stay as they are.
 
     Args:
         layers: a model on spike times, or modules that are applied in turn.
@@ -119,28 +122,43 @@ def _connections(network: nn.Module) -> dict[nn.Module, tuple[str, SpikeConnecti
 
 
 def _bisect(layer: SpikeConnection, fires: Callable[[], float], fraction: float, tolerance: float) -> float:
-    """Scale the weights of a layer; return the fraction that fires then."""
+    """Scale the weights of a layer, no further than needed; return the fraction that fires then."""
     weight = layer.weight.clone()
+    tried: dict[float, float] = {}
 
     def at(octave: float) -> float:
         _assign(layer, weight * 2.0**octave)
-        return fires()
+        tried[octave] = fires()
+        return tried[octave]
 
-    low, high = -OCTAVES, OCTAVES
-    least, most = at(low), at(high)
-    if not least - tolerance <= fraction <= most + tolerance:
+    def off(octave: float) -> float:
+        return abs(tried[octave] - fraction)
+
+    def short(octave: float) -> bool:
+        return off(octave) > tolerance and (tried[octave] < fraction) == (direction > 0)
+
+    direction = 1 if at(0.0) < fraction else -1
+    near = far = 0.0
+    for distance in DISTANCES:
+        if not short(far):
+            break
+        near, far = far, direction * distance
+        at(far)
+    if short(far):
+        least, most = at(-DISTANCES[-1]), at(DISTANCES[-1])
         _assign(layer, weight)
         raise _OutOfReach(f"{least:.3g} ... {most:.3g}")
+    low, high = sorted((near, far))
     for _ in range(STEPS):
+        closest = min(tried, key=off)
+        if off(closest) <= tolerance:
+            break
         middle = (low + high) / 2
-        now = at(middle)
-        if abs(now - fraction) <= tolerance:
-            return now
-        if now < fraction:
-            low, least = middle, now
+        if at(middle) < fraction:
+            low = middle
         else:
-            high, most = middle, now
-    return at(high if most - fraction <= fraction - least else low)
+            high = middle
+    return at(min(tried, key=off))
 
 
 def _assign(layer: SpikeConnection, weight: Tensor) -> None:
