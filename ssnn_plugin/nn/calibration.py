@@ -134,6 +134,9 @@ def _bisect(layer: SpikeConnection, fires: Callable[[], float], fraction: float,
     def off(octave: float) -> float:
         return abs(tried[octave] - fraction)
 
+    def closest() -> float:
+        return min(tried, key=lambda octave: (off(octave), abs(octave)))
+
     def short(octave: float) -> bool:
         return off(octave) > tolerance and (tried[octave] < fraction) == (direction > 0)
 
@@ -150,15 +153,14 @@ def _bisect(layer: SpikeConnection, fires: Callable[[], float], fraction: float,
         raise _OutOfReach(f"{least:.3g} ... {most:.3g}")
     low, high = sorted((near, far))
     for _ in range(STEPS):
-        closest = min(tried, key=off)
-        if off(closest) <= tolerance:
+        if off(closest()) <= tolerance:
             break
         middle = (low + high) / 2
         if at(middle) < fraction:
             low = middle
         else:
             high = middle
-    return at(min(tried, key=off))
+    return at(closest())
 
 
 def _assign(layer: SpikeConnection, weight: Tensor) -> None:
