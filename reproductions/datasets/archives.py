@@ -1,93 +1,31 @@
-"""Data sets as 8-bit images [samples, features] with labels, and their fixed validation split."""
+"""Data sets that torchvision knows as archives: MNIST and Fashion-MNIST."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from platformdirs import user_cache_dir
-from torch import Tensor
 
-from .errors import SuiteError
-
-# The split is a property of the data set, the same for every seed of a run.
-SPLIT_SEED = 12345
+from ..errors import SuiteError
+from .images import Images
 
 
-@dataclass(frozen=True)
-class Images:
-    """Intensities [samples, features] between 0 and `x_max`, and class numbers [samples].
-
-    `shape` is that of an image: [channels, height, width].
-    """
-
-    x: Tensor
-    y: Tensor
-    x_max: int
-    classes: int
-    shape: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def select(self, index: Tensor) -> Images:
-        """The samples of an index."""
-        return dataclasses.replace(self, x=self.x[index], y=self.y[index])
-
-
-def load(name: str, split: str, data_root: Path | None = None, cache: Path | None = None) -> Images:
-    """Load "train" or "test" of "digits", "mnist" or "fashion-mnist".
-
-    `data_root` is read, never written: archives are checked and extracted into `cache`.
-
-    Raises:
-        SuiteError: names the missing or damaged file and the layout expected.
-    """
-    if name == "digits":
-        return _digits(split)
+def load(name: str, split: str, data_root: Path | None, cache: Path) -> Images:
+    """Load "train" or "test" of "mnist" or "fashion-mnist"; see `reproductions.datasets.load`."""
     from torchvision import datasets
 
     kinds = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}
-    return _torchvision(kinds[name], split, data_root, cache or default_cache())
+    return _torchvision(kinds[name], split, data_root, cache)
 
 
 def default_cache() -> Path:
     """Where extracted data sets are kept: $SSNN_CACHE, or the user's cache folder."""
     return Path(os.environ.get("SSNN_CACHE") or user_cache_dir("ssnn_plugin")) / "data"
-
-
-def hold_out(images: Images, validation: int) -> tuple[Images, Images]:
-    """Split (training, validation), the same samples every time; training stays in file order.
-
-    Raises:
-        SuiteError: a validation part that leaves nothing to train on.
-    """
-    if validation >= len(images):
-        raise SuiteError(f"validation must be below the {len(images)} training samples, got {validation}")
-    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    held_out, kept = shuffled[:validation].sort().values, shuffled[validation:].sort().values
-    return images.select(kept), images.select(held_out)
-
-
-def _digits(split: str) -> Images:
-    """scikit-learn's 1 797 digits of 8 x 8; a fixed, stratified fifth of them is the test set."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    data = load_digits()
-    train, test = train_test_split(
-        range(len(data.target)), test_size=0.2, stratify=data.target, random_state=SPLIT_SEED
-    )
-    index = sorted(train if split == "train" else test)
-    x, y = torch.from_numpy(data.data[index]).to(torch.uint8), torch.from_numpy(data.target[index])
-    return Images(x, y, 16, 10, (1, 8, 8))
 
 
 def _torchvision(kind: Any, split: str, data_root: Path | None, cache: Path) -> Images:

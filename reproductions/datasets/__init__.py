@@ -1,0 +1,49 @@
+"""Data sets as 8-bit images [samples, features] with labels, and their fixed validation split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from . import archives, folders
+from .archives import default_cache
+from .images import SPLIT_SEED, Images, hold_out
+
+__all__ = ["Images", "default_cache", "hold_out", "load"]
+
+
+def load(
+    name: str, split: str, data_root: Path | None = None, cache: Path | None = None, seed: int = 0
+) -> Images:
+    """Load "train" or "test" of a data set.
+
+    "digits", "mnist" and "fashion-mnist" have one split, that of their publishers (of "digits":
+    ours). The others are split by `seed`: "eth80" at random, views of one object on both sides;
+    "eth80-leave-objects-out", five objects of each class on either side; "caltech-face-motorbike",
+    200 images per class for training.
+
+    `data_root` is read, never written: archives are checked and extracted into `cache`.
+
+    Raises:
+        SuiteError: names the missing or damaged file and the layout expected.
+    """
+    if name == "digits":
+        return _digits(split)
+    if name in folders.KINDS:
+        return folders.load(name, split, data_root, cache or default_cache(), seed)
+    return archives.load(name, split, data_root, cache or default_cache())
+
+
+def _digits(split: str) -> Images:
+    """scikit-learn's 1 797 digits of 8 x 8; a fixed, stratified fifth of them is the test set."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    train, test = train_test_split(
+        range(len(data.target)), test_size=0.2, stratify=data.target, random_state=SPLIT_SEED
+    )
+    index = sorted(train if split == "train" else test)
+    x, y = torch.from_numpy(data.data[index]).to(torch.uint8), torch.from_numpy(data.target[index])
+    return Images(x, y, 16, 10, (1, 8, 8))
