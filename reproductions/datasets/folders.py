@@ -87,7 +87,9 @@ def read_images(paths: list[Path], size: tuple[int, int], grey: bool) -> Tensor:
     for n, path in enumerate(paths):
         try:
             with Image.open(path) as image:
-                pixels = np.asarray(image.convert("L" if grey else "RGB").resize((width, height)))
+                pixels = np.asarray(
+                    image.convert("L" if grey else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+                )
         except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise SuiteError(f"{path}: not an image, damaged or cut short: {error}") from error
         x[n] = torch.tensor(pixels).reshape(height, width, -1).permute(2, 0, 1)
@@ -103,7 +105,7 @@ def _downloaded(kind: Kind, cache: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as temporary:
             kind.download(Path(temporary))
             # Another process may have been faster; its copy is as good.
-            with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(OSError):
                 Path(temporary, kind.folder).rename(cache / kind.folder)
     except (OSError, RuntimeError) as error:
         raise SuiteError(
