@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from . import archives, folders
-from .archives import default_cache
+from .cache import default_cache
 from .images import SPLIT_SEED, Images, hold_out
 
 __all__ = ["Images", "default_cache", "hold_out", "load"]

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_dir
-
 from ..errors import SuiteError
+from .cache import fill
 from .images import Images
 
 
@@ -21,11 +17,6 @@ def load(name: str, split: str, data_root: Path | None, cache: Path) -> Images:
 
     kinds = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}
     return _torchvision(kinds[name], split, data_root, cache)
-
-
-def default_cache() -> Path:
-    """Where extracted data sets are kept: $SSNN_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("SSNN_CACHE") or user_cache_dir("ssnn_plugin")) / "data"
 
 
 def _torchvision(kind: Any, split: str, data_root: Path | None, cache: Path) -> Images:
@@ -54,28 +45,20 @@ def _extracted(kind: Any, root: Path) -> bool:
 
 
 def _fill_cache(kind: Any, data_root: Path | None, cache: Path) -> None:
-    """Extract into a temporary folder first, so that the cache never holds half a data set."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as temporary:
-            raw = Path(temporary, kind.__name__, "raw")
-            raw.mkdir(parents=True)
-            if data_root is not None:
-                _copy_archives(kind, data_root, raw)
-            try:
-                kind(temporary, download=True)
-            except (RuntimeError, OSError) as error:
-                what = "downloading" if data_root is None else "extracting"
-                raise SuiteError(_how_to_get(kind, f"{what} it failed ({type(error).__name__})")) from error
-            if not _extracted(kind, cache):
-                shutil.rmtree(cache / kind.__name__, ignore_errors=True)
-            # Another process may have been faster; its copy is as good.
-            with contextlib.suppress(OSError):
-                Path(temporary, kind.__name__).rename(cache / kind.__name__)
-    except OSError as error:
-        raise SuiteError(
-            f"{cache}: the cache cannot be written ({error.strerror}); set SSNN_CACHE to a folder of yours"
-        ) from error
+    def make(folder: Path) -> None:
+        raw = folder / kind.__name__ / "raw"
+        raw.mkdir(parents=True)
+        if data_root is not None:
+            _copy_archives(kind, data_root, raw)
+        try:
+            kind(folder, download=True)
+        except (RuntimeError, OSError) as error:
+            what = "downloading" if data_root is None else "extracting"
+            raise SuiteError(_how_to_get(kind, f"{what} it failed ({type(error).__name__})")) from error
+        if not _extracted(kind, cache):
+            shutil.rmtree(cache / kind.__name__, ignore_errors=True)
+
+    fill(cache, kind.__name__, make)
 
 
 def _copy_archives(kind: Any, data_root: Path, raw: Path) -> None:

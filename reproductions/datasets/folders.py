@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SuiteError
+from .cache import fill
 from .images import Images
 
 ETH80, CALTECH = "ETH-80", "caltech101"
@@ -97,21 +96,19 @@ def read_images(paths: list[Path], size: tuple[int, int], grey: bool) -> Tensor:
 
 
 def _downloaded(kind: Kind, cache: Path) -> Path:
-    """The cache, which then holds the data set; half a download never stays there."""
-    if (cache / kind.folder).is_dir():
-        return cache
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as temporary:
-            kind.download(Path(temporary))
-            # Another process may have been faster; its copy is as good.
-            with contextlib.suppress(OSError):
-                Path(temporary, kind.folder).rename(cache / kind.folder)
-    except (OSError, RuntimeError) as error:
-        raise SuiteError(
-            f"downloading it to {cache} failed ({type(error).__name__}: {error}).\n"
-            f"Without a network, name a folder with --data-root DIR. {LAYOUTS[kind.folder]}"
-        ) from error
+    """The cache, which then holds the data set."""
+
+    def make(folder: Path) -> None:
+        try:
+            kind.download(folder)
+        except (OSError, RuntimeError) as error:
+            raise SuiteError(
+                f"downloading it to {cache} failed ({type(error).__name__}: {error}).\n"
+                f"Without a network, name a folder with --data-root DIR. {LAYOUTS[kind.folder]}"
+            ) from error
+
+    if not (cache / kind.folder).is_dir():
+        fill(cache, kind.folder, make)
     return cache
 
 
@@ -143,7 +140,9 @@ def _find_eth80(root: Path) -> Files:
             y += [number] * len(views)
             objects += [objects[-1] + 1 if objects else 0] * len(views)
         classes.append(paths[-1].name.split("-")[0].rstrip("0123456789"))
-    return _files(paths, y, objects, classes, root)
+    if len(classes) < 2:
+        raise SuiteError(f"{root}: expected at least two classes, got {len(classes)}")
+    return Files(paths, torch.tensor(y), torch.tensor(objects), classes)
 
 
 def _find_caltech(root: Path) -> Files:
@@ -151,15 +150,7 @@ def _find_caltech(root: Path) -> Files:
     folders = [_images_in(_existing(root / name, CALTECH)) for name in CALTECH_CLASSES]
     y = [number for number, images in enumerate(folders) for _ in images]
     paths = [path for images in folders for path in images]
-    return _files(paths, y, range(len(paths)), list(CALTECH_CLASSES), root)
-
-
-def _files(
-    paths: list[Path], y: list[int], objects: list[int] | range, classes: list[str], root: Path
-) -> Files:
-    if len(classes) < 2:
-        raise SuiteError(f"{root}: expected at least two classes, got {len(classes)}")
-    return Files(paths, torch.tensor(y), torch.tensor(objects), classes)
+    return Files(paths, torch.tensor(y), torch.arange(len(paths)), list(CALTECH_CLASSES))
 
 
 def _existing(folder: Path, dataset: str) -> Path:
@@ -222,19 +213,10 @@ def _drawn(y: Tensor, how_many: Callable[[int], int], generator: torch.Generator
     return marked
 
 
+_ETH80 = Kind(ETH80, _find_eth80, _download_eth80, grey=False, size=(96, 96), test=_part_of_each_class(0.2))
 KINDS = {
-    "eth80": Kind(
-        ETH80, _find_eth80, _download_eth80, grey=False, size=(96, 96), test=_part_of_each_class(0.2)
-    ),
-    "eth80-leave-objects-out": Kind(
-        ETH80,
-        _find_eth80,
-        _download_eth80,
-        grey=False,
-        size=(96, 96),
-        test=_half_of_the_objects,
-        by_object=True,
-    ),
+    "eth80": _ETH80,
+    "eth80-leave-objects-out": replace(_ETH80, test=_half_of_the_objects, by_object=True),
     "caltech-face-motorbike": Kind(
         CALTECH, _find_caltech, _download_caltech, grey=True, size=(160, 250), test=_all_but(200)
     ),
