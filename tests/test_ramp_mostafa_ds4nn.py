@@ -29,7 +29,10 @@ SETTINGS = {
         },
         "training": {"weight_sum_cost": 2.0, "l2": 0.1, "max_norm": 0.05},
     },
-    "ds4nn": {"network": {"layers": ["3C3", "P2", "7"], "t_max": 64}, "training": {"gamma": 5.0}},
+    "ds4nn": {
+        "network": {"layers": ["3C3", "P2", "7"], "t_max": 64},
+        "training": {"gamma": 5.0, "center_along": "mean input"},
+    },
 }
 
 
@@ -177,14 +180,26 @@ def test_ds4nn_learns_with_every_gradient_rule_of_its_layers(gradient):
     assert not any(torch.equal(a, b.weight) for a, b in zip(before, method.connections, strict=True))
 
 
-def test_ds4nn_takes_the_common_shift_out_of_the_hidden_gradients():
-    method = _method("ds4nn")
+@pytest.mark.parametrize("along", ["ones", "mean input"])
+def test_ds4nn_takes_the_common_shift_out_of_the_hidden_gradients(along):
+    method = _method("ds4nn", center_along=along)
+    times = (64 * (1 - _images()[0])).floor().clamp(0, 63).float()
+    method.before_epoch(0, times)
     for layer in method.connections:
         layer.weight.grad = torch.rand_like(layer.weight)
     method.after_backward()
-    *hidden, output = method.connections
-    assert all(layer.weight.grad.flatten(1).mean(1).abs().max() < 1e-6 for layer in hidden)
+    convolution, hidden, output = method.connections
+    fired, _ = method.forward(times)
+    pooled = method.stages[0].after(fired[0])
+    shift = pooled.isfinite().float().mean(0) if along == "mean input" else torch.ones(len(hidden.weight[0]))
+    assert convolution.weight.grad.flatten(1).mean(1).abs().max() < 1e-6
+    assert (hidden.weight.grad @ shift).abs().max() < 1e-4
     assert output.weight.grad.min() >= 0
+
+
+def test_center_along_needs_centred_gradients():
+    with pytest.raises(SuiteError, match="center_along"):
+        _settings("ds4nn", center_along="mean input", center_gradients=False)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+import torch
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from ssnn_plugin import IF
@@ -49,6 +50,13 @@ class Training(layered.Training):
     gradient: Literal["latency", "surrogate", "local_slope"] = "latency"
     normalize_errors: bool = True
     center_gradients: bool = True
+    center_along: Literal["ones", "mean input"] = "ones"
+
+    @model_validator(mode="after")
+    def _center_along_is_used(self) -> Training:
+        if self.center_along != "ones" and not self.center_gradients:
+            raise ValueError(f"center_along needs center_gradients = true, got {self.center_along!r}")
+        return self
 
 
 class Settings(Config):
@@ -72,6 +80,7 @@ class DS4NN(Layered):
         self.connections[-1].silent_gradient = True
         training = settings.training
         self.relative = RelativeTargetLoss(training.gamma, settings.t_max, reference=training.reference)
+        self.directions: list[Tensor] = []
 
     def options(self, number: int) -> dict[str, Any]:
         return {"neuron": IF(), "t_max": self.settings.network.t_max, "gradient": self.training.gradient}
@@ -87,6 +96,7 @@ class DS4NN(Layered):
         if epoch == 0:
             network = nn.Sequential(*(nn.Sequential(stage.neurons, *stage.after) for stage in self.stages))
             calibrate(network, times[:CALIBRATION].to(self.device), self.settings.network.firing)
+        self.directions = self._common_directions(times[:CALIBRATION].to(self.device))
 
     def passed_on(self, spikes: Tensor) -> Tensor:
         return normalize_error(spikes) if self.training.normalize_errors else spikes
@@ -98,11 +108,25 @@ class DS4NN(Layered):
     def after_backward(self) -> None:
         """Gradient centralization of the hidden layers (Yong et al., ECCV 2020): no common shift of a
         neuron's weights, which would only make it fire ever earlier, or never."""
-        if self.training.center_gradients:
-            for layer in self.connections[:-1]:
-                grad = layer.weight.grad
-                assert grad is not None
-                grad -= grad.flatten(1).mean(1).reshape(-1, *[1] * (grad.ndim - 1))
+        if not self.training.center_gradients:
+            return
+        for layer, direction in zip(self.connections, self.directions, strict=False):
+            assert layer.weight.grad is not None
+            grad = layer.weight.grad.flatten(1)
+            layer.weight.grad = (grad - torch.outer(grad @ direction, direction)).view_as(layer.weight)
+
+    def _common_directions(self, times: Tensor) -> list[Tensor]:
+        """Unit vectors of the common shift in each hidden layer: all weights alike, or, fully connected, as
+        often as each input spikes."""
+        self.network.eval()
+        directions = [torch.ones_like(layer.weight[0]).flatten() for layer in self.connections[:-1]]
+        if self.training.center_along == "mean input":
+            for number, stage in enumerate(self.stages[:-1]):
+                if isinstance(self.connections[number], SpikeLinear):
+                    directions[number] = times.isfinite().to(directions[number]).mean(0)
+                with torch.no_grad():
+                    times = stage.after(stage.neurons(times))
+        return [direction / direction.norm() for direction in directions]
 
 
 def build(settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str) -> Method:
