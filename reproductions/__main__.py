@@ -29,7 +29,8 @@ ResultsDir = Annotated[Path, typer.Option(help="Folder of the records.")]
 DataRoot = Annotated[
     Path | None,
     typer.Option(
-        help="Folder with MNIST/raw/ and FashionMNIST/raw/, read only. Without it, data is downloaded."
+        help="Folder with MNIST/raw/, FashionMNIST/raw/, ETH-80/ or caltech101/, read only. Without it, data "
+        "is downloaded."
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Run again and replace the record.")]
@@ -50,7 +51,7 @@ def list_(results_dir: ResultsDir = records.RESULTS) -> None:
 @app.command()
 def run(
     method: Annotated[str, typer.Argument(help="A method that `list` shows.")],
-    dataset: Annotated[str, typer.Option(help="digits, mnist or fashion-mnist.")],
+    dataset: Annotated[str, typer.Option(help="A data set that `list` shows beside the method.")],
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Seed of the weights and of everything random.")
     ] = 0,
@@ -103,6 +104,36 @@ def _summarise(record: dict[str, object], path: Path) -> None:
             table.add_row(Text(str(key)), Text(str(value)))
     console.print(table)
     console.print(f"recorded in {path}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def pretrain(
+    on: Annotated[str, typer.Option(help="Data set to train on, such as fashion-mnist.")],
+    output: Annotated[Path, typer.Option(help="File of the checkpoint, FILE.pt.")],
+    epochs: Annotated[int, typer.Option(min=1)] = 5,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    data_root: DataRoot = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a small convolutional network whose maps are features for another data set."""
+    from . import datasets
+    from .features import cnn
+
+    if output.suffix != ".pt":
+        raise SuiteError(f"--output must end in .pt, got {output}")
+    if output.exists() and not overwrite:
+        raise SuiteError(f"{output}: exists already; pass --overwrite to train it again")
+    records.require_writable(output.parent)
+
+    def report(epoch: dict[str, float]) -> None:
+        console.print(f"epoch {epoch['epoch']}/{epochs}: validation {100 * epoch['validation']:.2f}%")
+
+    content = cnn.pretrain(
+        on, lambda split: datasets.load(on, split, data_root, seed=seed), epochs, seed, report
+    )
+    cnn.save(output, content)
+    console.print(f"test {100 * content['record']['test']:.2f}%, kept in {output}", soft_wrap=True)
+    console.print(f'use it as extractor = "cnn:{output}"', soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -32,6 +32,7 @@ from ssnn_plugin import encode
 from . import methods
 from .datasets import Images
 from .errors import SuiteError
+from .features import Features
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -200,13 +201,16 @@ class Training(Strict):
 
 
 class Config(Strict):
-    """A method on a data set."""
+    """A method on a data set: on its images, or on the features of a frozen extractor."""
 
     method: str
     implementation: str
-    dataset: Literal["digits", "mnist", "fashion-mnist"]
+    dataset: Literal[
+        "digits", "mnist", "fashion-mnist", "eth80", "eth80-leave-objects-out", "caltech-face-motorbike"
+    ]
     description: str
     validation: NonNegativeInt
+    features: Features | None = None
     encoding: Encoding = Latency(kind="latency")
     network: Network
     training: Training

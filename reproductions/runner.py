@@ -17,6 +17,7 @@ from . import datasets, records
 from .config import Config
 from .datasets import Images
 from .errors import SuiteError
+from .features import Pipeline
 from .methods import Method, build
 from .progress import Progress
 
@@ -67,13 +68,16 @@ def execute(run: Run, progress: Progress) -> dict[str, Any]:
             folder cannot be used.
     """
     _prepare(run)
+    pipeline = Pipeline(run.config.features, run.cache or datasets.default_cache())
     training, validation = datasets.hold_out(_load(run, "train"), run.config.validation)
+    training = pipeline.fit(training)
+    validation = pipeline(validation) if len(validation) else validation
     method = build(run.config, training.shape, training.classes, run.seed, run.device)
     state = _restore(run, method) if run.resume else State()
     if (commit := records.commit()) not in state.commits:
         state.commits.append(commit)
     times = run.config.encode(training)
-    test = _load(run, "test") if run.track_test else None
+    test = pipeline(_load(run, "test")) if run.track_test else None
 
     progress.begin(run, state.epoch, len(training))
     try:
@@ -93,7 +97,10 @@ def execute(run: Run, progress: Progress) -> dict[str, Any]:
     finally:
         progress.end()
 
-    record = _record(run, state, method, test if test is not None else _load(run, "test"))
+    test = pipeline(_load(run, "test")) if test is None else test
+    record = _record(run, state, method, test)
+    if run.config.features:
+        record["extractor"] = pipeline.description()
     records.write_record(run.record, record)
     run.checkpoint.unlink(missing_ok=True)
     return record
@@ -149,7 +156,7 @@ def _example(images: Images, times: Tensor, layers: tuple[Tensor, ...]) -> dict[
 
 
 def _load(run: Run, split: str) -> Images:
-    return datasets.load(run.config.dataset, split, run.data_root, run.cache)
+    return datasets.load(run.config.dataset, split, run.data_root, run.cache, run.seed)
 
 
 def _prepare(run: Run) -> None:

@@ -91,6 +91,8 @@ def build_stages(
             stages.append(Stage(linear(number, math.prod(shape), layer)))
             shape = (layer,)
             continue
+        if len(shape) != 3:
+            raise SuiteError(f"network.layers: {written!r} needs images, got {shape[0]} features per sample")
         channels, *size = shape
         left = [(n + 2 * layer.padding - layer.kernel) // layer.stride + 1 for n in size]
         if min(left) < 1:

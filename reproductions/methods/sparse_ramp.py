@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from pydantic import PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from ssnn_plugin import ReLPSP
+from ssnn_plugin.functional import overdue_times
 
 from ..config import Config
 from . import Method, layered
@@ -76,7 +76,7 @@ class SparseRamp(Layered):
     def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy on -t; V rises with slope 1, so a silent output's time is known, after the window."""
         neuron, end = self.settings.network.neuron(len(self.stages) - 1)
-        times = torch.where(outputs.isfinite(), outputs, end + neuron.threshold - potential)
+        times = overdue_times(outputs, potential, neuron, end)
         return nn.functional.cross_entropy(-times / self.training.temperature, labels)
 
 

@@ -4,7 +4,7 @@ from .connection import first_spike_conv2d, first_spike_linear
 from .error import fill_silent, normalize_error
 from .pool import drop_spikes, earliest_spike_pool2d
 from .residual import add_shortcut_conv2d, add_shortcut_linear, earliest_spike
-from .silent import Bump, no_spike_penalty, weight_sum_cost
+from .silent import Bump, no_spike_penalty, overdue_times, weight_sum_cost
 from .step import (
     first_spike_pool2d_sequence,
     first_spike_pool2d_step,
@@ -27,6 +27,7 @@ __all__ = [
     "first_spike_pool2d_step",
     "no_spike_penalty",
     "normalize_error",
+    "overdue_times",
     "relative_targets",
     "single_spike_sequence",
     "single_spike_step",

@@ -2,10 +2,12 @@
 
 from ..functional.pool import AveragePool
 from .calibration import calibrate
+from .classifier import SpikeClassifier
 from .conv import SpikeConv2d
 from .linear import SpikeLinear
 from .pool import EarliestSpikePool2d, SpikeFlatten
 from .residual import AddedCurrentResidual, EarliestSpikeResidual
+from .scaling import MinMaxScaling
 from .sequential import SpikeSequential
 from .standardization import WeightStandardization
 
@@ -14,6 +16,8 @@ __all__ = [
     "AveragePool",
     "EarliestSpikePool2d",
     "EarliestSpikeResidual",
+    "MinMaxScaling",
+    "SpikeClassifier",
     "SpikeConv2d",
     "SpikeFlatten",
     "SpikeLinear",
