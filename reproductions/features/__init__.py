@@ -64,7 +64,7 @@ class Pipeline:
         assert self.features is not None
         kind, _, which = self.features.extractor.partition(":")
         trained = {"pretrained": cnn.record(which)} if kind == "cnn" else {}
-        return {"hash": content_hash(self.extractor), **trained}
+        return {"hash": extractor_hash(self.extractor), **trained}
 
     def _extract(self, images: Images) -> Tensor:
         assert self.extractor is not None
@@ -76,43 +76,47 @@ class Pipeline:
 
 
 def cached(extractor: nn.Module, images: Images, cache: Path) -> Tensor:
-    """Features [samples, features] from the cache, or extracted and kept there.
+    """Features [samples, features], those of images that the cache knows from there, the others extracted.
 
-    The file is named after the content of everything that the features depend on.
+    A file holds what one extractor made of images of one form; an image is known by its content, so that all
+    splits of a data set share their features.
 
     Raises:
         SuiteError: a cache that cannot be written, features that are not finite.
     """
-    path = cache / "features" / f"{content_hash(extractor, images)}.pt"
+    path = cache / "features" / f"{extractor_hash(extractor)}-{'x'.join(map(str, images.shape))}.pt"
+    keys = [hashlib.blake2b(x.numpy().tobytes(), digest_size=16).hexdigest() for x in images.x]
+    known: dict[str, int] = {}
+    features = torch.empty(0)
     if path.is_file():
-        features: Tensor = torch.load(path, weights_only=True)
-        return features
-    require_writable(path.parent)
-    features = extract(extractor, images)
-    with atomic_write(path, "wb") as file:
-        torch.save(features, file)
-    return features
+        content = torch.load(path, weights_only=True)
+        known, features = {key: row for row, key in enumerate(content["keys"])}, content["features"]
+    new = {key: sample for sample, key in enumerate(keys) if key not in known}
+    if new:
+        require_writable(path.parent)
+        extracted = extract(extractor, images.select(torch.tensor(list(new.values()))))
+        features = torch.cat([features, extracted]) if known else extracted
+        known |= {key: row for row, key in enumerate(new, len(known))}
+        with atomic_write(path, "wb") as file:
+            torch.save({"keys": list(known), "features": features}, file)
+    return features[[known[key] for key in keys]]
 
 
 @torch.no_grad()
 def extract(extractor: nn.Module, images: Images) -> Tensor:
     """Features [samples, features], batch by batch."""
-    parts = []
-    for x in torch.split(images.x, BATCH):
-        parts.append(extractor(x.reshape(-1, *images.shape).float() / images.x_max))
-    features = torch.cat(parts)
+    features = torch.cat(
+        [extractor(x.reshape(-1, *images.shape).float() / images.x_max) for x in torch.split(images.x, BATCH)]
+    )
     if not bool(features.isfinite().all()):
         raise SuiteError("features.extractor: some of its features are NaN or infinite")
     return features
 
 
-def content_hash(extractor: nn.Module, images: Images | None = None) -> str:
-    """Hash of the extractor's structure and weights, and of images."""
+def extractor_hash(extractor: nn.Module) -> str:
+    """Hash of an extractor's structure and weights."""
     digest = hashlib.sha256(repr(extractor).encode())
     for name, tensor in extractor.state_dict().items():
         digest.update(f"{name} {list(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
-    if images is not None:
-        digest.update(f"{list(images.x.shape)} {images.shape} {images.x_max} {images.x.dtype}".encode())
-        digest.update(images.x.contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
