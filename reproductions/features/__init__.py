@@ -114,7 +114,7 @@ def extract(extractor: nn.Module, images: Images) -> Tensor:
 
 
 def extractor_hash(extractor: nn.Module) -> str:
-    """Hash of an extractor's structure and weights."""
+    """Hash of an extractor's structure, which its `repr` has to show, and of its weights."""
     digest = hashlib.sha256(repr(extractor).encode())
     for name, tensor in extractor.state_dict().items():
         digest.update(f"{name} {list(tensor.shape)}".encode())

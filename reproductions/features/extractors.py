@@ -56,6 +56,9 @@ class PerColour(nn.Module):
         super().__init__()
         self.maps, self.grid = maps, grid
 
+    def extra_repr(self) -> str:
+        return f"grid={self.grid}"
+
     def forward(self, images: Tensor) -> Tensor:
         """Images [batch, colours, height, width] -> features [batch, colours x maps x grid x grid]."""
         one_by_one = self.maps(images.flatten(0, 1)[:, None])
@@ -128,6 +131,9 @@ class OnImageNet(nn.Module):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
+    def extra_repr(self) -> str:
+        return f"size={self.size}"
+
     def forward(self, images: Tensor) -> Tensor:
         """Images [batch, 1 or 3, height, width] -> features [batch, *]."""
         resized = nn.functional.interpolate(images, [self.size] * 2, mode="bilinear", antialias=True)
@@ -144,6 +150,8 @@ def _torchvision(model: str) -> nn.Module:
     """A torchvision classifier with its ImageNet weights and without its last layer."""
     from torchvision import models
 
+    if model.startswith("squeezenet"):
+        raise SuiteError(f"features.extractor: torchvision:{model} ends in no linear layer to take away")
     if model not in models.list_models(module=models):
         raise SuiteError(
             f"features.extractor: torchvision has no classifier {model!r}; see torchvision.models"
