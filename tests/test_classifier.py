@@ -1,0 +1,132 @@
+"""SpikeClassifier and its scaling, against plain torch on the same features."""
+
+import pytest
+import torch
+from torch import nn
+
+from ssnn_plugin import metrics
+from ssnn_plugin.nn import MinMaxScaling, SpikeClassifier
+
+
+def _data(n=60, classes=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    images = torch.rand(n, 1, 3, 4, generator=generator) * 0.5
+    for c in range(classes):
+        images[labels == c, 0, c] += 0.6
+    return images, labels
+
+
+def _classifier(hidden=(16,), **options):
+    return SpikeClassifier(nn.Flatten(), 12, classes=3, hidden=hidden, **options)
+
+
+def test_it_learns_batches_and_predicts():
+    images, labels = _data()
+    batches = list(zip(images.split(25), labels.split(25), strict=True))
+    classifier = _classifier().fit(batches, steps=200, learning_rate=1e-2)
+    test, expected = _data(seed=1)
+    assert (classifier.predict(test) == expected).float().mean() > 0.95
+    times, potential = classifier(test, return_potential=True)
+    assert times.shape == potential.shape == (60, 3)
+    assert metrics.accuracy(times, expected, potential=potential, tie="potential") > 0.95
+
+
+@pytest.mark.parametrize("hidden", [(), (16,), (16, 8), (12,)])
+def test_the_first_spikes_are_those_of_a_relu_network(hidden):
+    images, labels = _data()
+    classifier = _classifier(hidden).fit([(images, labels)], steps=60, learning_rate=1e-2)
+    x = classifier.scaling(images.flatten(1))
+    for layer in list(classifier.layers)[:-1]:
+        x = nn.functional.linear(x, layer.weight, layer.bias).clamp(0, 5)
+    logits = nn.functional.linear(x, classifier.layers[-1].weight, classifier.layers[-1].bias)
+    times = classifier(images)
+    end = classifier.layers[-1].t_max
+    expected = torch.where(logits > 0, end - logits, torch.inf)
+    torch.testing.assert_close(times, expected, atol=1e-3, rtol=1e-4)
+    assert torch.equal(classifier.predict(images), logits.argmax(1))
+
+
+def test_the_same_seed_gives_the_same_network_and_leaves_torchs_alone():
+    images, labels = _data()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, second = (_classifier(dropout=0.3) for _ in range(2))
+    torch.manual_seed(5)
+    for classifier in (first, second):
+        classifier.fit([(images, labels)], steps=20, seed=3)
+    assert torch.equal(torch.rand(3), expected)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_extractor_is_frozen_and_stays_in_evaluation_mode():
+    extractor = nn.Sequential(nn.Flatten(), nn.Linear(12, 12), nn.BatchNorm1d(12), nn.Dropout(0.5))
+    before = {name: value.clone() for name, value in extractor.state_dict().items()}
+    classifier = SpikeClassifier(extractor, 12, classes=3).fit([_data()], steps=5)
+    classifier.train()
+    assert not extractor.training
+    for name, value in extractor.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_price_on_spikes_makes_them_few():
+    images, labels = _data()
+    spikes = []
+    for price in (0.0, 0.05):
+        classifier = _classifier(spike_price=price).fit([(images, labels)], steps=300, learning_rate=1e-2)
+        inputs, hidden, outputs = classifier.spike_times(images)
+        assert inputs.shape == (60, 12)
+        assert outputs.shape == (60, 3)
+        spikes.append(hidden.isfinite().float().mean().item())
+    assert spikes[1] < 0.7 * spikes[0]
+
+
+def test_a_state_dict_holds_the_ranges_too():
+    images, labels = _data()
+    classifier = _classifier().fit([(images, labels)], steps=20)
+    other = _classifier()
+    other.load_state_dict(classifier.state_dict())
+    assert torch.equal(other(images), classifier(images))
+
+
+def test_use_before_fit_is_refused():
+    with pytest.raises(RuntimeError, match="call fit first"):
+        _classifier().predict(_data()[0])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "at least one batch"),
+        ([(torch.rand(4, 12), torch.tensor([1, 1, 1, 1]))], r"at least two classes, got \[1\] alone"),
+        ([(torch.rand(2, 12), torch.tensor([0, 3]))], "0 ... 2, got 3"),
+        ([(torch.rand(2, 11), torch.tensor([0, 1]))], "in_features must be .* 11 per image, got 12"),
+        ([(torch.full((2, 12), torch.nan), torch.tensor([0, 1]))], "x must be finite"),
+    ],
+)
+def test_data_that_teaches_nothing_is_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        _classifier().fit(data, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"spike_price": -1.0}, "spike_price"), ({"window": 0.0}, "window"), ({"dropout": 1.0}, "dropout")],
+)
+def test_arguments_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        _classifier(**options)
+    with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
+        SpikeClassifier(nn.Flatten(), 12, classes=1)
+
+
+def test_scaling_clips_and_ignores_what_does_not_vary():
+    scaling = MinMaxScaling(3).fit(torch.tensor([[-1.0, 2.0, 0.0], [3.0, 2.0, 8.0]]))
+    scaled = scaling(torch.tensor([[1.0, 9.0, -4.0], [5.0, 2.0, 2.0]]))
+    assert scaled.tolist() == [[0.5, 0.0, 0.0], [1.0, 0.0, 0.25]]
+    with pytest.raises(ValueError, match=r"\[batch, 3\], got \[2, 2\]"):
+        scaling(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="at least one sample"):
+        scaling.fit(torch.zeros(0, 3))
