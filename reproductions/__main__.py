@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -134,6 +134,47 @@ def pretrain(
     cnn.save(output, content)
     console.print(f"test {100 * content['record']['test']:.2f}%, kept in {output}", soft_wrap=True)
     console.print(f'use it as extractor = "cnn:{output}"', soft_wrap=True, markup=False)
+
+
+@app.command("few-labels")
+def few_labels(
+    dataset: Annotated[str, typer.Option(help="Such as eth80 or caltech-face-motorbike.")],
+    extractor: Annotated[str, typer.Option(help="As in a config: raw, gabor, cnn:mnist, ...")] = (
+        "efficientnet-lite0"
+    ),
+    grid: Annotated[int, typer.Option(min=1, help="Maps are pooled to grid x grid positions.")] = 4,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="Of the images that an ImageNet model sees.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1)] = 5,
+    data_root: DataRoot = None,
+    results_dir: ResultsDir = records.RESULTS / "few-labels",
+    overwrite: Overwrite = False,
+) -> None:
+    """Learn from 5 ... all labelled images per class, beside logistic regression and a ReLU network."""
+    from . import datasets
+    from . import few_labels as study
+    from .features import Features
+    from .figures import draw_few_labels
+    from .tables import few_labels_table, render
+
+    path = results_dir / f"{dataset}.json"
+    if path.exists() and not overwrite:
+        raise SuiteError(f"{path}: recorded already; pass --overwrite to run it again")
+    records.require_writable(results_dir)
+
+    def report(result: dict[str, Any]) -> None:
+        size = result["per_class"] or "all"
+        console.print(
+            f"seed {result['seed']}, {size}: {result['classifier']} {100 * result['accuracy']:.2f}%"
+        )
+
+    features = Features(extractor=extractor, grid=grid, size=size)
+    record = study.study(dataset, features, seeds, data_root, datasets.default_cache(), report)
+    records.write_record(path, record)
+    console.print(render(few_labels_table(record), "md"), soft_wrap=True, markup=False)
+    for file in (path, *draw_few_labels(record, results_dir)):
+        console.print(f"written: {file}", soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -47,6 +47,40 @@ def draw_all(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     return written
 
 
+def draw_few_labels(record: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw accuracy against labelled images per class; return the files written."""
+    require_writable(folder)
+    figure = few_labels(record)
+    written = [folder / f"few-labels-{record['dataset']}.{ending}" for ending in ("png", "svg")]
+    for path in written:
+        figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return written
+
+
+def few_labels(record: dict[str, Any]) -> Figure:
+    """Accuracy against labelled images per class, mean and standard deviation over seeds."""
+    figure, axes = _figure()
+    results = record["results"]
+    ticks = [str(n or "all") for n in dict.fromkeys(result["per_class"] for result in results)]
+    names = list(dict.fromkeys(result["classifier"] for result in results))
+    for number, name in enumerate(names):
+        by_size: dict[str, list[float]] = {tick: [] for tick in ticks}
+        for result in results:
+            if result["classifier"] == name:
+                by_size[str(result["per_class"] or "all")].append(100 * result["accuracy"])
+        places = np.arange(len(ticks)) + 0.08 * (number - (len(names) - 1) / 2)
+        means, deviations = ([float(f(by_size[tick])) for tick in ticks] for f in (np.mean, _deviation))
+        axes.errorbar(places, means, deviations, marker="o", ms=4, capsize=3, lw=1, label=name)
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set(
+        xlabel="labelled images per class", ylabel="test accuracy (%)",
+        title=f"{record['dataset']}, {record['features']['extractor']}",
+    )  # fmt: skip
+    axes.legend()
+    return figure
+
+
 def learning_curves(runs: Sequence[dict[str, Any]]) -> Figure:
     """Error over epochs: training (lenient, while learning) and, where it was kept, held-out data."""
     figure, axes = _figure()
@@ -211,3 +245,7 @@ def _colored_groups(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, 
 
 def _title(runs: Sequence[dict[str, Any]], what: str) -> str:
     return f"{runs[0]['dataset']}: {what}"
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -40,6 +40,22 @@ def comparison(records: Sequence[dict[str, Any]], dataset: str) -> pd.DataFrame:
     return pd.DataFrame([_row(group) for _, group in sorted(groups.items())]).fillna("")
 
 
+def few_labels_table(record: dict[str, Any]) -> pd.DataFrame:
+    """Accuracy by labelled images per class, mean ± standard deviation over seeds; spikes per image."""
+    rows = []
+    for per_class in dict.fromkeys(result["per_class"] for result in record["results"]):
+        results = [result for result in record["results"] if result["per_class"] == per_class]
+        row = {"labelled per class": str(per_class or "all")}
+        for name in dict.fromkeys(result["classifier"] for result in results):
+            values = [100 * result["accuracy"] for result in results if result["classifier"] == name]
+            row[f"{name} %"] = _spread(values, 2)
+        spiking = [result for result in results if "spikes" in result]
+        row["spikes: input + hidden + output"] = _counts(spiking, "spikes")
+        row["of these until the decision"] = _counts(spiking, "spikes_until_decision")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def references(dataset: str) -> pd.DataFrame:
     """Published numbers on a data set."""
     table = published()

@@ -31,7 +31,7 @@ class SpikeClassifier(nn.Module):
         dropout: in training, of the spikes into each layer behind the first.
         spike_price: cost of a hidden spike, times how early it comes in its window; makes spikes few.
         window: length of a hidden layer's window: activations above it count as this much.
-        output_window: the same of the outputs; one that would fire later is silent.
+        output_window: the same of the outputs; one that would fire later, at `t_max`, is silent.
 
     Shape: images -> first-spike times of the outputs [batch, classes], or (times, potential) with
     `return_potential=True`.
@@ -82,6 +82,7 @@ class SpikeClassifier(nn.Module):
         ):
             neuron, p = ReLPSP(end - start, start=start), dropout if self.layers else 0.0
             self.layers.append(SpikeLinear(n_in, n_out, neuron, t_max=end, bias=True, dropout=p))
+        self.t_max = ends[-1]
         self.scaling = MinMaxScaling(in_features)
         self.reset_parameters()
 
