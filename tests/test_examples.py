@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -30,7 +31,7 @@ def mnist(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
+@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*mnist*.py")))
 def test_example_runs(script, mnist):
     options = ["--data-root", mnist, "--epochs", "1", "--num-steps", "8", "--batch-size", "16"]
     command = [sys.executable, "-W", "ignore", EXAMPLES / script, *options]
@@ -49,3 +50,53 @@ def test_the_readme_shows_what_changes(host):
     before, after = ((ROOT / name).read_text().splitlines(keepends=True) for name in names)
     diff = "".join(difflib.unified_diff(before, after, *names, n=1))
     assert f"```diff\n{diff}```" in (ROOT / "README.md").read_text()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of images that differ in size and mode."""
+    for value, name in ((60, "cats"), (180, "dogs")):
+        (tmp_path / name).mkdir()
+        for n in range(10):
+            mode = ("RGB", "L", "RGBA", "P")[n % 4]
+            Image.new(mode, (20 + n, 30), value if mode in "LP" else (value, n, 0, 255)[: len(mode)]).save(
+                tmp_path / name / f"{n}.png"
+            )
+    return tmp_path
+
+
+def _on_folder(folder):
+    command = [sys.executable, "-W", "ignore", EXAMPLES / "image_folder.py", folder, "--steps", "5"]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+
+
+def test_a_folder_of_mixed_sizes_and_modes_is_learned(folder):
+    done = _on_folder(folder)
+    assert done.returncode == 0, done.stderr
+    assert "2 classes, 16 images to learn from, 4 to test" in done.stdout
+    assert re.search(r"test accuracy \d+\.\d%", done.stdout)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_a_broken_image_is_named(folder, content):
+    path = folder / "dogs" / "3.png"
+    path.write_bytes(path.read_bytes()[:60] if content is None else content)
+    done = _on_folder(folder)
+    assert done.returncode == 1
+    assert f"{path}: not an image, damaged or cut short" in done.stderr
+
+
+def test_an_empty_class_is_named(folder):
+    (folder / "mice").mkdir()
+    done = _on_folder(folder)
+    assert done.returncode == 1
+    assert "mice" in done.stderr
+
+
+def test_one_class_only_is_refused(folder):
+    for path in (folder / "dogs").iterdir():
+        path.unlink()
+    (folder / "dogs").rmdir()
+    done = _on_folder(folder)
+    assert done.returncode == 1
+    assert "classes must be at least 2, got 1" in done.stderr

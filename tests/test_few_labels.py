@@ -1,0 +1,58 @@
+"""Few labelled images: the draw, the three classifiers, table and figure."""
+
+import pytest
+import torch
+
+from reproductions import datasets, few_labels
+from reproductions.datasets import Images
+from reproductions.features import Features
+from reproductions.figures import draw_few_labels
+from reproductions.tables import few_labels_table
+
+
+def _images(sizes=(30, 12), seed=0):
+    y = torch.cat([torch.full((n,), label) for label, n in enumerate(sizes)])
+    x = torch.randint(0, 100, (len(y), 16), generator=torch.Generator().manual_seed(seed))
+    x[y == 1, :8] += 150
+    return Images(x.to(torch.uint8), y, 255, len(sizes), (1, 4, 4))
+
+
+def test_the_draw_takes_as_many_of_each_class():
+    images = _images()
+    chosen = few_labels.draw(images, 5, 0)
+    assert images.y[chosen].bincount().tolist() == [5, 5]
+    assert len(chosen.unique()) == 10
+    assert torch.equal(chosen, few_labels.draw(images, 5, 0))
+    assert not torch.equal(chosen, few_labels.draw(images, 5, 1))
+    assert images.y[few_labels.draw(images, 20, 0)].bincount().tolist() == [20, 12]
+    assert len(few_labels.draw(images, None, 0)) == 42
+
+
+@pytest.fixture
+def record(monkeypatch, tmp_path):
+    monkeypatch.setattr(few_labels, "SIZES", (5, None))
+    monkeypatch.setattr(few_labels, "STEPS", 60)
+    monkeypatch.setattr(few_labels, "LEARNING_RATE", 1e-2)
+    parts = {"train": _images(), "test": _images((20, 20), seed=1)}
+    monkeypatch.setattr(datasets, "load", lambda name, split, *rest: parts[split])
+    seen = []
+    record = few_labels.study("easy", Features(extractor="raw"), 2, None, tmp_path, seen.append)
+    assert record["results"] == seen
+    return record
+
+
+def test_every_classifier_learns_an_easy_task_from_few_labels(record):
+    assert len(record["results"]) == 2 * 2 * 3
+    assert {result["classifier"] for result in record["results"]} == set(few_labels.CLASSIFIERS)
+    assert all(result["accuracy"] > 0.9 for result in record["results"])
+    assert {result["labelled"] for result in record["results"]} == {10, 42}
+
+
+def test_table_and_figure_show_every_size(record, tmp_path):
+    table = few_labels_table(record)
+    assert table["labelled per class"].tolist() == ["5", "all"]
+    assert all(" ± " in value for value in table["single-spike %"])
+    assert all(value.count(" + ") == 2 for value in table["spikes: input + hidden + output"])
+    written = draw_few_labels(record, tmp_path)
+    assert [path.name for path in written] == ["few-labels-easy.png", "few-labels-easy.svg"]
+    assert all(path.stat().st_size > 1000 for path in written)
