@@ -1,5 +1,6 @@
 """What the README shows is what the code does."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reproductions import records
-from reproductions.tables import comparison, render
+from reproductions.tables import comparison, few_labels_table, render
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,10 +36,18 @@ def test_python_examples_run(code, tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=120)
 
 
-@pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist"])
+@pytest.mark.parametrize(
+    "dataset", ["mnist", "fashion-mnist", "eth80", "eth80-leave-objects-out", "caltech-face-motorbike"]
+)
 def test_table_is_the_one_of_the_records(dataset):
     table = render(comparison(records.read_all(records.RESULTS), dataset), "md")
     assert table in README
+
+
+@pytest.mark.parametrize("dataset", ["eth80", "caltech-face-motorbike"])
+def test_few_labels_table_is_the_one_of_the_record(dataset):
+    record = json.loads((records.RESULTS / "few-labels" / f"{dataset}.json").read_text())
+    assert render(few_labels_table(record), "md") in README
 
 
 def test_every_command_line_in_the_readme_exists():
@@ -47,7 +56,7 @@ def test_every_command_line_in_the_readme_exists():
     from reproductions.__main__ import app
 
     commands = set(get_command(app).commands)
-    named = set(re.findall(r"python -m reproductions (\w+)", README))
+    named = set(re.findall(r"python -m reproductions ([\w-]+)", README))
     assert named
     assert named <= commands
 
