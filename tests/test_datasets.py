@@ -193,3 +193,8 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     assert datasets.default_cache() == tmp_path / "data"
     monkeypatch.delenv("SSNN_CACHE")
     assert datasets.default_cache().parts[-2:] == ("ssnn_plugin", "data")
+
+
+def test_an_unknown_data_set_is_refused():
+    with pytest.raises(SuiteError, match="one of digits, mnist, .*caltech-face-motorbike, got 'cifar'"):
+        datasets.load("cifar", "train")

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import torch
 
+from ..errors import SuiteError
 from . import archives, folders
 from .cache import default_cache
 from .images import SPLIT_SEED, Images, hold_out
 
-__all__ = ["Images", "default_cache", "hold_out", "load"]
+__all__ = ["NAMES", "Images", "default_cache", "hold_out", "load"]
+
+NAMES = ("digits", "mnist", "fashion-mnist", *folders.KINDS)
 
 
 def load(
@@ -26,8 +29,10 @@ def load(
     `data_root` is read, never written: archives are checked and extracted into `cache`.
 
     Raises:
-        SuiteError: names the missing or damaged file and the layout expected.
+        SuiteError: an unknown name; else it names the missing or damaged file and the layout expected.
     """
+    if name not in NAMES:
+        raise SuiteError(f"the data set must be one of {', '.join(NAMES)}, got {name!r}")
     if name == "digits":
         return _digits(split)
     if name in folders.KINDS:
