@@ -196,5 +196,5 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 
 
 def test_an_unknown_data_set_is_refused():
-    with pytest.raises(SuiteError, match="one of digits, mnist, .*caltech-face-motorbike, got 'cifar'"):
+    with pytest.raises(SuiteError, match=r"one of digits, mnist, .*caltech-face-motorbike, got 'cifar'"):
         datasets.load("cifar", "train")

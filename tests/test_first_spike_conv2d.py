@@ -155,16 +155,17 @@ def _on_patches(times, weight, bias, neuron, stride, padding, dilation, groups, 
         (IF(1.0, delay=2, beta=0.97), True, True),
     ],
 )
+@pytest.mark.parametrize("out", [8, 44])  # with fewer and with more outputs in a group than a vector holds
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @on_every_backend
-def test_a_convolution_is_a_linear_layer_on_every_patch(backend, geometry, neuron, with_bias, whole):
+def test_a_convolution_is_a_linear_layer_on_every_patch(backend, geometry, out, neuron, with_bias, whole):
     t_max, generator = 256, torch.Generator().manual_seed(0)
     times = torch.rand(3, 4, 7, 8, dtype=torch.double, generator=generator) * 1.2 * t_max
     times[0, :, :4] = times[0, :1, :1, :1]
     times[1] = INF
     times = times.floor() if whole else times
-    weight = torch.randn(8, 4 // geometry["groups"], 3, 3, dtype=torch.double, generator=generator) + 0.2
-    bias = torch.randn(8, dtype=torch.double, generator=generator) * 0.05 if with_bias else None
+    weight = torch.randn(out, 4 // geometry["groups"], 3, 3, dtype=torch.double, generator=generator) + 0.2
+    bias = torch.randn(out, dtype=torch.double, generator=generator) * 0.05 if with_bias else None
 
     def run(layer, backend):
         inputs = _inputs(torch.double, times.clone(), weight.clone(), None if bias is None else bias.clone())

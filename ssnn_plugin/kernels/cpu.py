@@ -15,8 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .events import fire_if, fire_if_conv2d, fire_if_with_drift, jit, sort_events
-from .geometry import synapse_table, weight_rows
+from .conv2d_events import (
+    errors_that_count,
+    find_spikes_by_location,
+    fire_if_conv2d,
+    subtract_causal_errors_conv2d,
+    sum_causal_errors_conv2d,
+)
+from .events import fire_if, fire_if_with_drift, has_bad_times, jit, sort_events
+from .geometry import by_group, channels_last, synapse_table, weight_rows, whole_lanes
 from .parallel import as_arrays, share_out
 from .status import BAD_TIMES, NAN_POTENTIAL, refuse_bad_samples
 
@@ -241,38 +248,76 @@ def first_spike_conv2d(
 ) -> tuple[Tensor, Tensor]:
     """Spike times and potentials of convolutional IF neurons; see `ssnn_plugin.kernels.operators`."""
     synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
-    out = weight.shape[0]
-    spikes = times.new_empty(times.shape[0], synapses.locations_out, out)
+    rows = whole_lanes(weight_rows(weight, groups)).flatten(1, 2)
+    spikes = times.new_empty(len(times), len(synapses.seen), groups, rows.shape[-1])
     potential = torch.empty_like(spikes)
-    current = weight.new_zeros(out) if bias is None else bias
     status = np.zeros(len(times), np.int8)
-    arrays = as_arrays(times.flatten(2), weight_rows(weight, groups), current, spikes, potential)
-    neuron = threshold, beta, delay, t_max, bins_to_count(t_max), bias is not None
-    work = len(times) * len(synapses.taps) * weight.shape[1] * out // 4
-    share_out(len(times), work, _first_spike_conv2d, *arrays, status, *synapses[:3], *neuron)
+    outputs = *as_arrays(spikes, potential), status
+    neuron = threshold, beta, delay, t_max, bins_to_count(t_max)
+    work = len(times) * synapses.seen.size * weight.shape[1] * len(weight) // 4
+    if bias is None and beta == 1:
+        arrays = as_arrays(channels_last(times), rows.flatten(0, 1))
+        share_out(len(times), work, _first_spike_conv2d, *arrays, *outputs, synapses[:3], *neuron)
+    else:
+        current = whole_lanes(by_group(weight.new_zeros(len(weight)) if bias is None else bias, groups))
+        arrays = as_arrays(channels_last(times), rows, current)
+        drift = *neuron, bias is not None
+        share_out(len(times), work, _first_spike_conv2d_with_drift, *arrays, *outputs, synapses.seen, *drift)
     refuse_bad_samples(status.max(initial=0))
-    return spikes, potential
+    lanes = len(weight) // groups
+    return spikes[..., :lanes].flatten(2).contiguous(), potential[..., :lanes].flatten(2).contiguous()
+
+
+@jit
+def positions_of_inputs(times):
+    """The position of each input of a sample, [batch, height * width, in] being flattened."""
+    return (np.arange(times.shape[1] * times.shape[2]) // times.shape[2]).astype(np.int32)
 
 
 @jit
 def _first_spike_conv2d(
-    first, end, times, rows, current, spikes, potential, status, start, taps, locations,
-    threshold, beta, delay, t_max, bins, rising,
+    begin, end, times, rows, spikes, potential, status, synapses, threshold, beta, delay, t_max, bins
 ):  # fmt: skip
-    size = times.shape[1] * times.shape[2]
-    order, spiking, counts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(bins, np.int32)
-    v = np.empty(spikes.shape[1:], spikes.dtype)
-    since = np.empty(len(v), np.float64)
-    stamp, touched = np.empty(len(v), np.int32), np.empty(len(v), np.int32)
-    for b in range(first, end):
+    position_of, groups = positions_of_inputs(times), spikes.shape[2]
+    order, spiking = np.empty(position_of.size, np.int32), np.empty(position_of.size, np.int32)
+    counts, seen = np.empty(bins, np.int32), np.empty((times.shape[1], groups), np.int32)
+    ends = np.empty(spikes.shape[1] * groups, np.int32)
+    row, when = np.empty(0, np.int32), np.empty(0, times.dtype)
+    for b in range(begin, end):
         n = sort_events(times[b].reshape(-1), t_max, order, spiking, counts)
         if n < 0:
             status[b] = BAD_TIMES
             continue
-        fire_if_conv2d(
-            order, n, times[b], rows, current, rising, beta, start, taps, locations, threshold, delay, t_max,
-            v, since, stamp, touched, spikes[b], potential[b],
-        )  # fmt: skip
+        row, when = find_spikes_by_location(
+            order, n, times[b], synapses, position_of, len(rows), groups, seen, ends, row, when
+        )
+        fire_if_conv2d(ends, row, when, rows, threshold, delay, t_max, spikes[b], potential[b])
+        status[b] = add_delay_and_check(spikes[b].reshape(-1), potential[b].reshape(-1), delay)
+
+
+@jit
+def _first_spike_conv2d_with_drift(
+    begin, end, times, rows, current, spikes, potential, status, seen,
+    threshold, beta, delay, t_max, bins, rising,
+):  # fmt: skip
+    """With a leak or a current every patch is a linear layer of its own."""
+    groups, n_rows, width = rows.shape
+    in_group = times.shape[2] // groups
+    patch, v = np.empty(n_rows, times.dtype), np.empty(width, rows.dtype)
+    order, spiking, counts = np.empty(n_rows, np.int32), np.empty(n_rows, np.int32), np.empty(bins, np.int32)
+    for b in range(begin, end):
+        if has_bad_times(times[b].reshape(-1)):
+            status[b] = BAD_TIMES
+            continue
+        for location in range(len(seen)):
+            for group in range(groups):
+                for row in range(n_rows):
+                    patch[row] = times[b, seen[location, row // in_group], group * in_group + row % in_group]
+                n = sort_events(patch, t_max, order, spiking, counts)
+                fire_if_with_drift(
+                    order, n, patch, rows[group], current[group], rising, beta, threshold, delay, t_max, v,
+                    spikes[b, location, group], potential[b, location, group],
+                )  # fmt: skip
         status[b] = add_delay_and_check(spikes[b].reshape(-1), potential[b].reshape(-1), delay)
 
 
@@ -290,40 +335,25 @@ def causal_conv2d_weight_grad(
 ) -> Tensor:
     """See `ssnn_plugin.kernels.reference.causal_conv2d_weight_grad`."""
     synapses = synapse_table(*times.shape[2:], *kernel_size, *stride, *dilation)
-    channels, out = times.shape[1], grad.shape[2]
-    n_taps = math.prod(kernel_size)
-    grad_rows = grad.new_zeros(channels * n_taps, out // groups)
-    arrays = as_arrays(grad, spikes, times.flatten(2), grad_rows)
-    work = len(times) * len(synapses.taps) * channels * out // groups // 4
-    rest = *synapses[:3], n_taps, groups, delay, t_max, silent
-    share_out(len(grad_rows), work, _conv2d_weight_grad, *arrays, *rest)
-    by_group = grad_rows.reshape(groups, channels // groups, n_taps, out // groups)
-    return by_group.permute(0, 3, 1, 2).reshape(out, channels // groups, *kernel_size).contiguous()
+    in_group, out, n_taps = times.shape[1] // groups, grad.shape[2], math.prod(kernel_size)
+    grad, spikes = whole_lanes(by_group(grad, groups)), whole_lanes(by_group(spikes, groups))
+    grad_rows = grad.new_zeros(groups * n_taps * in_group, grad.shape[-1])
+    arrays = as_arrays(grad, spikes, channels_last(times), grad_rows)
+    work = len(times) * len(synapses.taps) * in_group * out // 4
+    share_out(len(grad_rows), work, _conv2d_weight_grad, *arrays, synapses[:3], delay, t_max, silent)
+    taps_first = grad_rows[:, : out // groups].reshape(groups, n_taps, in_group, -1)
+    return taps_first.permute(0, 3, 2, 1).reshape(out, in_group, *kernel_size).contiguous()
 
 
 @jit
-def _conv2d_weight_grad(
-    first, end, grad, spikes, times, grad_rows, start, taps, locations, n_taps, groups, delay, t_max, silent
-):  # fmt: skip
-    zero = grad.dtype.type(0)
-    delay = times.dtype.type(delay)
-    error = np.empty(grad.shape[1:], grad.dtype)
-    latest = np.empty(grad.shape[1], np.float64)
-    out = grad_rows.shape[1]
-    in_group = times.shape[1] // groups
-    for b in range(times.shape[0]):
-        errors_of_locations(grad[b], spikes[b], silent, error, latest)
-        for channel in range(first // n_taps, (end - 1) // n_taps + 1):
-            base = channel // in_group * out
-            for position in range(times.shape[2]):
-                if times[b, channel, position] < t_max:
-                    t = times[b, channel, position] + delay
-                    for s in range(start[position], start[position + 1]):
-                        row, at = channel * n_taps + taps[s], locations[s]
-                        if first <= row < end and t <= latest[at]:
-                            for j in range(out):
-                                counted = t <= spikes[b, at, base + j]
-                                grad_rows[row, j] -= error[at, base + j] if counted else zero
+def _conv2d_weight_grad(first, end, grad, spikes, times, grad_rows, synapses, delay, t_max, silent):
+    position_of = positions_of_inputs(times)
+    spiking, error = np.empty(position_of.size, np.int32), np.empty(grad.shape[1:], grad.dtype)
+    for b in range(len(times)):
+        errors_that_count(grad[b], spikes[b], silent, error)
+        subtract_causal_errors_conv2d(
+            error, spikes[b], times[b], t_max, delay, synapses, position_of, first, end, spiking, grad_rows
+        )
 
 
 def causal_conv2d_input_grad(
@@ -340,40 +370,24 @@ def causal_conv2d_input_grad(
 ) -> Tensor:
     """See `ssnn_plugin.kernels.reference.causal_conv2d_input_grad`."""
     synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
-    grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
-    flat = grad_times.flatten(2)
-    arrays = as_arrays(grad, spikes, times.flatten(2), weight_rows(weight, groups), flat)
-    work = len(times) * len(synapses.taps) * weight.shape[1] * weight.shape[0] // 4
-    rest = *synapses[:3], groups, delay, t_max, silent
-    share_out(len(times), work, _conv2d_input_grad, *arrays, *rest)
-    return grad_times
+    rows = whole_lanes(weight_rows(weight, groups)).flatten(0, 2)
+    grad, spikes = whole_lanes(by_group(grad, groups)), whole_lanes(by_group(spikes, groups))
+    grad_times = times.new_zeros(len(times), math.prod(times.shape[2:]), times.shape[1])
+    arrays = as_arrays(grad, spikes, channels_last(times), rows, grad_times)
+    work = len(times) * len(synapses.taps) * weight.shape[1] * len(weight) // 4
+    share_out(len(times), work, _conv2d_input_grad, *arrays, synapses[:3], delay, t_max, silent)
+    return grad_times.transpose(1, 2).reshape(times.shape).contiguous()
 
 
 @jit
-def _conv2d_input_grad(
-    first, end, grad, spikes, times, rows, grad_times, start, taps, locations, groups, delay, t_max, silent
-):  # fmt: skip
-    zero = grad.dtype.type(0)
-    delay = times.dtype.type(delay)
-    error = np.empty(grad.shape[1:], grad.dtype)
-    latest = np.empty(grad.shape[1], np.float64)
-    out = rows.shape[2]
-    in_group = times.shape[1] // groups
+def _conv2d_input_grad(first, end, grad, spikes, times, rows, grad_times, synapses, delay, t_max, silent):
+    position_of = positions_of_inputs(times)
+    spiking, error = np.empty(position_of.size, np.int32), np.empty(grad.shape[1:], grad.dtype)
     for b in range(first, end):
-        errors_of_locations(grad[b], spikes[b], silent, error, latest)
-        for channel in range(times.shape[1]):
-            base = channel // in_group * out
-            for position in range(times.shape[2]):
-                if times[b, channel, position] < t_max:
-                    t = times[b, channel, position] + delay
-                    total = zero
-                    for s in range(start[position], start[position + 1]):
-                        at, row = locations[s], rows[channel, taps[s]]
-                        if t <= latest[at]:
-                            for j in range(out):
-                                counted = t <= spikes[b, at, base + j]
-                                total += error[at, base + j] * row[j] if counted else zero
-                    grad_times[b, channel, position] = total
+        errors_that_count(grad[b], spikes[b], silent, error)
+        sum_causal_errors_conv2d(
+            error, spikes[b], times[b], t_max, delay, synapses, position_of, spiking, rows, grad_times[b]
+        )
 
 
 def single_spike_window(
@@ -427,10 +441,3 @@ def _run_window_back(grad_spikes, grad_potentials, potentials, grad, start, thre
             fires = (potentials[t, n] > threshold[n]) & ~spent
             total[n] += grad_potentials[t, n] + (grad_spikes[t, n] if fires else zero)
             grad[t, n] = zero if spent else total[n]
-
-
-@jit
-def errors_of_locations(grad, spikes, silent, error, latest):
-    """`errors_of_sample` at every location of a convolution."""
-    for at in range(latest.size):
-        latest[at] = errors_of_sample(grad[at], spikes[at], silent, error[at])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .events import jit, sort_events
-from .geometry import synapse_table, weight_rows
+from .geometry import rows_by_input, synapse_table
 from .parallel import as_arrays, share_out
 from .psp_events import fire_psp, fire_psp_conv2d, fire_psp_narrow
 from .status import BAD_TIMES, NAN_POTENTIAL, refuse_bad_samples
@@ -194,11 +194,11 @@ def first_spike_conv2d(
     """As `first_spike_linear`, for a convolution; see `ssnn_plugin.kernels.operators`."""
     synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
     out = weight.shape[0]
-    spikes = times.new_empty(times.shape[0], synapses.locations_out, out)
+    spikes = times.new_empty(times.shape[0], len(synapses.seen), out)
     potential, slope = torch.empty_like(spikes), torch.empty_like(spikes)
     first = weight.new_zeros(out) if bias is None else bias
     status = np.zeros(len(times), np.int8)
-    arrays = as_arrays(times.flatten(2), weight_rows(weight, groups), first, spikes, potential, slope)
+    arrays = as_arrays(times.flatten(2), rows_by_input(weight, groups), first, spikes, potential, slope)
     neuron = psp, tau, threshold, t_max
     work = len(times) * len(synapses.taps) * weight.shape[1] * out // 2
     share_out(len(times), work, _first_spike_conv2d, *arrays, status, *synapses[:3], *neuron)
@@ -294,7 +294,7 @@ def causal_conv2d_input_grad(
     synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
     grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
     inputs = (x.flatten(2) for x in (a, b, times))
-    arrays = as_arrays(p, q, until, *inputs, weight_rows(weight, groups), grad_times.flatten(2))
+    arrays = as_arrays(p, q, until, *inputs, rows_by_input(weight, groups), grad_times.flatten(2))
     work = len(times) * len(synapses.taps) * weight.shape[1] * weight.shape[0] // 2
     share_out(len(times), work, _conv2d_input_grad, *arrays, *synapses[:3], groups)
     return grad_times

@@ -14,6 +14,25 @@ jit = nb.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_mo
 
 
 @jit
+def has_bad_times(times):
+    """Whether any time is NaN or negative."""
+    bad = np.int32(0)
+    for i in range(times.size):
+        bad += np.int32(0) if times[i] >= 0 else np.int32(1)
+    return bad > 0
+
+
+@jit
+def find_events(times, t_max, spiking):
+    """Write the inputs that spike before `t_max` to `spiking`; return how many."""
+    n = 0
+    for i in range(times.size):
+        spiking[n] = i
+        n += times[i] < t_max
+    return n
+
+
+@jit
 def sort_events(times, t_max, order, spiking, counts):
     """Write the inputs that spike before `t_max` to `order`, earliest first; return how many.
 
@@ -22,15 +41,9 @@ def sort_events(times, t_max, order, spiking, counts):
     whole bins have one each, otherwise the few spikes of a bucket are put in order in the end.
     Returns -1 for a NaN or negative time.
     """
-    bad = np.int32(0)
-    for i in range(times.size):
-        bad += np.int32(0) if times[i] >= 0 else np.int32(1)
-    if bad > 0:
+    if has_bad_times(times):
         return -1
-    n = 0
-    for i in range(times.size):
-        spiking[n] = i
-        n += times[i] < t_max
+    n = find_events(times, t_max, spiking)
     last = counts.size - 2
     scale = (counts.size - 1) / t_max
     counts[:] = 0
@@ -232,89 +245,3 @@ def record_crossings(v, threshold, t, fired, potential):
         fired[j] = t if above else fired[j]
         potential[j] = v[j] if above else potential[j]
         v[j] = -np.inf if above else v[j]
-
-
-@jit
-def fire_if_conv2d(
-    order, n, times, rows, current, rising, beta, start, taps, locations, threshold, delay, t_max,
-    v, since, stamp, touched, fired, potential,
-):  # fmt: skip
-    """First crossings of convolutional neurons, [locations, out]; an input spike adds to those that see it.
-
-    `times` is [in, height * width]; `rows` is [in, kernel, out / groups]. Input position p reaches
-    location `locations[s]` through weight `taps[s]` for s = start[p] ... start[p + 1]. A location is
-    brought up to date when a spike reaches it: `since` holds the bin it stands at, `stamp` the event
-    that reached it last, `touched` lists those reached in the present bin.
-    """
-    v[:] = 0
-    fired[:] = np.inf
-    since[:] = 0
-    stamp[:] = -1
-    drift = rising or beta != 1
-    positions = times.shape[1]
-    out = rows.shape[2]
-    in_group = times.shape[0] * out // fired.shape[1]
-    flat = times.reshape(-1)
-    k = 0
-    while k < n:
-        t = flat[order[k]]
-        event = k
-        n_touched = 0
-        while k < n and flat[order[k]] == t:
-            channel, position = order[k] // positions, order[k] % positions
-            base = channel // in_group * out
-            for s in range(start[position], start[position + 1]):
-                at = locations[s]
-                if stamp[at] != event:
-                    stamp[at] = event
-                    touched[n_touched] = at
-                    n_touched += 1
-                    if drift:
-                        if rising:
-                            cross_before(
-                                t, since[at], v[at], current, beta, threshold, delay, t_max,
-                                fired[at], potential[at],
-                            )  # fmt: skip
-                        decay(v[at], beta, t - since[at])
-                        since[at] = t
-                row = rows[channel, taps[s]]
-                for j in range(out):
-                    v[at, base + j] += row[j]
-            k += 1
-        if times.dtype.type(t + delay) < t_max:
-            for i in range(n_touched):
-                at = touched[i]
-                if drift:
-                    cross_until(t, t, v[at], current, beta, threshold, fired[at], potential[at])
-                else:
-                    record_crossings_if_any(v[at], threshold, t, fired[at], potential[at])
-    for at in range(v.shape[0]):
-        if drift:
-            t = since[at]
-            if rising:
-                cross_before(
-                    t_max, t, v[at], current, beta, threshold, delay, t_max, fired[at], potential[at]
-                )
-            hold_potential(t_max - 1, t, v[at], current, beta, fired[at], potential[at])
-        else:
-            for j in range(v.shape[1]):
-                potential[at, j] = v[at, j] if fired[at, j] == np.inf else potential[at, j]
-
-
-@jit
-def cross_before(t, since, v, current, beta, threshold, delay, t_max, fired, potential):
-    """Note the outputs that cross in the bins since ... t - 1, driven by the current alone."""
-    last = min(t, t_max - delay) - 1
-    if last >= since:
-        cross_until(last, since, v, current, beta, threshold, fired, potential)
-
-
-@jit
-def record_crossings_if_any(v, threshold, t, fired, potential):
-    """As `record_crossings`, after a look: most additions cross nothing."""
-    threshold = v.dtype.type(threshold)
-    above = np.int32(0)
-    for j in range(v.size):
-        above += np.int32(1) if v[j] > threshold else np.int32(0)
-    if above > 0:
-        record_crossings(v, threshold, t, fired, potential)

@@ -8,20 +8,23 @@ from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
+from torch.nn.functional import pad
 
+from .lanes import LANES
 from .operators import output_size
 
 
 class Synapses(NamedTuple):
     """Which output locations an input position reaches, and through which tap of the kernel.
 
-    Input position p (row-major) has the entries start[p] ... start[p + 1] of `taps` and `locations`.
+    Input position p (row-major) has the entries start[p] ... start[p + 1] of `taps` and `locations`;
+    `seen` [locations, taps] holds the position that each location sees through each tap.
     """
 
     start: np.ndarray
     taps: np.ndarray
     locations: np.ndarray
-    locations_out: int
+    seen: np.ndarray
 
 
 @lru_cache(maxsize=64)
@@ -34,16 +37,35 @@ def synapse_table(height: int, width: int, *kernel: int) -> Synapses:
         for n, k, s, d in zip(out, size, stride, dilation, strict=True)
     )
     seen = (y + ky)[:, None, :, None] * width + (x + kx)[None, :, None, :]
+    seen = seen.reshape(out[0] * out[1], size[0] * size[1])
     position = seen.reshape(-1)
-    order = np.argsort(position, kind="stable")
     start = np.concatenate([[0], np.cumsum(np.bincount(position, minlength=height * width))])
-    location, tap = np.divmod(order, size[0] * size[1])
-    return Synapses(start.astype(np.int32), tap.astype(np.int32), location.astype(np.int32), out[0] * out[1])
+    location, tap = np.divmod(np.argsort(position, kind="stable"), seen.shape[1])
+    return Synapses(*(table.astype(np.uint32) for table in (start, tap, location, seen)))
 
 
 def weight_rows(weight: Tensor, groups: int) -> Tensor:
-    """[out, in / groups, *kernel] -> [in, kernel, out / groups]: one contiguous row per input and tap."""
-    out, in_group = weight.shape[:2]
-    taps = math.prod(weight.shape[2:])
-    by_group = weight.reshape(groups, out // groups, in_group, taps)
-    return by_group.permute(0, 2, 3, 1).reshape(groups * in_group, taps, out // groups)
+    """[out, in / groups, *kernel] -> [groups, taps, in / groups, out / groups]: a row per tap and input."""
+    out, in_group, *kernel = weight.shape
+    return weight.reshape(groups, out // groups, in_group, math.prod(kernel)).permute(0, 3, 2, 1)
+
+
+def rows_by_input(weight: Tensor, groups: int) -> Tensor:
+    """As `weight_rows`, in another order: [in, taps, out / groups]."""
+    return weight_rows(weight, groups).transpose(1, 2).flatten(0, 1)
+
+
+def by_group(outputs: Tensor, groups: int) -> Tensor:
+    """[..., out] -> [..., groups, out / groups]."""
+    return outputs.reshape(*outputs.shape[:-1], groups, outputs.shape[-1] // groups)
+
+
+def whole_lanes(outputs: Tensor) -> Tensor:
+    """Pad the last dimension with zeros to whole vectors of `LANES`."""
+    missing = -outputs.shape[-1] % LANES
+    return pad(outputs, (0, missing)) if missing else outputs
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """[batch, channels, height, width] -> [batch, height * width, channels], a view where they lie so."""
+    return images.permute(0, 2, 3, 1).flatten(1, 2)
