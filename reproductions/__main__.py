@@ -111,6 +111,9 @@ def pretrain(
     on: Annotated[str, typer.Option(help="Data set to train on, such as fashion-mnist.")],
     output: Annotated[Path, typer.Option(help="File of the checkpoint, FILE.pt.")],
     epochs: Annotated[int, typer.Option(min=1)] = 5,
+    deformation: Annotated[
+        float, typer.Option(min=0, max=1, help="Less for filters that are to serve the same data set.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     data_root: DataRoot = None,
     overwrite: Overwrite = False,
@@ -129,7 +132,7 @@ def pretrain(
         console.print(f"epoch {epoch['epoch']}/{epochs}: validation {100 * epoch['validation']:.2f}%")
 
     content = cnn.pretrain(
-        on, lambda split: datasets.load(on, split, data_root, seed=seed), epochs, seed, report
+        on, lambda split: datasets.load(on, split, data_root, seed=seed), epochs, seed, report, deformation
     )
     cnn.save(output, content)
     console.print(f"test {100 * content['record']['test']:.2f}%, kept in {output}", soft_wrap=True)

@@ -213,14 +213,23 @@ def test_pretraining_learns_and_records(tmp_path):
     cnn_validation = cnn.VALIDATION
     try:
         cnn.VALIDATION = 50
-        content = cnn.pretrain("digits", load, 2, 0, epochs.append)
+        content = cnn.pretrain("digits", load, 2, 0, epochs.append, deformation=0.5)
     finally:
         cnn.VALIDATION = cnn_validation
     assert [entry["epoch"] for entry in epochs] == [1, 2]
     assert content["record"]["pretrained_on"] == "digits"
+    assert content["record"]["deformation"] == 0.5
     assert 0 <= content["record"]["test"] <= 1
     cnn.save(tmp_path / "net.pt", content)
     assert cnn.record(str(tmp_path / "net.pt")) == content["record"]
+
+
+def test_images_are_deformed_as_far_as_asked():
+    torch.manual_seed(0)
+    images = torch.rand(20, 1, 12, 12)
+    torch.testing.assert_close(cnn._deformed(images, 0.0), images)
+    little, much = ((cnn._deformed(images, part) - images).abs().mean() for part in (0.1, 1.0))
+    assert 0 < little < much
 
 
 def test_the_suites_own_checkpoints_say_how_good_they_are():

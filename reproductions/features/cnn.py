@@ -55,12 +55,15 @@ def pretrain(
     epochs: int,
     seed: int,
     report: Callable[[dict[str, Any]], None],
+    deformation: float = 1.0,
 ) -> dict[str, Any]:
     """Train on a data set; the test set is read once, at the end.
 
     Args:
         name: of the data set, for the record.
         load: gives its images by "train" or "test".
+        deformation: how far images are deformed while training, as a part of what suits filters for
+            another data set; filters for the same data set want less.
         report: called with the numbers of every epoch.
 
     Returns:
@@ -77,7 +80,7 @@ def pretrain(
     for epoch in range(1, epochs + 1):
         network.train()
         for batch in torch.split(torch.randperm(len(images)), BATCH):
-            loss = nn.functional.cross_entropy(network(_deformed(images[batch])), labels[batch])
+            loss = nn.functional.cross_entropy(network(_deformed(images[batch], deformation)), labels[batch])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -86,6 +89,7 @@ def pretrain(
         report(history[-1])
     record = {
         "pretrained_on": name, "classes": training.classes, "epochs": epochs, "seed": seed,
+        "deformation": deformation,
         "versions": versions(), "commit": commit(), "machine": machine("cpu"),
         "history": history, "test": _accuracy(network, load("test")),
     }  # fmt: skip
@@ -140,9 +144,9 @@ def _accuracy(network: ConvNet, images: Images) -> float:
     return (logits.argmax(1) == images.y).float().mean().item()
 
 
-def _deformed(images: Tensor) -> Tensor:
+def _deformed(images: Tensor, part: float) -> Tensor:
     """Each image turned, stretched, sheared and shifted in its own way, so that filters become general."""
-    most = torch.tensor([TURN, SHEAR, STRETCH, STRETCH, SHIFT, SHIFT])[:, None]
+    most = part * torch.tensor([TURN, SHEAR, STRETCH, STRETCH, SHIFT, SHIFT])[:, None]
     turn, shear, across, down, right, below = (2 * torch.rand(len(most), len(images)) - 1) * most
     top = torch.stack([across.exp() * turn.cos(), shear - turn.sin(), right], 1)
     bottom = torch.stack([turn.sin(), down.exp() * turn.cos(), below], 1)
