@@ -33,6 +33,13 @@ DataRoot = Annotated[
         "is downloaded."
     ),
 ]
+ImageSize = Annotated[
+    tuple[int, int] | None,
+    typer.Option(min=1, metavar="HEIGHT WIDTH", help="Of the images of a folder, instead of the data set's."),
+]
+Grey = Annotated[
+    bool | None, typer.Option("--grey/--colour", help="Of the images of a folder, instead of the data set's.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Run again and replace the record.")]
 QUICK = records.RESULTS / "quick"
 
@@ -115,6 +122,8 @@ def pretrain(
         float, typer.Option(min=0, max=1, help="Less for filters that are to serve the same data set.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    image_size: ImageSize = None,
+    grey: Grey = None,
     data_root: DataRoot = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -131,9 +140,11 @@ def pretrain(
     def report(epoch: dict[str, float]) -> None:
         console.print(f"epoch {epoch['epoch']}/{epochs}: validation {100 * epoch['validation']:.2f}%")
 
-    content = cnn.pretrain(
-        on, lambda split: datasets.load(on, split, data_root, seed=seed), epochs, seed, report, deformation
-    )
+    def load(split: str) -> datasets.Images:
+        return datasets.load(on, split, data_root, None, seed, form)
+
+    form = datasets.Form(size=image_size, grey=grey)
+    content = cnn.pretrain(on, load, epochs, seed, report, deformation)
     cnn.save(output, content)
     console.print(f"test {100 * content['record']['test']:.2f}%, kept in {output}", soft_wrap=True)
     console.print(f'use it as extractor = "cnn:{output}"', soft_wrap=True, markup=False)
@@ -149,6 +160,8 @@ def few_labels(
     size: Annotated[
         int | None, typer.Option(min=8, help="Of the images that an ImageNet model sees.")
     ] = None,
+    image_size: ImageSize = None,
+    grey: Grey = None,
     seeds: Annotated[int, typer.Option(min=1)] = 5,
     data_root: DataRoot = None,
     results_dir: ResultsDir = records.RESULTS / "few-labels",
@@ -173,7 +186,8 @@ def few_labels(
         )
 
     features = Features(extractor=extractor, grid=grid, size=size)
-    record = study.study(dataset, features, seeds, data_root, datasets.default_cache(), report)
+    form = datasets.Form(size=image_size, grey=grey)
+    record = study.study(dataset, form, features, seeds, data_root, datasets.default_cache(), report)
     records.write_record(path, record)
     console.print(render(few_labels_table(record), "md"), soft_wrap=True, markup=False)
     for file in (path, *draw_few_labels(record, results_dir)):

@@ -30,7 +30,7 @@ from torch import Tensor
 from ssnn_plugin import encode
 
 from . import methods
-from .datasets import Images
+from .datasets import FOLDERS, Form, Images
 from .errors import SuiteError
 from .features import Features
 
@@ -210,10 +210,17 @@ class Config(Strict):
     ]
     description: str
     validation: NonNegativeInt
+    images: Form = Form()
     features: Features | None = None
     encoding: Encoding = Latency(kind="latency")
     network: Network
     training: Training
+
+    @model_validator(mode="after")
+    def _images_have_no_form_of_their_own(self) -> Config:
+        if self.images != Form() and self.dataset not in FOLDERS:
+            raise ValueError(f"images goes with dataset {', '.join(FOLDERS)}, got {self.dataset!r}")
+        return self
 
     @property
     def t_max(self) -> float:

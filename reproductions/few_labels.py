@@ -20,7 +20,7 @@ from ssnn_plugin import metrics
 from ssnn_plugin.nn import MinMaxScaling, SpikeClassifier
 
 from . import datasets, records
-from .datasets import Images
+from .datasets import Form, Images
 from .features import Features, cached, extractors
 from .methods import random_seed
 
@@ -33,6 +33,7 @@ CLASSIFIERS = "single-spike", "logistic regression", "ReLU network"
 
 def study(
     dataset: str,
+    form: Form,
     features: Features,
     seeds: int,
     data_root: Path | None,
@@ -42,6 +43,7 @@ def study(
     """All sizes, seeds and classifiers; a seed splits the data set and draws the labelled images.
 
     Args:
+        form: of the images.
         features: the extractor.
         report: called with each result.
 
@@ -51,7 +53,9 @@ def study(
     extractor = extractors.build(features.extractor, features.grid, features.size)
     results = []
     for seed in range(seeds):
-        parts = {split: datasets.load(dataset, split, data_root, cache, seed) for split in ("train", "test")}
+        parts = {
+            split: datasets.load(dataset, split, data_root, cache, seed, form) for split in ("train", "test")
+        }
         x = {split: cached(extractor, images, cache) for split, images in parts.items()}
         for per_class in SIZES:
             chosen = draw(parts["train"], per_class, seed)
@@ -63,7 +67,8 @@ def study(
                 )
                 report(results[-1])
     return {
-        "schema": records.SCHEMA, "kind": "few-labels", "dataset": dataset, "features": features.model_dump(),
+        "schema": records.SCHEMA, "kind": "few-labels", "dataset": dataset,
+        "images": form.model_dump(), "features": features.model_dump(),
         "seeds": seeds, "hidden": HIDDEN, "steps": STEPS, "versions": records.versions(),
         "commit": records.commit(), "machine": records.machine("cpu"), "results": results,
     }  # fmt: skip

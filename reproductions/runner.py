@@ -156,7 +156,8 @@ def _example(images: Images, times: Tensor, layers: tuple[Tensor, ...]) -> dict[
 
 
 def _load(run: Run, split: str) -> Images:
-    return datasets.load(run.config.dataset, split, run.data_root, run.cache, run.seed)
+    config = run.config
+    return datasets.load(config.dataset, split, run.data_root, run.cache, run.seed, config.images)
 
 
 def _prepare(run: Run) -> None:

@@ -94,6 +94,11 @@ def test_shipped_configs_are_valid_and_named_after_their_content(path):
         ("online", "network.init", [{"uniform": [0, 1]}, {"uniform": [2, 1]}], r"init\.1.*uniform"),
         ("online", "validation", -1, "validation: .* greater than or equal to 0, got -1"),
         ("online", "dataset", "cifar", "dataset: .*'digits', 'mnist', .*, got 'cifar'"),
+        ("online", "images", {"size": [8, 8]}, "images goes with dataset eth80, .*, got 'digits'"),
+        ("online", "images", {"grey": True}, "images goes with dataset eth80, .*, got 'digits'"),
+        ("online", "images", {"size": [0, 8]}, "images.size.0: .*greater than 0, got 0"),
+        ("online", "images", {"size": 8}, "images.size: .*valid array, got 8"),
+        ("online", "images", {"width": 8}, "images.width: unknown key, got 8"),
         ("online", "method", 4, "method: Input should be a valid string, got 4"),
     ],
 )
@@ -176,6 +181,15 @@ def test_digest_changes_with_every_setting(tmp_path, key, value):
 )
 def test_digest_ignores_description_and_spelling(tmp_path, key, value):
     assert _read(tmp_path, _changed(content(), key, value)).digest() == _read(tmp_path, content()).digest()
+
+
+def test_digest_knows_the_form_of_the_images_only_if_it_is_chosen(tmp_path):
+    values = content() | {"dataset": "eth80"}
+    plain = _read(tmp_path, values)
+    assert _read(tmp_path, values | {"images": {}}).digest() == plain.digest()
+    forms = [{"size": [8, 8]}, {"size": [8, 9]}, {"grey": True}, {"grey": False}]
+    digests = {_read(tmp_path, values | {"images": form}).digest() for form in forms}
+    assert len(digests - {plain.digest()}) == len(forms)
 
 
 def test_with_epochs_changes_epochs_alone(tmp_path):

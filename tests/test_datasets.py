@@ -198,3 +198,9 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 def test_an_unknown_data_set_is_refused():
     with pytest.raises(SuiteError, match=r"one of digits, mnist, .*caltech-face-motorbike, got 'cifar'"):
         datasets.load("cifar", "train")
+
+
+@pytest.mark.parametrize("form", [{"size": (4, 6)}, {"grey": True}])
+def test_only_image_folders_can_be_had_in_another_form(form):
+    with pytest.raises(SuiteError, match=r"can be chosen for eth80, .*caltech-face-motorbike, got 'digits'"):
+        datasets.load("digits", "train", form=datasets.Form(**form))

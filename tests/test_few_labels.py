@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from reproductions import datasets, few_labels
-from reproductions.datasets import Images
+from reproductions.__main__ import app
+from reproductions.datasets import Form, Images
+from reproductions.errors import SuiteError
 from reproductions.features import Features
 from reproductions.figures import draw_few_labels
 from reproductions.tables import few_labels_table
@@ -34,10 +36,17 @@ def record(monkeypatch, tmp_path):
     monkeypatch.setattr(few_labels, "STEPS", 60)
     monkeypatch.setattr(few_labels, "LEARNING_RATE", 1e-2)
     parts = {"train": _images(), "test": _images((20, 20), seed=1)}
-    monkeypatch.setattr(datasets, "load", lambda name, split, *rest: parts[split])
-    seen = []
-    record = few_labels.study("easy", Features(extractor="raw"), 2, None, tmp_path, seen.append)
+    forms = []
+
+    def load(name, split, data_root, cache, seed, form):
+        forms.append(form)
+        return parts[split]
+
+    monkeypatch.setattr(datasets, "load", load)
+    seen, form = [], Form(size=(4, 4))
+    record = few_labels.study("easy", form, Features(extractor="raw"), 2, None, tmp_path, seen.append)
     assert record["results"] == seen
+    assert set(forms) == {form}
     return record
 
 
@@ -46,6 +55,27 @@ def test_every_classifier_learns_an_easy_task_from_few_labels(record):
     assert {result["classifier"] for result in record["results"]} == set(few_labels.CLASSIFIERS)
     assert all(result["accuracy"] > 0.9 for result in record["results"])
     assert {result["labelled"] for result in record["results"]} == {10, 42}
+
+
+def test_size_and_colour_of_the_images_come_from_the_command_line(monkeypatch, tmp_path):
+    forms = []
+
+    def load(name, split, data_root, cache, seed, form):
+        forms.append(form)
+        raise SuiteError("far enough")
+
+    monkeypatch.setattr(datasets, "load", load)
+    options = ["--image-size", "40", "64", "--grey"]
+    commands = [
+        ["few-labels", "--dataset", "eth80", "--extractor", "raw", "--results-dir", str(tmp_path)],
+        ["pretrain", "--on", "eth80", "--output", str(tmp_path / "net.pt")],
+    ]
+    for command in commands:
+        with pytest.raises(SuiteError, match="far enough"):
+            app([*command, *options], standalone_mode=False)
+        with pytest.raises(SuiteError, match="far enough"):
+            app(command, standalone_mode=False)
+    assert forms == [Form(size=(40, 64), grey=True), Form()] * 2
 
 
 def test_table_and_figure_show_every_size(record, tmp_path):

@@ -1,13 +1,18 @@
 """Data sets that are folders of image files, on small trees of the same layout."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_runs import content, execute
 
 from reproductions import datasets
-from reproductions.datasets import Images, folders
+from reproductions.config import validated
+from reproductions.datasets import Form, Images, folders
 from reproductions.errors import SuiteError
+from reproductions.runner import Run
 
 OBJECTS, VIEWS = 4, 5
 
@@ -106,10 +111,29 @@ def test_caltech_trains_on_200_per_class_in_grey_at_one_size(caltech):
         assert torch.equal(images.x, (100 + images.y)[:, None].expand_as(images.x).to(torch.uint8))
 
 
-def test_size_and_colour_can_be_chosen(caltech, tmp_path):
-    images = folders.load("caltech-face-motorbike", "test", caltech, tmp_path, 0, size=(4, 6), grey=False)
-    assert images.shape == (3, 4, 6)
-    assert images.x.shape == (13, 72)
+@pytest.mark.parametrize(
+    ("form", "shape"),
+    [
+        ({"size": (4, 6), "grey": False}, (3, 4, 6)),
+        ({"size": (4, 6)}, (1, 4, 6)),
+        ({"grey": False}, (3, 160, 250)),
+    ],
+)
+def test_size_and_colour_can_be_chosen(caltech, form, shape):
+    images = datasets.load("caltech-face-motorbike", "test", caltech, form=Form(**form))
+    assert images.shape == shape
+    assert images.x.shape == (13, math.prod(shape))
+
+
+def test_a_config_says_what_form_its_images_have(eth80, tmp_path):
+    chosen = validated(
+        content(epochs=1) | {"dataset": "eth80", "images": {"size": [4, 6], "grey": True}, "validation": 8},
+        "tiny",
+    )
+    record = execute(Run(chosen, "tiny", results=tmp_path / "results", data_root=eth80))
+    assert record["config"]["images"] == {"size": [4, 6], "grey": True}
+    inputs, hidden, outputs = record["test"]["example"]["times"]
+    assert (len(inputs), len(hidden), len(outputs)) == (24, 12, 2)
 
 
 def test_pixels_are_where_they_were(tmp_path):
@@ -121,8 +145,8 @@ def test_pixels_are_where_they_were(tmp_path):
 
 def test_a_broken_image_is_named(eth80):
     broken = eth80 / "ETH-80" / "2" / "1" / "car1-000-000.png"
-    for content in (b"no image", broken.read_bytes()[:40], b""):
-        broken.write_bytes(content)
+    for damaged in (b"no image", broken.read_bytes()[:40], b""):
+        broken.write_bytes(damaged)
         with pytest.raises(SuiteError, match=rf"{broken}: not an image, damaged or cut short"):
             [datasets.load("eth80", split, eth80) for split in ("train", "test")]
 

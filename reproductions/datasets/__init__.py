@@ -9,34 +9,46 @@ import torch
 from ..errors import SuiteError
 from . import archives, folders
 from .cache import default_cache
+from .folders import Form
 from .images import SPLIT_SEED, Images, hold_out
 
-__all__ = ["NAMES", "Images", "default_cache", "hold_out", "load"]
+__all__ = ["FOLDERS", "NAMES", "Form", "Images", "default_cache", "hold_out", "load"]
 
-NAMES = ("digits", "mnist", "fashion-mnist", *folders.KINDS)
+FOLDERS = tuple(folders.KINDS)
+NAMES = ("digits", "mnist", "fashion-mnist", *FOLDERS)
+AS_THEY_COME = Form()
 
 
 def load(
-    name: str, split: str, data_root: Path | None = None, cache: Path | None = None, seed: int = 0
+    name: str,
+    split: str,
+    data_root: Path | None = None,
+    cache: Path | None = None,
+    seed: int = 0,
+    form: Form = AS_THEY_COME,
 ) -> Images:
     """Load "train" or "test" of a data set.
 
     "digits", "mnist" and "fashion-mnist" have one split, that of their publishers (of "digits":
     ours). The others are split by `seed`: "eth80" at random, views of one object on both sides;
     "eth80-leave-objects-out", five objects of each class on either side; "caltech-face-motorbike",
-    200 images per class for training.
+    200 images per class for training. Only these, the `FOLDERS` of image files, can be had in another
+    `form`.
 
     `data_root` is read, never written: archives are checked and extracted into `cache`.
 
     Raises:
-        SuiteError: an unknown name; else it names the missing or damaged file and the layout expected.
+        SuiteError: an unknown name, a form for a data set that has its own; else it names the missing or
+            damaged file and the layout expected.
     """
     if name not in NAMES:
         raise SuiteError(f"the data set must be one of {', '.join(NAMES)}, got {name!r}")
+    if form != AS_THEY_COME and name not in FOLDERS:
+        raise SuiteError(f"size and colour can be chosen for {', '.join(FOLDERS)}, got {name!r}")
     if name == "digits":
         return _digits(split)
-    if name in folders.KINDS:
-        return folders.load(name, split, data_root, cache or default_cache(), seed)
+    if name in FOLDERS:
+        return folders.load(name, split, data_root, cache or default_cache(), seed, form)
     return archives.load(name, split, data_root, cache or default_cache())
 
 

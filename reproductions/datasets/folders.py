@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
 from ..errors import SuiteError
@@ -24,6 +25,15 @@ LAYOUTS = {
 }
 CALTECH_CLASSES = "Faces", "Motorbikes"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm"}
+
+
+class Form(BaseModel):
+    """What images are converted to: height and width, grey or RGB; None leaves it to the data set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    size: tuple[PositiveInt, PositiveInt] | None = None
+    grey: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -55,17 +65,15 @@ def load(
     data_root: Path | None,
     cache: Path,
     seed: int,
-    *,
-    size: tuple[int, int] | None = None,
-    grey: bool | None = None,
+    form: Form,
 ) -> Images:
     """Load "train" or "test" of one of `KINDS`; see `reproductions.datasets.load`.
 
-    Images are converted to grey or RGB and resized to `size`, height and width, whatever they are on disk.
+    Images are converted to one form, whatever they are on disk.
     """
     kind = KINDS[name]
     files = kind.find(data_root or _downloaded(kind, cache))
-    size, grey = size or kind.size, kind.grey if grey is None else grey
+    size, grey = form.size or kind.size, kind.grey if form.grey is None else form.grey
     testing = kind.test(files, torch.Generator().manual_seed(seed))
     chosen = (testing if split == "test" else ~testing).nonzero().flatten()
     x = read_images([files.paths[i] for i in chosen.tolist()], size, grey)
