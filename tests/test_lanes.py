@@ -2,15 +2,17 @@ import numba as nb
 import numpy as np
 import pytest
 
-from ssnn_plugin.kernels.lanes import LANES, any_of, load, splat, store, total, where
+from ssnn_plugin.kernels.lanes import any_of, load, splat, store, total, where
+
+LANES = 16
 
 in_both_precisions = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 @nb.njit
 def _arithmetic(a, b, at, limit, out):
-    x, y = load(a, at), load(b, at)
-    above = x > splat(limit)
+    x, y = load(a, at, LANES), load(b, at, LANES)
+    above = x > splat(limit, LANES)
     store(out, 0, x + y)
     store(out, LANES, x - y)
     store(out, 2 * LANES, x * y)

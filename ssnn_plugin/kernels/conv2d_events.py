@@ -11,7 +11,15 @@ from __future__ import annotations
 import numpy as np
 
 from .events import find_events, jit
-from .lanes import LANES, any_of, load, splat, store, total, where
+from .lanes import any_of, load, splat, store, total, where
+
+LANES = 16  # of the vectors that hold the outputs of one location
+
+
+@jit
+def positions_of_inputs(times):
+    """The position of each input of a sample, [batch, height * width, in] being flattened."""
+    return (np.arange(times.shape[1] * times.shape[2]) // times.shape[2]).astype(np.int32)
 
 
 @jit
@@ -77,19 +85,23 @@ def fire_if_conv2d(end, rows, when, weight_rows, threshold, delay, t_max, fired,
     spikes of one time have come.
     """
     number = weight_rows.dtype.type
-    limit, silent, out = splat(number(threshold)), splat(number(np.inf)), splat(number(-np.inf))
+    limit, silent, out = (
+        splat(number(threshold), LANES),
+        splat(number(np.inf), LANES),
+        splat(number(-np.inf), LANES),
+    )
     width = weight_rows.shape[1]
     for unit in range(end.size):
         first, last = end[unit - 1] if unit > 0 else 0, end[unit]
         for lane in range(0, width, LANES):
-            v, crossing, level = splat(number(0)), silent, silent
+            v, crossing, level = splat(number(0), LANES), silent, silent
             for k in range(first, last):
-                v = v + load(weight_rows, rows[k] * width + lane)
+                v = v + load(weight_rows, rows[k] * width + lane, LANES)
                 if any_of(v > limit):
                     complete = k + 1 == last or when[k + 1] != when[k]
                     if complete and when.dtype.type(when[k] + delay) < t_max:
                         above = v > limit
-                        crossing = where(above, splat(when[k]), crossing)
+                        crossing = where(above, splat(when[k], LANES), crossing)
                         level = where(above, v, level)
                         v = where(above, out, v)
             store(fired, unit * width + lane, crossing)
@@ -99,10 +111,10 @@ def fire_if_conv2d(end, rows, when, weight_rows, threshold, delay, t_max, fired,
 @jit
 def errors_that_count(grad, spikes, silent, error):
     """Copy the errors, those of silent neurons only if wanted."""
-    none, never = splat(error.dtype.type(0)), splat(error.dtype.type(np.inf))
+    none, never = splat(error.dtype.type(0), LANES), splat(error.dtype.type(np.inf), LANES)
     for at in range(0, error.size, LANES):
-        skipped = never <= load(spikes, at)
-        store(error, at, load(grad, at) if silent else where(skipped, none, load(grad, at)))
+        skipped = never <= load(spikes, at, LANES)
+        store(error, at, load(grad, at, LANES) if silent else where(skipped, none, load(grad, at, LANES)))
 
 
 @jit
@@ -112,17 +124,17 @@ def subtract_causal_errors_conv2d(
     """Weight gradient: the rows first ... end of `grad_rows` lose the causal errors."""
     start, taps, locations = synapses
     channels, (groups, width) = times.shape[1], spikes.shape[1:]
-    flat, in_group, none = times.reshape(-1), channels // groups, splat(error.dtype.type(0))
+    flat, in_group, none = times.reshape(-1), channels // groups, splat(error.dtype.type(0), LANES)
     for i in spiking[: find_events(flat, t_max, spiking)]:
-        t = splat(flat.dtype.type(flat[i] + delay))
+        t = splat(flat.dtype.type(flat[i] + delay), LANES)
         position, group, first_row = place_of(i, position_of, len(grad_rows), channels, groups)
         for s in range(start[position], start[position + 1]):
             row, unit = taps[s] * in_group + first_row, locations[s] * groups + group
             if first <= row < end:
                 for lane in range(0, width, LANES):
                     at, to = unit * width + lane, row * width + lane
-                    causal = where(t <= load(spikes, at), load(error, at), none)
-                    store(grad_rows, to, load(grad_rows, to) - causal)
+                    causal = where(t <= load(spikes, at, LANES), load(error, at, LANES), none)
+                    store(grad_rows, to, load(grad_rows, to, LANES) - causal)
 
 
 @jit
@@ -132,15 +144,15 @@ def sum_causal_errors_conv2d(
     """Input gradient: each input spike gets the errors of the outputs that counted it, weighted."""
     start, taps, locations = synapses
     channels, (groups, width) = times.shape[1], spikes.shape[1:]
-    flat, in_group, none = times.reshape(-1), channels // groups, splat(error.dtype.type(0))
+    flat, in_group, none = times.reshape(-1), channels // groups, splat(error.dtype.type(0), LANES)
     for i in spiking[: find_events(flat, t_max, spiking)]:
-        t = splat(flat.dtype.type(flat[i] + delay))
+        t = splat(flat.dtype.type(flat[i] + delay), LANES)
         position, group, first_row = place_of(i, position_of, len(weight_rows), channels, groups)
         weighted = none
         for s in range(start[position], start[position + 1]):
             row, unit = taps[s] * in_group + first_row, locations[s] * groups + group
             for lane in range(0, width, LANES):
                 at = unit * width + lane
-                causal = where(t <= load(spikes, at), load(error, at), none)
-                weighted = weighted + causal * load(weight_rows, row * width + lane)
+                causal = where(t <= load(spikes, at, LANES), load(error, at, LANES), none)
+                weighted = weighted + causal * load(weight_rows, row * width + lane, LANES)
         grad_times[position, i - position * channels] = total(weighted)

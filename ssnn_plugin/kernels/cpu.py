@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from .conv2d_events import (
+    LANES,
     errors_that_count,
     find_spikes_by_location,
     fire_if_conv2d,
+    positions_of_inputs,
     subtract_causal_errors_conv2d,
     sum_causal_errors_conv2d,
 )
@@ -248,7 +250,7 @@ def first_spike_conv2d(
 ) -> tuple[Tensor, Tensor]:
     """Spike times and potentials of convolutional IF neurons; see `ssnn_plugin.kernels.operators`."""
     synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
-    rows = whole_lanes(weight_rows(weight, groups)).flatten(1, 2)
+    rows = whole_lanes(weight_rows(weight, groups), LANES).flatten(1, 2)
     spikes = times.new_empty(len(times), len(synapses.seen), groups, rows.shape[-1])
     potential = torch.empty_like(spikes)
     status = np.zeros(len(times), np.int8)
@@ -259,19 +261,15 @@ def first_spike_conv2d(
         arrays = as_arrays(channels_last(times), rows.flatten(0, 1))
         share_out(len(times), work, _first_spike_conv2d, *arrays, *outputs, synapses[:3], *neuron)
     else:
-        current = whole_lanes(by_group(weight.new_zeros(len(weight)) if bias is None else bias, groups))
+        current = whole_lanes(
+            by_group(weight.new_zeros(len(weight)) if bias is None else bias, groups), LANES
+        )
         arrays = as_arrays(channels_last(times), rows, current)
         drift = *neuron, bias is not None
         share_out(len(times), work, _first_spike_conv2d_with_drift, *arrays, *outputs, synapses.seen, *drift)
     refuse_bad_samples(status.max(initial=0))
     lanes = len(weight) // groups
     return spikes[..., :lanes].flatten(2).contiguous(), potential[..., :lanes].flatten(2).contiguous()
-
-
-@jit
-def positions_of_inputs(times):
-    """The position of each input of a sample, [batch, height * width, in] being flattened."""
-    return (np.arange(times.shape[1] * times.shape[2]) // times.shape[2]).astype(np.int32)
 
 
 @jit
@@ -336,7 +334,7 @@ def causal_conv2d_weight_grad(
     """See `ssnn_plugin.kernels.reference.causal_conv2d_weight_grad`."""
     synapses = synapse_table(*times.shape[2:], *kernel_size, *stride, *dilation)
     in_group, out, n_taps = times.shape[1] // groups, grad.shape[2], math.prod(kernel_size)
-    grad, spikes = whole_lanes(by_group(grad, groups)), whole_lanes(by_group(spikes, groups))
+    grad, spikes = whole_lanes(by_group(grad, groups), LANES), whole_lanes(by_group(spikes, groups), LANES)
     grad_rows = grad.new_zeros(groups * n_taps * in_group, grad.shape[-1])
     arrays = as_arrays(grad, spikes, channels_last(times), grad_rows)
     work = len(times) * len(synapses.taps) * in_group * out // 4
@@ -370,8 +368,8 @@ def causal_conv2d_input_grad(
 ) -> Tensor:
     """See `ssnn_plugin.kernels.reference.causal_conv2d_input_grad`."""
     synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
-    rows = whole_lanes(weight_rows(weight, groups)).flatten(0, 2)
-    grad, spikes = whole_lanes(by_group(grad, groups)), whole_lanes(by_group(spikes, groups))
+    rows = whole_lanes(weight_rows(weight, groups), LANES).flatten(0, 2)
+    grad, spikes = whole_lanes(by_group(grad, groups), LANES), whole_lanes(by_group(spikes, groups), LANES)
     grad_times = times.new_zeros(len(times), math.prod(times.shape[2:]), times.shape[1])
     arrays = as_arrays(grad, spikes, channels_last(times), rows, grad_times)
     work = len(times) * len(synapses.taps) * weight.shape[1] * len(weight) // 4

@@ -12,16 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .conv2d_events import find_spikes_by_location, positions_of_inputs
 from .events import jit, sort_events
-from .geometry import rows_by_input, synapse_table
+from .geometry import by_group, channels_last, synapse_table, weight_rows, whole_lanes
 from .parallel import as_arrays, share_out
-from .psp_events import fire_psp, fire_psp_conv2d, fire_psp_narrow
+from .psp_events import LANES, fire_psp, subtract_causal_factors_conv2d, sum_causal_factors_conv2d
 from .status import BAD_TIMES, NAN_POTENTIAL, refuse_bad_samples
 
 # Buckets of the counting sort; times are continuous, and a bucket should hold a few.
 BUCKETS = 1 << 10
-# With fewer outputs than a few vector registers hold, one output after the other is cheaper.
-NARROW = 48
 # What a row costs beside its additions, in additions.
 ROW = 48
 
@@ -36,12 +35,13 @@ def first_spike_linear(
     t_max: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spike times, potentials and slopes at the crossing; see `ssnn_plugin.kernels.operators`."""
-    spikes = times.new_empty(times.shape[0], weight.shape[0])
+    n_out = len(weight)
+    spikes = times.new_empty(len(times), n_out)
     potential, slope = torch.empty_like(spikes), torch.empty_like(spikes)
-    first = weight.new_zeros(weight.shape[0]) if bias is None else bias
+    current = whole_lanes(weight.new_zeros(n_out) if bias is None else bias, LANES)
     status = np.zeros(len(times), np.int8)
-    arrays = as_arrays(times, weight.t(), first, spikes, potential, slope)
-    work = times.numel() * weight.shape[0] // 2
+    arrays = as_arrays(times, whole_lanes(weight.t(), LANES), current, spikes, potential, slope)
+    work = times.numel() * n_out // 2
     neuron = psp, tau, threshold, t_max
     share_out(len(times), work, _first_spike_linear, *arrays, status, *neuron)
     refuse_bad_samples(status.max(initial=0))
@@ -50,28 +50,24 @@ def first_spike_linear(
 
 @jit
 def _first_spike_linear(
-    begin, end, times, weight_t, bias, spikes, potential, slope, status, psp, tau, threshold, t_max
+    begin, end, times, rows, bias, spikes, potential, slope, status, psp, tau, threshold, t_max
 ):  # fmt: skip
-    order, spiking = np.empty(times.shape[1], np.int32), np.empty(times.shape[1], np.int32)
-    counts = np.empty(BUCKETS + 1, np.int32)
-    n_out = weight_t.shape[1]
-    v, current = np.empty(n_out, weight_t.dtype), np.empty(n_out, weight_t.dtype)
-    moves = np.empty((3, times.shape[1] + 1))
+    n_in = times.shape[1]
+    order, spiking, counts = (
+        np.empty(n_in, np.int32),
+        np.empty(n_in, np.int32),
+        np.empty(BUCKETS + 1, np.int32),
+    )
+    moves, state = np.empty((3, n_in + 1), rows.dtype), np.empty((5, LANES), rows.dtype)
     for b in range(begin, end):
         n = sort_events(times[b], t_max, order, spiking, counts)
         if n < 0:
             status[b] = BAD_TIMES
             continue
-        if n_out < NARROW:
-            fire_psp_narrow(
-                order, n, times[b], weight_t, bias, psp, tau, threshold, t_max, moves,
-                spikes[b], potential[b], slope[b],
-            )  # fmt: skip
-        else:
-            fire_psp(
-                order, n, times[b], weight_t, bias, psp, tau, threshold, t_max, v, current,
-                spikes[b], potential[b], slope[b],
-            )  # fmt: skip
+        fire_psp(
+            order[:n], times[b][order[:n]], rows, bias, psp, tau, threshold, t_max, moves, state,
+            spikes[b], potential[b], slope[b],
+        )  # fmt: skip
         status[b] = NAN_POTENTIAL if np.isnan(potential[b]).any() else 0
 
 
@@ -193,41 +189,44 @@ def first_spike_conv2d(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `first_spike_linear`, for a convolution; see `ssnn_plugin.kernels.operators`."""
     synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
-    out = weight.shape[0]
-    spikes = times.new_empty(times.shape[0], len(synapses.seen), out)
+    spikes = times.new_empty(len(times), len(synapses.seen), groups, len(weight) // groups)
     potential, slope = torch.empty_like(spikes), torch.empty_like(spikes)
-    first = weight.new_zeros(out) if bias is None else bias
+    current = whole_lanes(by_group(weight.new_zeros(len(weight)) if bias is None else bias, groups), LANES)
+    rows = whole_lanes(weight_rows(weight, groups), LANES).flatten(0, 2)
     status = np.zeros(len(times), np.int8)
-    arrays = as_arrays(times.flatten(2), rows_by_input(weight, groups), first, spikes, potential, slope)
+    arrays = as_arrays(channels_last(times), rows, current, spikes, potential, slope)
     neuron = psp, tau, threshold, t_max
-    work = len(times) * len(synapses.taps) * weight.shape[1] * out // 2
-    share_out(len(times), work, _first_spike_conv2d, *arrays, status, *synapses[:3], *neuron)
+    work = len(times) * synapses.seen.size * weight.shape[1] * len(weight) // 2
+    share_out(len(times), work, _first_spike_conv2d, *arrays, status, synapses[:3], *neuron)
     refuse_bad_samples(status.max(initial=0))
-    return spikes, potential, slope
+    return spikes.flatten(2), potential.flatten(2), slope.flatten(2)
 
 
 @jit
 def _first_spike_conv2d(
-    begin, end, times, rows, bias, spikes, potential, slope, status, start, taps, locations,
-    psp, tau, threshold, t_max,
+    begin, end, times, rows, bias, spikes, potential, slope, status, synapses, psp, tau, threshold, t_max
 ):  # fmt: skip
-    size = times.shape[1] * times.shape[2]
-    order, spiking, counts = (
-        np.empty(size, np.int32),
-        np.empty(size, np.int32),
-        np.empty(BUCKETS + 1, np.int32),
-    )
-    v, current = np.empty(spikes.shape[1:], spikes.dtype), np.empty(spikes.shape[1:], spikes.dtype)
-    since, waiting = np.empty(len(v), np.float64), np.empty(len(v), np.int32)
+    position_of, (locations, groups) = positions_of_inputs(times), spikes.shape[1:3]
+    order, spiking = np.empty(position_of.size, np.int32), np.empty(position_of.size, np.int32)
+    counts, seen = np.empty(BUCKETS + 1, np.int32), np.empty((times.shape[1], groups), np.int32)
+    ends, row, when = np.empty(locations * groups, np.int32), np.empty(0, np.int32), np.empty(0, times.dtype)
+    moves, state = np.empty((3, len(rows) // groups + 1), rows.dtype), np.empty((5, LANES), rows.dtype)
     for b in range(begin, end):
         n = sort_events(times[b].reshape(-1), t_max, order, spiking, counts)
         if n < 0:
             status[b] = BAD_TIMES
             continue
-        fire_psp_conv2d(
-            order, n, times[b], rows, bias, psp, tau, start, taps, locations, threshold, t_max,
-            v, current, since, waiting, spikes[b], potential[b], slope[b],
-        )  # fmt: skip
+        row, when = find_spikes_by_location(
+            order, n, times[b], synapses, position_of, len(rows), groups, seen, ends, row, when
+        )
+        first = 0
+        for unit in range(ends.size):
+            at, group = unit // groups, unit % groups
+            fire_psp(
+                row[first : ends[unit]], when[first : ends[unit]], rows, bias[group], psp, tau, threshold,
+                t_max, moves, state, spikes[b, at, group], potential[b, at, group], slope[b, at, group],
+            )  # fmt: skip
+            first = ends[unit]
         status[b] = NAN_POTENTIAL if np.isnan(potential[b]).any() else 0
 
 
@@ -245,37 +244,24 @@ def causal_conv2d_weight_grad(
 ) -> Tensor:
     """See `ssnn_plugin.kernels.reference_psp.causal_conv2d_weight_grad`."""
     synapses = synapse_table(*times.shape[2:], *kernel_size, *stride, *dilation)
-    channels, out, n_taps = times.shape[1], p.shape[2] // groups, math.prod(kernel_size)
-    grad_rows = p.new_zeros(channels * n_taps, out)
-    arrays = as_arrays(p, q, until, a.flatten(2), b.flatten(2), times.flatten(2), grad_rows)
-    work = len(times) * len(synapses.taps) * channels * out // 2
-    share_out(len(grad_rows), work, _conv2d_weight_grad, *arrays, *synapses[:3], n_taps, groups)
-    by_group = grad_rows.reshape(groups, channels // groups, n_taps, out)
-    return by_group.permute(0, 3, 1, 2).reshape(-1, channels // groups, *kernel_size).contiguous()
+    in_group, out, n_taps = times.shape[1] // groups, p.shape[2], math.prod(kernel_size)
+    outputs = [whole_lanes(by_group(tensor, groups), LANES) for tensor in (p, q, until)]
+    grad_rows = p.new_zeros(groups * n_taps * in_group, outputs[0].shape[-1])
+    arrays = as_arrays(*outputs, *(channels_last(x) for x in (a, b, times)), grad_rows)
+    work = len(times) * len(synapses.taps) * in_group * out // 2
+    share_out(len(grad_rows), work, _conv2d_weight_grad, *arrays, synapses[:3])
+    taps_first = grad_rows[:, : out // groups].reshape(groups, n_taps, in_group, -1)
+    return taps_first.permute(0, 3, 2, 1).reshape(out, in_group, *kernel_size).contiguous()
 
 
 @jit
-def _conv2d_weight_grad(
-    first, end, p, q, until, a, b, times, grad_rows, start, taps, locations, n_taps, groups
-):  # fmt: skip
-    zero = p.dtype.type(0)
-    latest = np.empty(p.shape[1], until.dtype)
-    out = grad_rows.shape[1]
-    in_group = times.shape[1] // groups
+def _conv2d_weight_grad(first, end, p, q, until, a, b, times, grad_rows, synapses):
+    position_of = positions_of_inputs(times)
+    spiking = np.empty(position_of.size, np.int32)
     for n in range(len(times)):
-        for at in range(latest.size):
-            latest[at] = until[n, at].max()
-        for channel in range(first // n_taps, (end - 1) // n_taps + 1):
-            base = channel // in_group * out
-            for position in range(times.shape[2]):
-                t, of_a, of_b = times[n, channel, position], a[n, channel, position], b[n, channel, position]
-                if t < np.inf:
-                    for s in range(start[position], start[position + 1]):
-                        row, at = channel * n_taps + taps[s], locations[s]
-                        if first <= row < end and t < latest[at]:
-                            for j in range(out):
-                                change = p[n, at, base + j] * of_a - q[n, at, base + j] * of_b
-                                grad_rows[row, j] -= change if t < until[n, at, base + j] else zero
+        subtract_causal_factors_conv2d(
+            p[n], q[n], until[n], a[n], b[n], times[n], synapses, position_of, first, end, spiking, grad_rows
+        )
 
 
 def causal_conv2d_input_grad(
@@ -292,37 +278,20 @@ def causal_conv2d_input_grad(
 ) -> Tensor:
     """See `ssnn_plugin.kernels.reference_psp.causal_conv2d_input_grad`."""
     synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
-    grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
-    inputs = (x.flatten(2) for x in (a, b, times))
-    arrays = as_arrays(p, q, until, *inputs, rows_by_input(weight, groups), grad_times.flatten(2))
-    work = len(times) * len(synapses.taps) * weight.shape[1] * weight.shape[0] // 2
-    share_out(len(times), work, _conv2d_input_grad, *arrays, *synapses[:3], groups)
-    return grad_times
+    outputs = [whole_lanes(by_group(tensor, groups), LANES) for tensor in (p, q, until)]
+    rows = whole_lanes(weight_rows(weight, groups), LANES).flatten(0, 2)
+    grad_times = times.new_zeros(len(times), math.prod(times.shape[2:]), times.shape[1])
+    arrays = as_arrays(*outputs, *(channels_last(x) for x in (a, b, times)), rows, grad_times)
+    work = len(times) * len(synapses.taps) * weight.shape[1] * len(weight) // 2
+    share_out(len(times), work, _conv2d_input_grad, *arrays, synapses[:3])
+    return grad_times.transpose(1, 2).reshape(times.shape).contiguous()
 
 
 @jit
-def _conv2d_input_grad(
-    first, end, p, q, until, a, b, times, rows, grad_times, start, taps, locations, groups
-):  # fmt: skip
-    zero = p.dtype.type(0)
-    latest = np.empty(p.shape[1], until.dtype)
-    out = rows.shape[2]
-    in_group = times.shape[1] // groups
+def _conv2d_input_grad(first, end, p, q, until, a, b, times, rows, grad_times, synapses):
+    position_of = positions_of_inputs(times)
+    spiking = np.empty(position_of.size, np.int32)
     for n in range(first, end):
-        for at in range(latest.size):
-            latest[at] = until[n, at].max()
-        for channel in range(times.shape[1]):
-            base = channel // in_group * out
-            for position in range(times.shape[2]):
-                t, of_a, of_b = times[n, channel, position], zero, zero
-                if t < np.inf:
-                    for s in range(start[position], start[position + 1]):
-                        at, row = locations[s], rows[channel, taps[s]]
-                        if t < latest[at]:
-                            for j in range(out):
-                                w = row[j] if t < until[n, at, base + j] else zero
-                                of_a += p[n, at, base + j] * w
-                                of_b += q[n, at, base + j] * w
-                    grad_times[n, channel, position] = (
-                        a[n, channel, position] * of_a - b[n, channel, position] * of_b
-                    )
+        sum_causal_factors_conv2d(
+            p[n], q[n], until[n], a[n], b[n], times[n], synapses, position_of, spiking, rows, grad_times[n]
+        )

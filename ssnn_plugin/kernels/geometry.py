@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .lanes import LANES
 from .operators import output_size
 
 
@@ -50,19 +49,14 @@ def weight_rows(weight: Tensor, groups: int) -> Tensor:
     return weight.reshape(groups, out // groups, in_group, math.prod(kernel)).permute(0, 3, 2, 1)
 
 
-def rows_by_input(weight: Tensor, groups: int) -> Tensor:
-    """As `weight_rows`, in another order: [in, taps, out / groups]."""
-    return weight_rows(weight, groups).transpose(1, 2).flatten(0, 1)
-
-
 def by_group(outputs: Tensor, groups: int) -> Tensor:
     """[..., out] -> [..., groups, out / groups]."""
     return outputs.reshape(*outputs.shape[:-1], groups, outputs.shape[-1] // groups)
 
 
-def whole_lanes(outputs: Tensor) -> Tensor:
-    """Pad the last dimension with zeros to whole vectors of `LANES`."""
-    missing = -outputs.shape[-1] % LANES
+def whole_lanes(outputs: Tensor, lanes: int) -> Tensor:
+    """Pad the last dimension with zeros to whole vectors."""
+    missing = -outputs.shape[-1] % lanes
     return pad(outputs, (0, missing)) if missing else outputs
 
 

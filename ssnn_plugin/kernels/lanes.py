@@ -4,7 +4,8 @@ LLVM unrolls a loop over the few outputs of one location of a convolution before
 it, so that each number is added by itself. These vectors say outright what is meant; on any machine
 LLVM splits them into as many registers as it takes.
 
-`load`, `store`, `splat`, `where`, `any_of` and `total` work on them, as do `+`, `-`, `*`, `>` and `<=`.
+`load`, `store`, `splat`, `where`, `any_of` and `total` work on them, as do `+`, `-`, `*`, `>` and `<=`,
+and `&` on masks. How many numbers a vector has is a constant of the code that uses it.
 Arrays are read and written without a check of bounds, as everywhere in compiled code.
 """
 
@@ -18,28 +19,27 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-LANES = 16
-
 
 class Lanes(types.Type):
-    """`LANES` numbers of one type."""
+    """`width` numbers of one type."""
 
-    def __init__(self, dtype: types.Type) -> None:
-        self.dtype = dtype
-        super().__init__(f"Lanes({dtype})")
+    def __init__(self, dtype: types.Type, width: int) -> None:
+        self.dtype, self.width = dtype, width
+        super().__init__(f"Lanes({dtype}, {width})")
 
 
 class Mask(types.Type):
-    """`LANES` truth values."""
+    """`width` truth values."""
 
-    def __init__(self) -> None:
-        super().__init__("Mask")
+    def __init__(self, width: int) -> None:
+        self.width = width
+        super().__init__(f"Mask({width})")
 
 
 def _vector_model(element: Callable[[Any, Any], ir.Type]) -> type:
     class VectorModel(models.PrimitiveModel):
         def __init__(self, manager: Any, fe_type: Any) -> None:
-            super().__init__(manager, fe_type, ir.VectorType(element(manager, fe_type), LANES))
+            super().__init__(manager, fe_type, ir.VectorType(element(manager, fe_type), fe_type.width))
 
     return VectorModel
 
@@ -48,10 +48,10 @@ register_model(Lanes)(_vector_model(lambda manager, lanes: manager[lanes.dtype].
 register_model(Mask)(_vector_model(lambda manager, mask: ir.IntType(1)))
 
 
-def _place(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+def _place(context: Any, builder: Any, array_type: Any, width: int, array: Any, index: Any) -> Any:
     """Pointer to the vector that begins at an element of a contiguous array."""
     data = context.make_array(array_type)(context, builder, array).data
-    vector = ir.VectorType(context.get_data_type(array_type.dtype), LANES)
+    vector = ir.VectorType(context.get_data_type(array_type.dtype), width)
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
@@ -59,15 +59,15 @@ def _align(context: Any, array_type: Any) -> int:
     return int(context.get_abi_sizeof(context.get_data_type(array_type.dtype)))
 
 
-@intrinsic
-def load(typingctx, array, index):
+@intrinsic(prefer_literal=True)
+def load(typingctx, array, index, width):
     """The lanes that begin at element `index` of a contiguous array, counted through all axes."""
 
     def generate(context, builder, signature, args):
-        place = _place(context, builder, array, *args)
+        place = _place(context, builder, array, width.literal_value, *args[:2])
         return builder.load(place, align=_align(context, array))
 
-    return Lanes(array.dtype)(array, types.intp), generate
+    return Lanes(array.dtype, width.literal_value)(array, types.intp, width), generate
 
 
 @intrinsic
@@ -75,23 +75,23 @@ def store(typingctx, array, index, lanes):
     """Write lanes to a contiguous array, from element `index` on."""
 
     def generate(context, builder, signature, args):
-        place = _place(context, builder, array, *args[:2])
+        place = _place(context, builder, array, lanes.width, *args[:2])
         builder.store(args[2], place, align=_align(context, array))
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, Lanes(array.dtype)), generate
+    return types.void(array, types.intp, Lanes(array.dtype, lanes.width)), generate
 
 
-@intrinsic
-def splat(typingctx, number):
+@intrinsic(prefer_literal=True)
+def splat(typingctx, number, width):
     """The same number in every lane."""
 
     def generate(context, builder, signature, args):
-        empty = ir.Constant(ir.VectorType(args[0].type, LANES), ir.Undefined)
+        empty = ir.Constant(ir.VectorType(args[0].type, width.literal_value), ir.Undefined)
         first = builder.insert_element(empty, args[0], ir.Constant(ir.IntType(32), 0))
-        return builder.shuffle_vector(first, empty, _indices([0] * LANES))
+        return builder.shuffle_vector(first, empty, _indices([0] * width.literal_value))
 
-    return Lanes(number)(number), generate
+    return Lanes(number, width.literal_value)(number, width), generate
 
 
 @intrinsic
@@ -109,7 +109,7 @@ def any_of(typingctx, mask):
     """Whether the mask is true in any lane."""
 
     def generate(context, builder, signature, args):
-        bits = builder.bitcast(args[0], ir.IntType(LANES))
+        bits = builder.bitcast(args[0], ir.IntType(mask.width))
         return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
 
     return types.boolean(mask), generate
@@ -121,7 +121,7 @@ def total(typingctx, lanes):
 
     def generate(context, builder, signature, args):
         (vector,) = args
-        width = LANES
+        width = lanes.width
         while width > 1:
             width //= 2
             low, high = _indices(range(width)), _indices(range(width, 2 * width))
@@ -138,27 +138,26 @@ def _indices(lanes: Iterable[int]) -> ir.Constant:
     return ir.Constant(ir.VectorType(ir.IntType(32), len(numbers)), numbers)
 
 
-def _operator(
-    of: Callable[..., Any], emit: Callable[..., Any], result: Callable[[Lanes], types.Type]
-) -> None:
-    """Give lanes a binary operator."""
+def _operator(of: Callable[..., Any], operand: type, result: type | None, emit: Callable[..., Any]) -> None:
+    """Give lanes, or masks, a binary operator; its result is of the operands' type, or a mask."""
 
     @intrinsic
     def apply(typingctx, left, right):
         def generate(context, builder, signature, args):
             return emit(builder, *args)
 
-        return result(left)(left, right), generate
+        return (result(left.width) if result else left)(left, right), generate
 
     @overload(of, inline="always")
     def _(left, right):
-        if isinstance(left, Lanes) and left == right:
+        if isinstance(left, operand) and left == right:
             return lambda left, right: apply(left, right)
         return None
 
 
-_operator(operator.add, lambda builder, a, b: builder.fadd(a, b), lambda lanes: lanes)
-_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b), lambda lanes: lanes)
-_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b), lambda lanes: lanes)
-_operator(operator.gt, lambda builder, a, b: builder.fcmp_ordered(">", a, b), lambda lanes: Mask())
-_operator(operator.le, lambda builder, a, b: builder.fcmp_ordered("<=", a, b), lambda lanes: Mask())
+_operator(operator.add, Lanes, None, lambda builder, a, b: builder.fadd(a, b, flags=("contract",)))
+_operator(operator.sub, Lanes, None, lambda builder, a, b: builder.fsub(a, b, flags=("contract",)))
+_operator(operator.mul, Lanes, None, lambda builder, a, b: builder.fmul(a, b, flags=("contract",)))
+_operator(operator.gt, Lanes, Mask, lambda builder, a, b: builder.fcmp_ordered(">", a, b))
+_operator(operator.le, Lanes, Mask, lambda builder, a, b: builder.fcmp_ordered("<=", a, b))
+_operator(operator.and_, Mask, None, lambda builder, a, b: builder.and_(a, b))

@@ -4,16 +4,20 @@ Between input spikes the state (V, I) of `ssnn_plugin.kernels.psp` moves on by i
 
     V(t + d) = alpha V + beta I,    I(t + d) = gamma I,    with beta = K(d).
 
-A neuron is looked at once per distinct input time, for a crossing on the way to the next one; a
-neuron that has fired is ruled out with V = -inf.
+A neuron is looked at after each input spike, for a crossing on the way to the next one; a neuron that
+has fired is ruled out with V = -inf.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .events import jit
+from .conv2d_events import place_of
+from .events import find_events, jit
+from .lanes import any_of, load, splat, store, total, where
 from .psp import ALPHA, EXPONENTIAL, RAMP
+
+LANES = 32  # of the vectors that hold V and I: two chains of additions at a time on a wide machine
 
 
 @jit
@@ -69,91 +73,6 @@ def crossing_of_alpha(threshold, v, current):
 
 
 @jit
-def advance(psp, tau, threshold, t, d, t_max, v, current, fired, potential, slope):
-    """Move (V, I) from t to t + d, no input coming between; note crossings, return how many.
-
-    For a crossing, time, V and I at t are kept in `fired`, `potential` and `slope`, from which
-    `solve_crossings` finds the crossing in the end: one branch less where much is done.
-    """
-    alpha, beta, gamma = propagators(psp, tau, d)
-    crossings = 0
-    if psp not in (RAMP, EXPONENTIAL) and may_peak(psp, tau, threshold, d, alpha, v, current) > 0:
-        crossings += note_peaks(psp, tau, threshold, t, d, t_max, v, current, fired, potential, slope)
-    threshold, t = v.dtype.type(threshold), v.dtype.type(t)
-    alpha, beta, gamma = v.dtype.type(alpha), v.dtype.type(beta), v.dtype.type(gamma)
-    above = np.int32(0)
-    for j in range(v.size):
-        above += np.int32(1) if alpha * v[j] + beta * current[j] > threshold else np.int32(0)
-    if above > 0:
-        for j in range(v.size):
-            fired[j] = t if alpha * v[j] + beta * current[j] > threshold else fired[j]
-        for j in range(v.size):
-            slope[j] = current[j] if alpha * v[j] + beta * current[j] > threshold else slope[j]
-        for j in range(v.size):
-            crosses = alpha * v[j] + beta * current[j] > threshold
-            potential[j] = v[j] if crosses else potential[j]
-            v[j] = -np.inf if crosses else v[j]
-    for j in range(v.size):
-        v[j] = alpha * v[j] + beta * current[j]
-    if gamma != 1:
-        for j in range(v.size):
-            current[j] *= gamma
-    return crossings + above
-
-
-@jit
-def may_peak(psp, tau, threshold, d, alpha, v, current):
-    """How many neurons can reach the threshold on the way and be below it again after d."""
-    threshold, d, tau, alpha = (
-        v.dtype.type(threshold), v.dtype.type(d), v.dtype.type(tau), v.dtype.type(alpha)
-    )  # fmt: skip
-    some = np.int32(0)
-    if psp == ALPHA:
-        for j in range(v.size):
-            peaks = (current[j] >= threshold) & ((current[j] - v[j]) * tau <= current[j] * d)
-            some += np.int32(1) if peaks else np.int32(0)
-    else:
-        for j in range(v.size):
-            total = v[j] + current[j]
-            high = (current[j] > 0) & (total > 0) & (total * total >= 4 * current[j] * threshold)
-            some += np.int32(1) if high & (total >= 2 * current[j] * alpha) else np.int32(0)
-    return some
-
-
-@jit
-def note_peaks(psp, tau, threshold, t, d, t_max, v, current, fired, potential, slope):
-    """As `advance` notes crossings, for neurons that end below the threshold after a peak above it."""
-    crossings = np.int32(0)
-    for j in range(v.size):
-        if fired[j] == np.inf:
-            wait = time_to_crossing(psp, tau, threshold, float(v[j]), float(current[j]))
-            if wait < d and fired.dtype.type(t + wait) < t_max:
-                fired[j], potential[j], slope[j] = t, v[j], current[j]
-                v[j] = -np.inf
-                crossings += np.int32(1)
-    return crossings
-
-
-@jit
-def solve_crossings(psp, tau, threshold, t_max, v, fired, potential, slope):
-    """Time, potential and slope of each crossing, from the state before it; V of the silent neurons.
-
-    A crossing that rounds to `t_max` is none; its V ends at the threshold.
-    """
-    for j in range(v.size):
-        if fired[j] == np.inf:
-            potential[j] = v[j]
-        else:
-            before, current = float(potential[j]), float(slope[j])
-            wait = time_to_crossing(psp, tau, threshold, before, current)
-            fired[j] += wait
-            slope[j] = slope_after(psp, tau, threshold, before, current, wait)
-            potential[j] = threshold
-            if not fired[j] < t_max:
-                fired[j], slope[j] = np.inf, 0
-
-
-@jit
 def slope_after(psp, tau, threshold, v, current, wait):
     """dV/dt at a crossing that comes `wait` after a moment with this state."""
     if psp == RAMP:
@@ -167,107 +86,171 @@ def slope_after(psp, tau, threshold, v, current, wait):
 
 @jit
 def fire_psp(
-    order, n, times, weight_t, bias, psp, tau, threshold, t_max, v, current, fired, potential, slope
+    rows, when, weight_rows, bias, psp, tau, threshold, t_max, moves, state, fired, potential, slope
 ):  # fmt: skip
     """First crossing of each output: `fired` is `inf` where there is none before `t_max`.
 
-    `weight_t` is [in, out], so that an input spike adds one contiguous row to the currents.
+    Args:
+        rows: those of `weight_rows` [in, width] whose inputs spike, earliest first, at the times `when`.
+        bias: [width], the current at time 0. Outputs are padded to a `width` of whole `LANES`.
+        moves, state: scratch space [3, at least len(rows) + 1] and [5, LANES].
+        fired, potential, slope: [out], overwritten.
     """
-    v[:] = 0
-    current[:] = bias
-    fired[:] = np.inf
-    slope[:] = 0
-    waiting = fired.size
-    k = 0
-    t = 0.0
-    while t < t_max and waiting > 0:
-        while k < n and times[order[k]] == t:
-            row = weight_t[order[k]]
-            for j in range(current.size):
-                current[j] += row[j]
-            k += 1
-        t_next = min(times[order[k]] if k < n else np.inf, t_max)
-        waiting -= advance(psp, tau, threshold, t, t_next - t, t_max, v, current, fired, potential, slope)
-        t = t_next
-    solve_crossings(psp, tau, threshold, t_max, v, fired, potential, slope)
-
-
-@jit
-def fire_psp_narrow(
-    order, n, times, weight_t, bias, psp, tau, threshold, t_max, moves, fired, potential, slope
-):  # fmt: skip
-    """As `fire_psp` for few outputs: one after the other, which stops when it has fired.
-
-    `moves` is scratch space [3, inputs + 1] for the propagators from each event to the next.
-    """
-    for k in range(n + 1):
-        t = times[order[k - 1]] if k > 0 else 0.0
-        t_next = times[order[k]] if k < n else t_max
+    for k in range(len(rows) + 1):
+        t, t_next = when[k - 1] if k > 0 else 0.0, when[k] if k < len(rows) else t_max
         moves[0, k], moves[1, k], moves[2, k] = propagators(psp, tau, t_next - t)
-    for j in range(fired.size):
-        fired[j] = np.inf
-        slope[j] = 0
-        v, current = 0.0, float(bias[j])
-        for k in range(n + 1):
-            if k > 0:
-                current += weight_t[order[k - 1], j]
-            v_next = moves[0, k] * v + moves[1, k] * current
-            if v_next > threshold or (psp > EXPONENTIAL and current > 0):
-                t = times[order[k - 1]] if k > 0 else 0.0
-                t_next = times[order[k]] if k < n else t_max
-                wait = time_to_crossing(psp, tau, threshold, v, current)
-                wait = min(wait, t_next - t) if v_next > threshold else wait
-                # Before the next input, which may come in the same moment.
-                in_time = v_next > threshold or wait < t_next - t
-                if in_time and fired.dtype.type(t + wait) < t_max:
-                    fired[j] = t + wait
-                    slope[j] = slope_after(psp, tau, threshold, v, current, wait)
-                    break
-            v = v_next
-            current *= moves[2, k]
-        potential[j] = threshold if fired[j] < np.inf else v
+    for lane in range(0, bias.size, LANES):
+        n_out = min(LANES, fired.size - lane)
+        if psp > EXPONENTIAL:
+            note_crossings(
+                rows, when, weight_rows, bias, psp, tau, threshold, t_max, moves, lane, n_out, state
+            )
+        else:
+            note_crossings(
+                rows, when, weight_rows, bias, psp, None, threshold, t_max, moves, lane, n_out, state
+            )
+        solve_crossings(psp, tau, threshold, t_max, state, lane, n_out, fired, potential, slope)
 
 
 @jit
-def fire_psp_conv2d(
-    order, n, times, rows, bias, psp, tau, start, taps, locations, threshold, t_max,
-    v, current, since, waiting, fired, potential, slope,
-):  # fmt: skip
-    """As `fire_psp` for convolutional neurons [locations, out]; geometry as in `events.fire_if_conv2d`.
+def note_crossings(rows, when, weight_rows, bias, psp, tau, threshold, t_max, moves, lane, n_out, state):
+    """Integrate `LANES` outputs from `lane` on, of which `n_out` are no padding, until all have fired.
 
-    A location is brought up to date when a spike reaches it: `since` holds the time it stands at,
-    `waiting` how many of its neurons have not fired.
+    `tau` is None for the potentials that cannot pass a peak between inputs: numba leaves the branch out.
+
+    `state` ends as [V, I, crossing, V before it, I before it]: `crossing` is the last input time
+    before the output reaches the threshold, `inf` if it does not. From there the crossing is solved
+    in the end: one branch less where much is done.
     """
-    v[:] = 0
-    current[:] = bias
-    since[:] = 0
-    waiting[:] = v.shape[1]
-    fired[:] = np.inf
-    slope[:] = 0
-    positions = times.shape[1]
-    out = rows.shape[2]
-    in_group = times.shape[0] * out // fired.shape[1]
-    flat = times.reshape(-1)
-    for k in range(n):
-        t = flat[order[k]]
-        channel, position = order[k] // positions, order[k] % positions
-        base = channel // in_group * out
+    number = weight_rows.dtype.type
+    limit, silent, out = (
+        splat(number(threshold), LANES),
+        splat(number(np.inf), LANES),
+        splat(number(-np.inf), LANES),
+    )
+    for j in range(LANES):
+        state[2, j] = np.inf if j < n_out else 0
+    v, current, crossing = splat(number(0), LANES), load(bias, lane, LANES), load(state, 2 * LANES, LANES)
+    v_before, current_before = v, v
+    for k in range(len(rows) + 1):
+        t = number(when[k - 1] if k > 0 else 0)
+        if k > 0:
+            current = current + load(weight_rows, rows[k - 1] * bias.size + lane, LANES)
+        if tau is not None:
+            d = number(when[k] if k < len(rows) else t_max) - t
+            if any_of(may_peak(psp, number(tau), number(threshold), d, moves[0, k], v, current)):
+                keep(v, current, crossing, v_before, current_before, state)
+                note_peaks(psp, tau, threshold, t, d, t_max, state)
+                v, crossing = load(state, 0, LANES), load(state, 2 * LANES, LANES)
+                v_before, current_before = load(state, 3 * LANES, LANES), load(state, 4 * LANES, LANES)
+        v_next = splat(moves[0, k], LANES) * v + splat(moves[1, k], LANES) * current
+        above = v_next > limit
+        if any_of(above):
+            crossing = where(above, splat(t, LANES), crossing)
+            v_before, current_before = where(above, v, v_before), where(above, current, current_before)
+            v_next = where(above, out, v_next)
+            if not any_of(silent <= crossing):
+                break
+        v, current = v_next, current * splat(moves[2, k], LANES)
+    keep(v, current, crossing, v_before, current_before, state)
+
+
+@jit
+def keep(v, current, crossing, v_before, current_before, state):
+    """Write what is in registers to memory."""
+    store(state, 0, v)
+    store(state, LANES, current)
+    store(state, 2 * LANES, crossing)
+    store(state, 3 * LANES, v_before)
+    store(state, 4 * LANES, current_before)
+
+
+@jit
+def may_peak(psp, tau, threshold, d, alpha, v, current):
+    """Which neurons can reach the threshold on the way and be below it again after d."""
+    if psp == ALPHA:
+        return (splat(threshold, LANES) <= current) & (
+            (current - v) * splat(tau, LANES) <= current * splat(d, LANES)
+        )
+    both, twice = v + current, current + current
+    reached = (twice + twice) * splat(threshold, LANES) <= both * both
+    return (twice > current) & reached & (twice * splat(alpha, LANES) <= both)
+
+
+@jit
+def note_peaks(psp, tau, threshold, t, d, t_max, state):
+    """As crossings are noted, for neurons that end below the threshold after a peak above it."""
+    v, current, crossing, v_before, current_before = state
+    for j in range(LANES):
+        if crossing[j] == np.inf:
+            wait = time_to_crossing(psp, tau, threshold, float(v[j]), float(current[j]))
+            if wait < d and state.dtype.type(t + wait) < t_max:
+                crossing[j], v_before[j], current_before[j] = t, v[j], current[j]
+                v[j] = -np.inf
+
+
+@jit
+def solve_crossings(psp, tau, threshold, t_max, state, lane, n_out, fired, potential, slope):
+    """Time, potential and slope of each crossing, from the state before it; V of the silent neurons.
+
+    A crossing that rounds to `t_max` is none; its V ends at the threshold.
+    """
+    for j in range(n_out):
+        at = lane + j
+        fired[at], potential[at], slope[at] = np.inf, state[0, j], 0
+        if state[2, j] < np.inf:
+            v, current = float(state[3, j]), float(state[4, j])
+            wait = time_to_crossing(psp, tau, threshold, v, current)
+            t = fired.dtype.type(state[2, j] + wait)
+            potential[at] = threshold
+            if t < t_max:
+                fired[at], slope[at] = t, slope_after(psp, tau, threshold, v, current, wait)
+
+
+@jit
+def subtract_causal_factors_conv2d(
+    p, q, until, a, b, times, synapses, position_of, first, end, spiking, grad_rows
+):  # fmt: skip
+    """Weight gradient of a convolution; arrays as in `conv2d_events`."""
+    start, taps, locations = synapses
+    channels, (groups, width) = times.shape[1], until.shape[1:]
+    none = splat(p.dtype.type(0), LANES)
+    for i in spiking[: find_events(times.reshape(-1), np.inf, spiking)]:
+        position, group, first_row = place_of(i, position_of, len(grad_rows), channels, groups)
+        channel = i - position * channels
+        t, of_a, of_b = (
+            splat(times[position, channel], LANES),
+            splat(a[position, channel], LANES),
+            splat(b[position, channel], LANES),
+        )
         for s in range(start[position], start[position + 1]):
-            at = locations[s]
-            if waiting[at] > 0:
-                if since[at] < t:
-                    waiting[at] -= advance(
-                        psp, tau, threshold, since[at], t - since[at], t_max,
-                        v[at], current[at], fired[at], potential[at], slope[at],
-                    )  # fmt: skip
-                    since[at] = t
-                row = rows[channel, taps[s]]
-                for j in range(out):
-                    current[at, base + j] += row[j]
-    for at in range(v.shape[0]):
-        if waiting[at] > 0:
-            advance(
-                psp, tau, threshold, since[at], t_max - since[at], t_max,
-                v[at], current[at], fired[at], potential[at], slope[at],
-            )  # fmt: skip
-        solve_crossings(psp, tau, threshold, t_max, v[at], fired[at], potential[at], slope[at])
+            row, unit = taps[s] * (channels // groups) + first_row, locations[s] * groups + group
+            if first <= row < end:
+                for lane in range(0, width, LANES):
+                    at, to = unit * width + lane, row * width + lane
+                    change = load(p, at, LANES) * of_a - load(q, at, LANES) * of_b
+                    causal = where(load(until, at, LANES) > t, change, none)
+                    store(grad_rows, to, load(grad_rows, to, LANES) - causal)
+
+
+@jit
+def sum_causal_factors_conv2d(
+    p, q, until, a, b, times, synapses, position_of, spiking, weight_rows, grad_times
+):  # fmt: skip
+    """Input gradient of a convolution; arrays as in `conv2d_events`."""
+    start, taps, locations = synapses
+    channels, (groups, width) = times.shape[1], until.shape[1:]
+    none = splat(p.dtype.type(0), LANES)
+    for i in spiking[: find_events(times.reshape(-1), np.inf, spiking)]:
+        position, group, first_row = place_of(i, position_of, len(weight_rows), channels, groups)
+        channel = i - position * channels
+        t, of_a, of_b = splat(times[position, channel], LANES), none, none
+        for s in range(start[position], start[position + 1]):
+            row, unit = taps[s] * (channels // groups) + first_row, locations[s] * groups + group
+            for lane in range(0, width, LANES):
+                at = unit * width + lane
+                w = where(load(until, at, LANES) > t, load(weight_rows, row * width + lane, LANES), none)
+                of_a, of_b = of_a + load(p, at, LANES) * w, of_b + load(q, at, LANES) * w
+        grad_times[position, channel] = a[position, channel] * total(of_a) - b[position, channel] * total(
+            of_b
+        )
