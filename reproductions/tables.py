@@ -125,7 +125,7 @@ def _row(runs: list[dict[str, Any]]) -> dict[str, str]:
     row["spikes: input + hidden + output"] = _counts(tests, "total")
     row["of these until the decision"] = _counts(tests, "until_decision")
     unit, digits = ("bins", 1) if isinstance(runs[0]["t_max"], int) else ("time constants", 3)
-    row[f"response ({unit})"] = _spread([test["response_time"] for test in tests], digits)
+    row["response"] = f"{_spread([test['response_time'] for test in tests], digits)} {unit}"
     row["ties / silent %"] = " / ".join(
         f"{100 * mean(test[key] for test in tests):.1f}" for key in ("tied", "silent")
     )
