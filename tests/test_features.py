@@ -233,6 +233,6 @@ def test_images_are_deformed_as_far_as_asked():
 
 
 def test_the_suites_own_checkpoints_say_how_good_they_are():
-    for name, at_least in (("mnist", 0.98), ("fashion-mnist", 0.8)):
-        assert cnn.record(name)["pretrained_on"] == name
+    for name, at_least in (("mnist", 0.98), ("fashion-mnist", 0.8), ("fashion-mnist-mild", 0.91)):
+        assert cnn.record(name)["pretrained_on"] == name.removesuffix("-mild")
         assert cnn.record(name)["test"] > at_least
