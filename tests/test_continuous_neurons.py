@@ -476,6 +476,48 @@ def test_a_narrow_miss_can_fire_later(backend, dtype, neuron):
 
 
 @on_every_backend
+def test_a_peak_that_rounds_away_does_not_silence_a_neuron(backend):
+    """Stepping says that V passed the threshold, the closed form denies it: a later input drives it over."""
+    times = torch.tensor([[0.8302518725395203, 0.12611091136932373, 2.4100000858306885]])
+    weight = torch.tensor([[8.850205421447754, -8.081180572509766, 10.0]])
+    spikes = first_spike_linear(times, weight, AlphaPSP(), t_max=8.0, backend=backend)
+    torch.testing.assert_close(spikes, torch.tensor([[2.4098]]), rtol=0, atol=3e-4)
+
+
+@in_both_precisions
+@on_every_backend
+@pytest.mark.parametrize("layer", ["linear", "conv2d"])
+@pytest.mark.parametrize(
+    ("neuron", "weights", "late"),
+    [
+        (AlphaPSP(), [8.850205421447754, -8.081180572509766, 10.0], 2.4100000858306885),
+        (LIF(tau_mem=2.0, tau_syn=1.0), [17.12867546081543, -15.640305519104004, 10.0], 3.0702500343322754),
+    ],
+    ids=repr,
+)
+def test_a_spike_at_a_tangent_comes_before_the_next_input_or_because_of_it(
+    backend, layer, neuron, weights, late, dtype
+):
+    ulps = torch.arange(-100, 101, dtype=torch.double)[:, None] * torch.finfo(torch.float32).eps / 4
+    weight = (torch.tensor(weights) * torch.cat([1 + ulps, 1 + ulps, 1 + 0 * ulps], dim=1)).to(dtype)
+    times = (
+        torch.tensor([0.8302518725395203, 0.12611091136932373, late], dtype=dtype)
+        .repeat(201, 1)
+        .requires_grad_()
+    )
+    if layer == "linear":
+        spikes = first_spike_linear(times, weight, neuron, t_max=8.0, backend=backend)
+    else:
+        t, w = times.reshape(-1, 3, 1, 1), weight.reshape(-1, 3, 1, 1)
+        spikes = first_spike_conv2d(t, w, neuron, t_max=8.0, backend=backend).flatten(1)
+    each = spikes.diagonal()
+    assert each.isfinite().all()
+    (grad,) = torch.autograd.grad(each.sum(), times)
+    of_late = torch.where(each <= times[:, 2], grad[:, 2] == 0, (grad[:, 2] > 0) & (grad[:, 2] < 1.5))
+    assert of_late.all()
+
+
+@on_every_backend
 @with_every_neuron
 def test_a_bias_is_the_weight_of_a_spike_at_time_zero(backend, neuron):
     times, weight, bias, t_max = _layer(5)

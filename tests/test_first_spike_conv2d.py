@@ -11,7 +11,7 @@ from marks import needs_compiler
 from naive import first_spikes_of_trains, latency_loss
 from torch.nn.functional import conv2d, pad, unfold
 
-from ssnn_plugin import IF
+from ssnn_plugin import IF, ReLPSP
 from ssnn_plugin.functional import earliest_spike_pool2d, first_spike_conv2d, first_spike_linear
 from ssnn_plugin.functional.pool import AveragePool
 from ssnn_plugin.kernels import parallel
@@ -203,6 +203,27 @@ def test_an_empty_batch(backend, size):
     for grad, tensor in zip(torch.autograd.grad(sum(map(torch.sum, outputs)), inputs), inputs, strict=True):
         assert grad.shape == tensor.shape
         assert not grad.any()
+
+
+def test_an_infinite_weight_that_was_not_counted_leaves_the_gradient_alone():
+    times = torch.tensor([[[[1.0, 5.0]]]], requires_grad=True)
+    weight = torch.tensor([2.0, -INF, 2.0, INF]).reshape(2, 1, 1, 2)
+    spikes = first_spike_conv2d(times, weight, IF(1.0), t_max=8, backend="cpu")
+    (grad,) = torch.autograd.grad(spikes.sum(), times)
+    _equal(grad, torch.tensor([[[[4.0, 0.0]]]]))
+
+
+@pytest.mark.parametrize("neuron", [IF(1.0), ReLPSP()], ids=repr)
+def test_without_input_channels_nothing_fires(neuron):
+    times, weight, _ = _inputs(torch.float32, torch.zeros(2, 0, 5, 5), torch.ones(3, 0, 3, 3), None)
+    outputs = first_spike_conv2d(times, weight, neuron, t_max=8, return_potential=True, backend="cpu")
+    assert outputs[0].shape == (2, 3, 3, 3)
+    assert outputs[0].isinf().all()
+    assert not outputs[1].any()
+    for grad, tensor in zip(
+        torch.autograd.grad(outputs[1].sum(), (times, weight)), (times, weight), strict=True
+    ):
+        assert grad.shape == tensor.shape
 
 
 @in_both_precisions

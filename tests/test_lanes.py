@@ -4,56 +4,90 @@ import pytest
 
 from ssnn_plugin.kernels.lanes import any_of, load, splat, store, total, where
 
-LANES = 16
-
 in_both_precisions = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+of_both_widths = pytest.mark.parametrize("width", [16, 32])
 
 
-@nb.njit
-def _arithmetic(a, b, at, limit, out):
-    x, y = load(a, at, LANES), load(b, at, LANES)
-    above = x > splat(limit, LANES)
-    store(out, 0, x + y)
-    store(out, LANES, x - y)
-    store(out, 2 * LANES, x * y)
-    store(out, 3 * LANES, where(above, x, y))
-    store(out, 4 * LANES, where(x <= y, x, y))
-    return any_of(above), total(x)
+def _compiled(width):
+    @nb.njit
+    def arithmetic(a, b, at, limit, out):
+        x, y = load(a, at, width), load(b, at, width)
+        above, below = x > splat(limit, width), x <= y
+        store(out, 0, x + y)
+        store(out, width, x - y)
+        store(out, 2 * width, x * y)
+        store(out, 3 * width, where(above, x, y))
+        store(out, 4 * width, where(below, x, y))
+        store(out, 5 * width, where(above & below, x, y))
+        return any_of(above), total(x)
+
+    return arithmetic
 
 
+COMPILED = {width: _compiled(width) for width in (16, 32)}
+
+
+@of_both_widths
 @in_both_precisions
 @pytest.mark.parametrize("at", [0, 3, 5])
-def test_lanes_are_slices_of_an_array(dtype, at):
-    a, b = np.random.default_rng(0).normal(size=(2, 24)).astype(dtype)
+def test_lanes_are_slices_of_an_array(width, dtype, at):
+    a, b = np.random.default_rng(0).normal(size=(2, width + 8)).astype(dtype)
     a[at + 2], b[at + 4] = np.inf, -np.inf
-    out, limit = np.empty((5, LANES), dtype), dtype(0.5)
-    some, sum_of = _arithmetic(a, b, at, limit, out)
-    x, y = a[at : at + LANES], b[at : at + LANES]
-    expected = [x + y, x - y, x * y, np.where(x > limit, x, y), np.minimum(x, y)]
+    out, limit = np.empty((6, width), dtype), dtype(0.5)
+    some, sum_of = COMPILED[width](a, b, at, limit, out)
+    x, y = a[at : at + width], b[at : at + width]
+    both = (x > limit) & (x <= y)
+    expected = [x + y, x - y, x * y, np.where(x > limit, x, y), np.minimum(x, y), np.where(both, x, y)]
     np.testing.assert_array_equal(out, expected)
     assert some
     assert sum_of == np.inf
 
 
+@of_both_widths
 @in_both_precisions
-def test_the_sum_is_taken_in_halves(dtype):
-    a = np.random.default_rng(1).normal(size=LANES).astype(dtype)
+def test_the_sum_is_taken_in_halves(width, dtype):
+    a = np.random.default_rng(1).normal(size=width).astype(dtype)
     halves = a
     while halves.size > 1:
         halves = halves[: halves.size // 2] + halves[halves.size // 2 :]
-    assert _arithmetic(a, a, 0, dtype(0), np.empty((5, LANES), dtype))[1] == halves[0]
+    assert COMPILED[width](a, a, 0, dtype(0), np.empty((6, width), dtype))[1] == halves[0]
 
 
+@of_both_widths
 @in_both_precisions
-def test_no_lane_above_a_limit(dtype):
-    a = np.append(np.full(LANES, 0.5, dtype), dtype(np.nan))
+def test_no_lane_above_a_limit(width, dtype):
+    a = np.full(width, 0.5, dtype)
     a[3] = np.nan
-    assert not _arithmetic(a, a, 0, dtype(0.5), np.empty((5, LANES), dtype))[0]
-    a[7] = 0.75
-    assert _arithmetic(a, a, 0, dtype(0.5), np.empty((5, LANES), dtype))[0]
+    assert not COMPILED[width](a, a, 0, dtype(0.5), np.empty((6, width), dtype))[0]
+    a[width - 1] = 0.75
+    assert COMPILED[width](a, a, 0, dtype(0.5), np.empty((6, width), dtype))[0]
+
+
+@nb.njit
+def _sum_of_three(a):
+    return total(load(a, 0, 3))
+
+
+@nb.njit
+def _sum_of_four(a):
+    return total(load(a, 0, 4))
+
+
+@pytest.mark.parametrize(
+    ("function", "array"),
+    [
+        (_sum_of_four, np.zeros(16)[::2]),
+        (_sum_of_four, np.zeros(16, np.int64)),
+        (_sum_of_three, np.zeros(16)),
+    ],
+    ids=["strided", "whole numbers", "no power of two"],
+)
+def test_what_lanes_cannot_hold_does_not_compile(function, array):
+    assert _sum_of_four(np.arange(16.0)) == 6
+    with pytest.raises(nb.TypingError):
+        function(array)
 
 
 def test_lanes_of_two_precisions_do_not_mix():
-    out = np.empty((5, LANES))
     with pytest.raises(nb.TypingError):
-        _arithmetic(np.zeros(LANES), np.zeros(LANES, np.float32), 0, 0.5, out)
+        COMPILED[16](np.zeros(16), np.zeros(16, np.float32), 0, 0.5, np.empty((6, 16)))

@@ -34,43 +34,46 @@ def place_of(i, position_of, n_rows, channels, groups):
 
 
 @jit
-def find_spikes_by_location(order, n, times, synapses, position_of, n_rows, groups, seen, end, rows, when):
+def find_spikes_by_location(
+    order, n, times, synapses, position_of, n_rows, groups, n_events, ends, rows, when
+):
     """Tell each group of outputs at each location what it sees, earliest first.
 
-    The events of unit u = location * groups + group are rows[end[u - 1]:end[u]] at the times `when`.
-    `order` holds the `n` inputs that spike, earliest first; `seen` [height * width, groups] is scratch
-    space, `end` is overwritten. `rows` and `when` are returned, made anew where they are too short.
+    The events of unit u = location * groups + group are rows[ends[u - 1]:ends[u]] at the times `when`.
+    `order` holds the `n` inputs that spike, earliest first; `n_events` [height * width, groups] is
+    scratch space, `ends` is overwritten. `rows` and `when` have an element per spike and location that
+    sees it; they are returned, made anew where they are too short.
     """
     start, taps, locations = synapses
     flat, channels = times.reshape(-1), times.shape[1]
-    seen[:] = 0
+    n_events[:] = 0
     for k in range(n):
         position, group, _ = place_of(order[k], position_of, n_rows, channels, groups)
-        seen[position, group] += 1
-    n_seen = begin_by_location(seen, start, locations, end)
+        n_events[position, group] += 1
+    n_seen = begin_by_location(n_events, start, locations, ends)
     if n_seen > rows.size:
         rows, when = np.empty(n_seen, rows.dtype), np.empty(n_seen, when.dtype)
     for k in range(n):
         position, group, first_row = place_of(order[k], position_of, n_rows, channels, groups)
         for s in range(start[position], start[position + 1]):
             unit = locations[s] * groups + group
-            slot = end[unit]
+            slot = ends[unit]
             rows[slot] = taps[s] * (channels // groups) + first_row
             when[slot] = flat[order[k]]
-            end[unit] = slot + 1
+            ends[unit] = slot + 1
     return rows, when
 
 
 @jit
-def begin_by_location(seen, start, locations, begin):
+def begin_by_location(n_events, start, locations, begin):
     """Write where the events of each unit begin; return how many there are in all."""
     begin[:] = 0
-    groups = seen.shape[1]
-    for position in range(len(seen)):
+    groups = n_events.shape[1]
+    for position in range(len(n_events)):
         for group in range(groups):
-            if seen[position, group] > 0:
+            if n_events[position, group] > 0:
                 for s in range(start[position], start[position + 1]):
-                    begin[locations[s] * groups + group] += seen[position, group]
+                    begin[locations[s] * groups + group] += n_events[position, group]
     before = 0
     for unit in range(begin.size):
         before, begin[unit] = before + begin[unit], before
@@ -78,7 +81,7 @@ def begin_by_location(seen, start, locations, begin):
 
 
 @jit
-def fire_if_conv2d(end, rows, when, weight_rows, threshold, delay, t_max, fired, potential):
+def fire_if_conv2d(ends, rows, when, weight_rows, threshold, delay, t_max, fired, potential):
     """First crossing of step-PSP neurons at every location; `fired` is `inf` where there is none.
 
     Potentials stay in registers while a location's spikes come in. The threshold counts once all
@@ -91,8 +94,8 @@ def fire_if_conv2d(end, rows, when, weight_rows, threshold, delay, t_max, fired,
         splat(number(-np.inf), LANES),
     )
     width = weight_rows.shape[1]
-    for unit in range(end.size):
-        first, last = end[unit - 1] if unit > 0 else 0, end[unit]
+    for unit in range(ends.size):
+        first, last = ends[unit - 1] if unit > 0 else 0, ends[unit]
         for lane in range(0, width, LANES):
             v, crossing, level = splat(number(0), LANES), silent, silent
             for k in range(first, last):
@@ -153,6 +156,6 @@ def sum_causal_errors_conv2d(
             row, unit = taps[s] * in_group + first_row, locations[s] * groups + group
             for lane in range(0, width, LANES):
                 at = unit * width + lane
-                causal = where(t <= load(spikes, at, LANES), load(error, at, LANES), none)
-                weighted = weighted + causal * load(weight_rows, row * width + lane, LANES)
+                of_row = load(error, at, LANES) * load(weight_rows, row * width + lane, LANES)
+                weighted = weighted + where(t <= load(spikes, at, LANES), of_row, none)
         grad_times[position, i - position * channels] = total(weighted)

@@ -250,26 +250,25 @@ def first_spike_conv2d(
 ) -> tuple[Tensor, Tensor]:
     """Spike times and potentials of convolutional IF neurons; see `ssnn_plugin.kernels.operators`."""
     synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *stride, *dilation)
-    rows = whole_lanes(weight_rows(weight, groups), LANES).flatten(1, 2)
+    rows = weight_rows(weight, groups).flatten(1, 2)
+    drift = bias is not None or beta != 1
+    rows = rows if drift else whole_lanes(rows, LANES)
     spikes = times.new_empty(len(times), len(synapses.seen), groups, rows.shape[-1])
     potential = torch.empty_like(spikes)
     status = np.zeros(len(times), np.int8)
     outputs = *as_arrays(spikes, potential), status
     neuron = threshold, beta, delay, t_max, bins_to_count(t_max)
     work = len(times) * synapses.seen.size * weight.shape[1] * len(weight) // 4
-    if bias is None and beta == 1:
+    if drift:
+        current = by_group(weight.new_zeros(len(weight)) if bias is None else bias, groups)
+        arrays, rest = as_arrays(channels_last(times), rows, current), (*neuron, bias is not None)
+        share_out(len(times), work, _first_spike_conv2d_with_drift, *arrays, *outputs, synapses.seen, *rest)
+    else:
         arrays = as_arrays(channels_last(times), rows.flatten(0, 1))
         share_out(len(times), work, _first_spike_conv2d, *arrays, *outputs, synapses[:3], *neuron)
-    else:
-        current = whole_lanes(
-            by_group(weight.new_zeros(len(weight)) if bias is None else bias, groups), LANES
-        )
-        arrays = as_arrays(channels_last(times), rows, current)
-        drift = *neuron, bias is not None
-        share_out(len(times), work, _first_spike_conv2d_with_drift, *arrays, *outputs, synapses.seen, *drift)
     refuse_bad_samples(status.max(initial=0))
-    lanes = len(weight) // groups
-    return spikes[..., :lanes].flatten(2).contiguous(), potential[..., :lanes].flatten(2).contiguous()
+    n_out = len(weight) // groups
+    return spikes[..., :n_out].flatten(2).contiguous(), potential[..., :n_out].flatten(2).contiguous()
 
 
 @jit
@@ -278,8 +277,8 @@ def _first_spike_conv2d(
 ):  # fmt: skip
     position_of, groups = positions_of_inputs(times), spikes.shape[2]
     order, spiking = np.empty(position_of.size, np.int32), np.empty(position_of.size, np.int32)
-    counts, seen = np.empty(bins, np.int32), np.empty((times.shape[1], groups), np.int32)
-    ends = np.empty(spikes.shape[1] * groups, np.int32)
+    counts, n_events = np.empty(bins, np.int32), np.empty((times.shape[1], groups), np.int32)
+    ends = np.empty(spikes.shape[1] * groups, np.int64)
     row, when = np.empty(0, np.int32), np.empty(0, times.dtype)
     for b in range(begin, end):
         n = sort_events(times[b].reshape(-1), t_max, order, spiking, counts)
@@ -287,7 +286,7 @@ def _first_spike_conv2d(
             status[b] = BAD_TIMES
             continue
         row, when = find_spikes_by_location(
-            order, n, times[b], synapses, position_of, len(rows), groups, seen, ends, row, when
+            order, n, times[b], synapses, position_of, len(rows), groups, n_events, ends, row, when
         )
         fire_if_conv2d(ends, row, when, rows, threshold, delay, t_max, spikes[b], potential[b])
         status[b] = add_delay_and_check(spikes[b].reshape(-1), potential[b].reshape(-1), delay)
@@ -302,7 +301,10 @@ def _first_spike_conv2d_with_drift(
     groups, n_rows, width = rows.shape
     in_group = times.shape[2] // groups
     patch, v = np.empty(n_rows, times.dtype), np.empty(width, rows.dtype)
-    order, spiking, counts = np.empty(n_rows, np.int32), np.empty(n_rows, np.int32), np.empty(bins, np.int32)
+    order, spiking = np.empty(n_rows, np.int32), np.empty(n_rows, np.int32)
+    counts = np.empty(
+        min(bins, 4 * n_rows + 2), np.int32
+    )  # clearing them would cost more than the few spikes
     for b in range(begin, end):
         if has_bad_times(times[b].reshape(-1)):
             status[b] = BAD_TIMES
@@ -339,7 +341,7 @@ def causal_conv2d_weight_grad(
     arrays = as_arrays(grad, spikes, channels_last(times), grad_rows)
     work = len(times) * len(synapses.taps) * in_group * out // 4
     share_out(len(grad_rows), work, _conv2d_weight_grad, *arrays, synapses[:3], delay, t_max, silent)
-    taps_first = grad_rows[:, : out // groups].reshape(groups, n_taps, in_group, -1)
+    taps_first = grad_rows[:, : out // groups].reshape(groups, n_taps, in_group, out // groups)
     return taps_first.permute(0, 3, 2, 1).reshape(out, in_group, *kernel_size).contiguous()
 
 

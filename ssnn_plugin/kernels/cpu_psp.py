@@ -208,8 +208,8 @@ def _first_spike_conv2d(
 ):  # fmt: skip
     position_of, (locations, groups) = positions_of_inputs(times), spikes.shape[1:3]
     order, spiking = np.empty(position_of.size, np.int32), np.empty(position_of.size, np.int32)
-    counts, seen = np.empty(BUCKETS + 1, np.int32), np.empty((times.shape[1], groups), np.int32)
-    ends, row, when = np.empty(locations * groups, np.int32), np.empty(0, np.int32), np.empty(0, times.dtype)
+    counts, n_events = np.empty(BUCKETS + 1, np.int32), np.empty((times.shape[1], groups), np.int32)
+    ends, row, when = np.empty(locations * groups, np.int64), np.empty(0, np.int32), np.empty(0, times.dtype)
     moves, state = np.empty((3, len(rows) // groups + 1), rows.dtype), np.empty((5, LANES), rows.dtype)
     for b in range(begin, end):
         n = sort_events(times[b].reshape(-1), t_max, order, spiking, counts)
@@ -217,7 +217,7 @@ def _first_spike_conv2d(
             status[b] = BAD_TIMES
             continue
         row, when = find_spikes_by_location(
-            order, n, times[b], synapses, position_of, len(rows), groups, seen, ends, row, when
+            order, n, times[b], synapses, position_of, len(rows), groups, n_events, ends, row, when
         )
         first = 0
         for unit in range(ends.size):
@@ -250,7 +250,7 @@ def causal_conv2d_weight_grad(
     arrays = as_arrays(*outputs, *(channels_last(x) for x in (a, b, times)), grad_rows)
     work = len(times) * len(synapses.taps) * in_group * out // 2
     share_out(len(grad_rows), work, _conv2d_weight_grad, *arrays, synapses[:3])
-    taps_first = grad_rows[:, : out // groups].reshape(groups, n_taps, in_group, -1)
+    taps_first = grad_rows[:, : out // groups].reshape(groups, n_taps, in_group, out // groups)
     return taps_first.permute(0, 3, 2, 1).reshape(out, in_group, *kernel_size).contiguous()
 
 

@@ -61,5 +61,5 @@ def whole_lanes(outputs: Tensor, lanes: int) -> Tensor:
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """[batch, channels, height, width] -> [batch, height * width, channels], a view where they lie so."""
+    """[batch, channels, height, width] -> [batch, height * width, channels]."""
     return images.permute(0, 2, 3, 1).flatten(1, 2)

@@ -55,6 +55,10 @@ def _place(context: Any, builder: Any, array_type: Any, width: int, array: Any, 
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
+def _holds_lanes(array_type: Any) -> bool:
+    return bool(array_type.layout == "C" and isinstance(array_type.dtype, types.Float))
+
+
 def _align(context: Any, array_type: Any) -> int:
     return int(context.get_abi_sizeof(context.get_data_type(array_type.dtype)))
 
@@ -62,6 +66,8 @@ def _align(context: Any, array_type: Any) -> int:
 @intrinsic(prefer_literal=True)
 def load(typingctx, array, index, width):
     """The lanes that begin at element `index` of a contiguous array, counted through all axes."""
+    if not _holds_lanes(array):
+        return None
 
     def generate(context, builder, signature, args):
         place = _place(context, builder, array, width.literal_value, *args[:2])
@@ -73,6 +79,8 @@ def load(typingctx, array, index, width):
 @intrinsic
 def store(typingctx, array, index, lanes):
     """Write lanes to a contiguous array, from element `index` on."""
+    if not _holds_lanes(array):
+        return None
 
     def generate(context, builder, signature, args):
         place = _place(context, builder, array, lanes.width, *args[:2])
@@ -117,7 +125,9 @@ def any_of(typingctx, mask):
 
 @intrinsic
 def total(typingctx, lanes):
-    """Sum over the lanes, halves added to each other until one number is left."""
+    """Sum over the lanes, a power of two of them: halves added to each other until one is left."""
+    if lanes.width & (lanes.width - 1):
+        return None
 
     def generate(context, builder, signature, args):
         (vector,) = args

@@ -97,7 +97,7 @@ def fire_psp(
         fired, potential, slope: [out], overwritten.
     """
     for k in range(len(rows) + 1):
-        t, t_next = when[k - 1] if k > 0 else 0.0, when[k] if k < len(rows) else t_max
+        t, t_next = segment(k, when, t_max)
         moves[0, k], moves[1, k], moves[2, k] = propagators(psp, tau, t_next - t)
     for lane in range(0, bias.size, LANES):
         n_out = min(LANES, fired.size - lane)
@@ -109,7 +109,13 @@ def fire_psp(
             note_crossings(
                 rows, when, weight_rows, bias, psp, None, threshold, t_max, moves, lane, n_out, state
             )
-        solve_crossings(psp, tau, threshold, t_max, state, lane, n_out, fired, potential, slope)
+        solve_crossings(when, psp, tau, threshold, t_max, state, lane, n_out, fired, potential, slope)
+
+
+@jit
+def segment(k, when, t_max):
+    """The time of the k-th input, or 0, and of the next one, or the end of the window."""
+    return float(when[k - 1]) if k > 0 else 0.0, float(when[k]) if k < len(when) else float(t_max)
 
 
 @jit
@@ -118,9 +124,9 @@ def note_crossings(rows, when, weight_rows, bias, psp, tau, threshold, t_max, mo
 
     `tau` is None for the potentials that cannot pass a peak between inputs: numba leaves the branch out.
 
-    `state` ends as [V, I, crossing, V before it, I before it]: `crossing` is the last input time
-    before the output reaches the threshold, `inf` if it does not. From there the crossing is solved
-    in the end: one branch less where much is done.
+    `state` ends as [V, I, crossing, V before it, I before it]: `crossing` is how many inputs come
+    before the output reaches the threshold, `inf` if it does not (a float32 tells 2^24 apart). From
+    there the crossing is solved in the end: one branch less where much is done.
     """
     number = weight_rows.dtype.type
     limit, silent, out = (
@@ -133,20 +139,20 @@ def note_crossings(rows, when, weight_rows, bias, psp, tau, threshold, t_max, mo
     v, current, crossing = splat(number(0), LANES), load(bias, lane, LANES), load(state, 2 * LANES, LANES)
     v_before, current_before = v, v
     for k in range(len(rows) + 1):
-        t = number(when[k - 1] if k > 0 else 0)
         if k > 0:
             current = current + load(weight_rows, rows[k - 1] * bias.size + lane, LANES)
         if tau is not None:
-            d = number(when[k] if k < len(rows) else t_max) - t
+            t, t_next = segment(k, when, t_max)
+            d = number(t_next - t)
             if any_of(may_peak(psp, number(tau), number(threshold), d, moves[0, k], v, current)):
                 keep(v, current, crossing, v_before, current_before, state)
-                note_peaks(psp, tau, threshold, t, d, t_max, state)
+                note_peaks(psp, tau, threshold, k, t, d, t_max, state)
                 v, crossing = load(state, 0, LANES), load(state, 2 * LANES, LANES)
                 v_before, current_before = load(state, 3 * LANES, LANES), load(state, 4 * LANES, LANES)
         v_next = splat(moves[0, k], LANES) * v + splat(moves[1, k], LANES) * current
         above = v_next > limit
         if any_of(above):
-            crossing = where(above, splat(t, LANES), crossing)
+            crossing = where(above, splat(number(k), LANES), crossing)
             v_before, current_before = where(above, v, v_before), where(above, current, current_before)
             v_next = where(above, out, v_next)
             if not any_of(silent <= crossing):
@@ -178,33 +184,35 @@ def may_peak(psp, tau, threshold, d, alpha, v, current):
 
 
 @jit
-def note_peaks(psp, tau, threshold, t, d, t_max, state):
+def note_peaks(psp, tau, threshold, k, t, d, t_max, state):
     """As crossings are noted, for neurons that end below the threshold after a peak above it."""
     v, current, crossing, v_before, current_before = state
     for j in range(LANES):
         if crossing[j] == np.inf:
             wait = time_to_crossing(psp, tau, threshold, float(v[j]), float(current[j]))
             if wait < d and state.dtype.type(t + wait) < t_max:
-                crossing[j], v_before[j], current_before[j] = t, v[j], current[j]
+                crossing[j], v_before[j], current_before[j] = k, v[j], current[j]
                 v[j] = -np.inf
 
 
 @jit
-def solve_crossings(psp, tau, threshold, t_max, state, lane, n_out, fired, potential, slope):
+def solve_crossings(when, psp, tau, threshold, t_max, state, lane, n_out, fired, potential, slope):
     """Time, potential and slope of each crossing, from the state before it; V of the silent neurons.
 
-    A crossing that rounds to `t_max` is none; its V ends at the threshold.
+    A crossing does not come after the next input, however the closed form rounds: that input would
+    count as causal. One that rounds to `t_max` is none; its V ends at the threshold.
     """
     for j in range(n_out):
         at = lane + j
         fired[at], potential[at], slope[at] = np.inf, state[0, j], 0
         if state[2, j] < np.inf:
-            v, current = float(state[3, j]), float(state[4, j])
-            wait = time_to_crossing(psp, tau, threshold, v, current)
-            t = fired.dtype.type(state[2, j] + wait)
             potential[at] = threshold
-            if t < t_max:
-                fired[at], slope[at] = t, slope_after(psp, tau, threshold, v, current, wait)
+            v, current = float(state[3, j]), float(state[4, j])
+            t, t_next = segment(int(state[2, j]), when, t_max)
+            wait = min(time_to_crossing(psp, tau, threshold, v, current), t_next - t)
+            crossing = fired.dtype.type(min(t + wait, t_next))
+            if crossing < t_max:
+                fired[at], slope[at] = crossing, slope_after(psp, tau, threshold, v, current, wait)
 
 
 @jit
