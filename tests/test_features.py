@@ -87,7 +87,7 @@ def test_cnn_features_are_the_maps_of_the_checkpoint(tmp_path):
     [
         ("sift", "must be one of raw, dog"),
         ("cnn:", "must be one of"),
-        ("cnn:cifar", "cifar.pt is no file.*suite's own: fashion-mnist, mnist"),
+        ("cnn:cifar", "cifar.pt is no file.*suite's own: fashion-mnist, fashion-mnist-mild, mnist"),
         ("torchvision:resnet19", "has no classifier 'resnet19'"),
         ("torchvision:squeezenet1_1", "ends in no linear layer"),
     ],
