@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .operators import output_size
 
@@ -56,8 +55,13 @@ def by_group(outputs: Tensor, groups: int) -> Tensor:
 
 def whole_lanes(outputs: Tensor, lanes: int) -> Tensor:
     """Pad the last dimension with zeros to whole vectors."""
-    missing = -outputs.shape[-1] % lanes
-    return pad(outputs, (0, missing)) if missing else outputs
+    *shape, n = outputs.shape
+    if n % lanes == 0:
+        return outputs
+    padded = outputs.new_empty(*shape, n + -n % lanes)
+    padded[..., :n] = outputs
+    padded[..., n:] = 0
+    return padded
 
 
 def channels_last(images: Tensor) -> Tensor:

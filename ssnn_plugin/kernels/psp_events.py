@@ -120,7 +120,7 @@ def segment(k, when, t_max):
 
 @jit
 def note_crossings(rows, when, weight_rows, bias, psp, tau, threshold, t_max, moves, lane, n_out, state):
-    """Integrate `LANES` outputs from `lane` on, of which `n_out` are no padding, until all have fired.
+    """Integrate `LANES` outputs from `lane` on, of which `n_out` are no padding.
 
     `tau` is None for the potentials that cannot pass a peak between inputs: numba leaves the branch out.
 
@@ -155,7 +155,8 @@ def note_crossings(rows, when, weight_rows, bias, psp, tau, threshold, t_max, mo
             crossing = where(above, splat(number(k), LANES), crossing)
             v_before, current_before = where(above, v, v_before), where(above, current, current_before)
             v_next = where(above, out, v_next)
-            if not any_of(silent <= crossing):
+            # Rarely true of many outputs: a look at every crossing would cost more than it saves.
+            if n_out < LANES and not any_of(silent <= crossing):
                 break
         v, current = v_next, current * splat(moves[2, k], LANES)
     keep(v, current, crossing, v_before, current_before, state)
