@@ -167,7 +167,8 @@ def decision_times(runs: Sequence[dict[str, Any]]) -> Figure:
             )
     axes.set(xlabel="stopped at (fraction of the window)", ylabel="test accuracy (%), silence is an error",
              title=_title(runs, "accuracy if stopped at time t"))  # fmt: skip
-    axes.legend(frameon=False, fontsize=8)
+    # The curves fill the axes.
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
