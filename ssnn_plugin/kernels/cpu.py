@@ -25,7 +25,7 @@ from .conv2d_events import (
     sum_causal_errors_conv2d,
 )
 from .events import fire_if, fire_if_with_drift, has_bad_times, jit, sort_events
-from .geometry import by_group, channels_last, synapse_table, weight_rows, whole_lanes
+from .geometry import by_group, channels_last, synapse_table, weight_of_rows, weight_rows, whole_lanes
 from .parallel import as_arrays, share_out
 from .status import BAD_TIMES, NAN_POTENTIAL, refuse_bad_samples
 
@@ -341,8 +341,7 @@ def causal_conv2d_weight_grad(
     arrays = as_arrays(grad, spikes, channels_last(times), grad_rows)
     work = len(times) * len(synapses.taps) * in_group * out // 4
     share_out(len(grad_rows), work, _conv2d_weight_grad, *arrays, synapses[:3], delay, t_max, silent)
-    taps_first = grad_rows[:, : out // groups].reshape(groups, n_taps, in_group, out // groups)
-    return taps_first.permute(0, 3, 2, 1).reshape(out, in_group, *kernel_size).contiguous()
+    return weight_of_rows(grad_rows, (out, in_group, *kernel_size), groups)
 
 
 @jit

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .conv2d_events import find_spikes_by_location, positions_of_inputs
 from .events import jit, sort_events
-from .geometry import by_group, channels_last, synapse_table, weight_rows, whole_lanes
+from .geometry import by_group, channels_last, synapse_table, weight_of_rows, weight_rows, whole_lanes
 from .parallel import as_arrays, share_out
 from .psp_events import LANES, fire_psp, subtract_causal_factors_conv2d, sum_causal_factors_conv2d
 from .status import BAD_TIMES, NAN_POTENTIAL, refuse_bad_samples
@@ -250,8 +250,7 @@ def causal_conv2d_weight_grad(
     arrays = as_arrays(*outputs, *(channels_last(x) for x in (a, b, times)), grad_rows)
     work = len(times) * len(synapses.taps) * in_group * out // 2
     share_out(len(grad_rows), work, _conv2d_weight_grad, *arrays, synapses[:3])
-    taps_first = grad_rows[:, : out // groups].reshape(groups, n_taps, in_group, out // groups)
-    return taps_first.permute(0, 3, 2, 1).reshape(out, in_group, *kernel_size).contiguous()
+    return weight_of_rows(grad_rows, (out, in_group, *kernel_size), groups)
 
 
 @jit

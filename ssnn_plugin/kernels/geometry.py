@@ -48,6 +48,13 @@ def weight_rows(weight: Tensor, groups: int) -> Tensor:
     return weight.reshape(groups, out // groups, in_group, math.prod(kernel)).permute(0, 3, 2, 1)
 
 
+def weight_of_rows(rows: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:
+    """The inverse of `weight_rows`, of [groups * taps * in / groups, width]; padding is left out."""
+    out, in_group, *kernel = shape
+    table = rows[:, : out // groups].reshape(groups, math.prod(kernel), in_group, out // groups)
+    return table.permute(0, 3, 2, 1).reshape(shape).contiguous()
+
+
 def by_group(outputs: Tensor, groups: int) -> Tensor:
     """[..., out] -> [..., groups, out / groups]."""
     return outputs.reshape(*outputs.shape[:-1], groups, outputs.shape[-1] // groups)
