@@ -1,6 +1,6 @@
 """Neurons that fire at most once, as drop-in modules for PyTorch."""
 
-from . import decode, encode, functional, losses, metrics, nn, online
+from . import decode, encode, functional, losses, metrics, nn, online, surrogate
 from ._trace import NoTimeMode
 from .convert import Replacement, replace_neurons, to_event_driven, to_step_mode
 from .neurons import IF, LIF, AlphaPSP, ExpPSP, ReLPSP
@@ -23,6 +23,7 @@ __all__ = [
     "nn",
     "online",
     "replace_neurons",
+    "surrogate",
     "to_event_driven",
     "to_step_mode",
 ]

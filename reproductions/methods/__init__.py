@@ -14,7 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ..config import Config
 
-IMPLEMENTATIONS = ("s4nn", "ts4tl", "bs4nn", "ds4nn", "mostafa", "sparse_ramp")
+IMPLEMENTATIONS = ("s4nn", "ts4tl", "bs4nn", "ds4nn", "every_bin", "mostafa", "sparse_ramp")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Networks as papers write them: "16C5s2p1" (convolution), "P2" (earliest-spike pool), "500" (full)."""
+"""Networks as papers write them: "16C5s2p1", "P2" (earliest spike), "A2" (average of spikes), "500" (full)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator
 from torch import nn
 
-from ssnn_plugin.nn import EarliestSpikePool2d, SpikeFlatten
+from ssnn_plugin.nn import AveragePool, EarliestSpikePool2d, SpikeFlatten
 
 from ..errors import SuiteError
 from .minibatch import Stage
@@ -24,8 +24,11 @@ class Convolution(NamedTuple):
 
 
 class Pool(NamedTuple):
+    """Of the earliest spike, or the average of the spikes, which is part of the connection behind."""
+
     kernel: int
     stride: int
+    average: bool = False
     padding: int = 0
 
 
@@ -38,12 +41,12 @@ def parse(layer: str) -> Convolution | Pool | int:
     if match := re.fullmatch(r"(\d+)C(\d+)(?:s(\d+))?(?:p(\d+))?", layer):
         channels, kernel, stride, padding = match.groups()
         return Convolution(int(channels), int(kernel), int(stride or 1), int(padding or 0))
-    if match := re.fullmatch(r"P(\d+)", layer):
-        return Pool(int(match[1]), int(match[1]))
+    if match := re.fullmatch(r"([AP])(\d+)", layer):
+        return Pool(int(match[2]), int(match[2]), average=match[1] == "A")
     if re.fullmatch(r"[1-9]\d*", layer):
         return int(layer)
     raise ValueError(
-        f"a layer must be written as '16C5' (s2: stride, p1: padding), 'P2' or '500', got {layer!r}"
+        f"a layer must be written as '16C5' (s2: stride, p1: padding), 'P2', 'A2' or '500', got {layer!r}"
     )
 
 
@@ -71,25 +74,26 @@ def build_stages(
     layers: Sequence[str],
     shape: tuple[int, ...],
     classes: int,
-    linear: Callable[[int, int, int], nn.Module],
-    convolution: Callable[[int, int, Convolution], nn.Module],
+    linear: Callable[[int, int, int, AveragePool | None], nn.Module],
+    convolution: Callable[[int, int, Convolution, AveragePool | None], nn.Module],
 ) -> list[Stage]:
     """The hidden layers and the outputs, for flat images of `shape` [channels, height, width].
 
-    `linear(number, in_features, out_features)` and `convolution(number, in_channels, layer)` build the
-    neurons of the layer with that number.
+    `linear(number, in_features, out_features, pool)` and `convolution(number, in_channels, layer, pool)`
+    build the neurons of the layer with that number, behind an average pool or None.
 
     Raises:
         SuiteError: a layer that does not fit the size that is left.
     """
     stages: list[Stage] = []
+    average: AveragePool | None = None
     for written in [*layers, str(classes)]:
         layer, number = parse(written), len(stages)
         if isinstance(layer, int):
-            if stages and len(shape) == 3:
+            if stages and len(shape) == 3 and average is None:
                 stages[-1].after.append(SpikeFlatten())
-            stages.append(Stage(linear(number, math.prod(shape), layer)))
-            shape = (layer,)
+            stages.append(Stage(linear(number, math.prod(shape), layer, average)))
+            shape, average = (layer,), None
             continue
         if len(shape) != 3:
             raise SuiteError(f"network.layers: {written!r} needs images, got {shape[0]} features per sample")
@@ -97,10 +101,12 @@ def build_stages(
         left = [(n + 2 * layer.padding - layer.kernel) // layer.stride + 1 for n in size]
         if min(left) < 1:
             raise SuiteError(f"network.layers: {written!r} does not fit what is left of the image, {size}")
-        if isinstance(layer, Pool):
+        if isinstance(layer, Pool) and layer.average:
+            average = AveragePool(layer.kernel)
+        elif isinstance(layer, Pool):
             stages[-1].after.append(EarliestSpikePool2d(layer.kernel))
         else:
-            neurons = convolution(number, channels, layer)
+            neurons, average = convolution(number, channels, layer, average), None
             stages.append(Stage(neurons if stages else nn.Sequential(nn.Unflatten(1, shape), neurons)))
             channels = layer.channels
         shape = channels, *left

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from ssnn_plugin.nn import SpikeConv2d, SpikeLinear
+from ssnn_plugin.nn import AveragePool, SpikeConv2d, SpikeLinear
 
 from .. import config
 from ..config import Config, Fraction
@@ -70,11 +70,14 @@ class Layered(Minibatch):
         leads = [self.lead(number, spikes).sum() for number, spikes in enumerate(layers[:-1])]
         return self.training.spike_price * sum(leads) / len(layers[-1])
 
-    def _linear(self, number: int, in_features: int, out_features: int) -> nn.Module:
+    def _linear(
+        self, number: int, in_features: int, out_features: int, pool: AveragePool | None
+    ) -> nn.Module:
         dropout = self.training.dropout if number else self.training.input_dropout
         layer = SpikeLinear(
             in_features,
             out_features,
+            input_pool=pool,
             dropout=dropout,
             dtype=self.settings.network.torch_dtype,
             **self.options(number),
@@ -82,13 +85,16 @@ class Layered(Minibatch):
         self.initialize(layer.weight)
         return layer
 
-    def _convolution(self, number: int, channels: int, convolution: Convolution) -> nn.Module:
+    def _convolution(
+        self, number: int, channels: int, convolution: Convolution, pool: AveragePool | None
+    ) -> nn.Module:
         layer = SpikeConv2d(
             channels,
             convolution.channels,
             convolution.kernel,
             stride=convolution.stride,
             padding=convolution.padding,
+            input_pool=pool,
             dropout=0.0 if number else self.training.input_dropout,
             dtype=self.settings.network.torch_dtype,
             **self.options(number),

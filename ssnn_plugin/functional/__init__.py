@@ -1,5 +1,6 @@
 """Pure functions on spike times."""
 
+from .bins import bins_to_times, latch, times_to_bins
 from .connection import first_spike_conv2d, first_spike_linear
 from .error import fill_silent, normalize_error
 from .pool import drop_spikes, earliest_spike_pool2d
@@ -17,6 +18,7 @@ __all__ = [
     "Bump",
     "add_shortcut_conv2d",
     "add_shortcut_linear",
+    "bins_to_times",
     "drop_spikes",
     "earliest_spike",
     "earliest_spike_pool2d",
@@ -25,6 +27,7 @@ __all__ = [
     "first_spike_linear",
     "first_spike_pool2d_sequence",
     "first_spike_pool2d_step",
+    "latch",
     "no_spike_penalty",
     "normalize_error",
     "overdue_times",
@@ -32,5 +35,6 @@ __all__ = [
     "single_spike_sequence",
     "single_spike_step",
     "single_targets",
+    "times_to_bins",
     "weight_sum_cost",
 ]

@@ -1,6 +1,7 @@
 """Layers on spike times: thin modules over `ssnn_plugin.functional`."""
 
 from ..functional.pool import AveragePool
+from .bins import InBins
 from .calibration import calibrate
 from .classifier import SpikeClassifier
 from .conv import SpikeConv2d
@@ -16,6 +17,7 @@ __all__ = [
     "AveragePool",
     "EarliestSpikePool2d",
     "EarliestSpikeResidual",
+    "InBins",
     "MinMaxScaling",
     "SpikeClassifier",
     "SpikeConv2d",

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from ..functional import drop_spikes
+from ..functional import drop_spikes, latch
+from ..functional.bins import delayed, integrate
 from ..functional.fire import check_neuron
 from ..functional.pool import AveragePool
-from ..neurons import Neuron
+from ..neurons import IF, Neuron
+from ..surrogate import LatchGradient
 
 
 class SpikeConnection(nn.Module):
@@ -62,6 +64,39 @@ class SpikeConnection(nn.Module):
         if not (self.training and self.dropout):
             return times, self.weight
         return drop_spikes(times, self.dropout), self.weight / (1 - self.dropout)
+
+    def in_bins(
+        self, activations: Tensor, gradient: LatchGradient | None = None, shortcut: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Input activations [T, batch, *in] -> activations and potentials [t_max, batch, *out].
+
+        Spikes are those of the layer on times, to the bin; the gradient is one in every bin, by the rule
+        `gradient` of `functional.latch`. The potentials are V as if nothing fired. The window is that of
+        the layer: of inputs that end before it, what they are at their end is kept.
+
+        Args:
+            shortcut: cumulative currents [T, batch, *out] that are added to those of the inputs.
+
+        Raises:
+            TypeError: neurons in continuous time. ValueError: a `t_max` that is no whole number of bins.
+        """
+        if not isinstance(self.neuron, IF):
+            raise TypeError(f"only IF neurons have bins, got {self.neuron!r}")
+        _checks.whole_and_positive("t_max", self.t_max)
+        bins = activations[: int(self.t_max)]
+        if self.training and self.dropout:
+            bins = nn.functional.dropout(torch.ones_like(bins[0]), self.dropout) * bins
+        currents = self._currents(bins.flatten(0, 1)).unflatten(0, bins.shape[:2])
+        if shortcut is not None:
+            currents = currents + shortcut[: len(bins)]
+        bias = None if self.bias is None else self.bias.reshape(-1, *[1] * (currents.ndim - 3))
+        potentials = integrate(currents, int(self.t_max), bias, self.neuron.beta)
+        spikes = latch(potentials, self.neuron.threshold, gradient)
+        return delayed(spikes, int(self.neuron.delay)), potentials
+
+    def _currents(self, inputs: Tensor) -> Tensor:
+        """The connection as a dense layer, [batch, *in] -> [batch, *out], without bias."""
+        raise NotImplementedError
 
     def _options(self) -> dict[str, Any]:
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import _checks
 from ..functional import first_spike_conv2d
@@ -132,3 +132,13 @@ class SpikeConv2d(SpikeConnection):
             return_potential=return_potential,
             **self._options(),
         )
+
+    def _currents(self, inputs: Tensor) -> Tensor:
+        if self.input_pool is not None:
+            inputs = nn.functional.avg_pool2d(inputs, *self.input_pool.window)
+        currents = nn.functional.conv2d(
+            inputs, self.weight, None, self.stride, self.padding, self.dilation, self.groups
+        )
+        if self.output_pool is not None:
+            currents = nn.functional.avg_pool2d(currents, *self.output_pool.window)
+        return currents

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import _checks
 from ..functional import first_spike_conv2d, first_spike_linear
@@ -104,3 +104,8 @@ class SpikeLinear(SpikeConnection):
             pool.crop(times), convolution.weight, self.neuron, return_potential=True, **self._options()
         )
         return spikes.flatten(1), potential.flatten(1)
+
+    def _currents(self, inputs: Tensor) -> Tensor:
+        if self.input_pool is not None:
+            inputs = nn.functional.avg_pool2d(inputs, *self.input_pool.window).flatten(1)
+        return nn.functional.linear(inputs, self.weight)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..functional import earliest_spike_pool2d
 from ..functional.connection import Size2d, pool_window
+from ..surrogate import LatchGradient
 
 
 class EarliestSpikePool2d(nn.Module):
@@ -31,6 +32,12 @@ class EarliestSpikePool2d(nn.Module):
     def forward(self, times: Tensor) -> Tensor:
         """Times [batch, channels, H, W] -> times [batch, channels, H', W']."""
         return earliest_spike_pool2d(times, self.kernel_size, self.stride, self.padding)
+
+    def in_bins(self, activations: Tensor, gradient: LatchGradient | None = None) -> tuple[Tensor, None]:
+        """Activations [T, batch, channels, H, W] -> [T, batch, channels, H', W']; no neurons, no potentials."""
+        window = self.kernel_size, self.stride, self.padding
+        pooled = nn.functional.max_pool2d(activations.flatten(0, 1), *window)
+        return pooled.unflatten(0, activations.shape[:2]), None
 
 
 class SpikeFlatten(nn.Flatten):

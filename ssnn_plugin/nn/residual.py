@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .. import _checks
@@ -12,6 +13,8 @@ from ..functional import (
     first_spike_conv2d,
     first_spike_linear,
 )
+from ..surrogate import LatchGradient
+from .bins import in_bins
 from .connection import SpikeConnection
 from .conv import SpikeConv2d
 from .linear import SpikeLinear
@@ -48,6 +51,11 @@ class EarliestSpikeResidual(nn.Module):
                 f"block must keep the shape of its input {list(times.shape)}, got {list(spikes.shape)}"
             )
         return earliest_spike(spikes, times)
+
+    def in_bins(self, activations: Tensor, gradient: LatchGradient) -> tuple[Tensor, None]:
+        """Activations [T, batch, *] -> [T, batch, *]: 1 from the bin on in which the earlier spike is."""
+        spikes, _ = in_bins(self.block, activations, None, gradient)
+        return torch.maximum(spikes, activations), None
 
 
 class AddedCurrentResidual(nn.Module):
@@ -115,3 +123,9 @@ class AddedCurrentResidual(nn.Module):
             return_potential=return_potential,
             **layer._options(),
         )
+
+    def in_bins(
+        self, activations: Tensor, shortcut: Tensor, gradient: LatchGradient
+    ) -> tuple[Tensor, Tensor]:
+        """Activations of inputs and shortcut [T, batch, *] -> activations and potentials [T, batch, *]."""
+        return self.connection.in_bins(activations, gradient, shortcut=self.gain * shortcut)

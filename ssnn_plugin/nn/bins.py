@@ -1,0 +1,124 @@
+"""Train in bins, decide by events: a network on spike times, run over the bins of its window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .. import _checks
+from ..functional.bins import bins_to_times, potential_at_crossing, times_to_bins
+from ..surrogate import Arctan, LatchGradient
+from .connection import SpikeConnection
+
+# Modules of torch that only change the shape of a sample.
+SHAPING = nn.Flatten, nn.Unflatten, nn.Identity
+
+
+class InBins(nn.Module):
+    """A network of `IF` layers with a gradient in every bin: the same spikes, the same parameters.
+
+    Call it to learn and the network itself to decide. On spike times the gradient of an `IF` neuron is
+    read at its spike alone, and tells every input that came before it the same. Here each layer is a
+    dense layer on all bins at once, which costs T times as much as a ReLU layer, and a neuron
+    learns from every bin, silent or not. Use it where layers of `IF` neurons are to learn in depth.
+
+    Under `torch.autocast` the hidden layers compute in half precision, the last one does not.
+
+    Args:
+        network: a `SpikeSequential`, or another module made of the layers of `ssnn_plugin.nn`.
+        gradient: the rule for the step at the threshold; None is `surrogate.Arctan()`.
+
+    Shape: times [batch, *] -> times, or (times, potential) with `return_potential=True`, as the network.
+    Silent outputs are `inf`, and learn.
+
+    Raises:
+        TypeError: a layer that has no bins, such as one in continuous time.
+        ValueError: windows that are no whole number of bins, times that are no whole bins.
+
+    Source: the network as binary activations with shared weights, a threshold decomposition of its times.
+
+    >>> import torch
+    >>> from ssnn_plugin import IF
+    >>> from ssnn_plugin.nn import SpikeLinear, SpikeSequential
+    >>> network = SpikeSequential(SpikeLinear(4, 8, IF(), t_max=8), SpikeLinear(8, 2, IF(), t_max=8))
+    >>> times = torch.tensor([[0.0, 2.0, 5.0, torch.inf]])
+    >>> bool((InBins(network)(times) == network(times)).all())
+    True
+    """
+
+    def __init__(self, network: nn.Module, gradient: LatchGradient | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.gradient = Arctan() if gradient is None else gradient
+
+    def extra_repr(self) -> str:
+        return f"gradient={self.gradient!r}"
+
+    def forward(self, times: Tensor, return_potential: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Times [batch, *] -> times, or (times, potential)."""
+        activations, potentials = self.activations(times)[-1]
+        spikes = bins_to_times(activations)
+        if not return_potential:
+            return spikes
+        if potentials is None:
+            raise TypeError(f"return_potential=True needs a last layer with neurons, got {self.network!r}")
+        return spikes, potential_at_crossing(potentials, activations)
+
+    def activations(self, times: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Activations [T, batch, *] of the inputs and behind every module, with the potentials of neurons."""
+        modules = list(_in_a_row(self.network))
+        window = next((m.t_max for m in self.network.modules() if isinstance(m, SpikeConnection)), None)
+        if window is None:
+            raise TypeError(f"network must hold a layer of neurons such as SpikeLinear, got {self.network!r}")
+        last = next(module for module in reversed(modules) if not isinstance(module, SHAPING))
+        device = times.device.type
+        half = torch.is_autocast_enabled(device)
+        _checks.whole_and_positive("t_max", window)
+        outputs: list[tuple[Tensor, Tensor | None]] = [(times_to_bins(times, int(window)), None)]
+        for module in modules:
+            activations, potentials = outputs[-1]
+            if module is last:
+                activations = activations.to(times.dtype)
+            with torch.autocast(device, enabled=half and module is not last):
+                outputs.append(in_bins(module, activations, potentials, self.gradient))
+        return outputs
+
+
+def in_bins(
+    module: nn.Module, activations: Tensor, potentials: Tensor | None, gradient: LatchGradient
+) -> tuple[Tensor, Tensor | None]:
+    """Run a module over the bins of a window, [T, batch, *] in and out.
+
+    A module of your own needs a method `in_bins(activations, gradient)` that returns activations and
+    potentials, or None for these if it has no neurons.
+    """
+    if isinstance(module, nn.Sequential):
+        for child in module:
+            activations, potentials = in_bins(child, activations, potentials, gradient)
+        return activations, potentials
+    if isinstance(module, SHAPING):
+        return _each_bin(module, activations), None if potentials is None else _each_bin(module, potentials)
+    run = getattr(module, "in_bins", None)
+    if run is None:
+        raise TypeError(
+            f"{type(module).__name__} has no bins: use the layers and pools of ssnn_plugin.nn, or give it a "
+            "method in_bins(activations, gradient)"
+        )
+    outputs: tuple[Tensor, Tensor | None] = run(activations, gradient)
+    return outputs
+
+
+def _each_bin(module: nn.Module, bins: Tensor) -> Tensor:
+    outputs: Tensor = module(bins.flatten(0, 1))
+    return outputs.unflatten(0, bins.shape[:2])
+
+
+def _in_a_row(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules of nested sequences, in the order in which they run."""
+    if isinstance(module, nn.Sequential):
+        for child in module:
+            yield from _in_a_row(child)
+    else:
+        yield module
