@@ -163,8 +163,9 @@ class EveryBin(Layered):
         with torch.autocast(times.device.type, torch.bfloat16, enabled=half):
             for stage in self.stages[:-1]:
                 activations, _ = in_bins(stage.neurons, activations, None, self.gradient)
-                layers.append(bins_to_times(activations.detach()))
                 self.fired.append(activations[-1])
+                # That they fired is all that is asked of hidden neurons while learning.
+                layers.append(torch.where(activations[-1] > 0, 0.0, torch.inf))
                 activations, _ = in_bins(stage.after, activations, None, self.gradient)
         activations, potentials = in_bins(
             self.stages[-1].neurons, activations.to(times.dtype), None, self.gradient

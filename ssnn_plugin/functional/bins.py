@@ -176,3 +176,11 @@ def potential_at_crossing(potentials: Tensor, activations: Tensor) -> Tensor:
     fired = activations.detach().sum(0, dtype=torch.float32)
     bins = torch.where(fired > 0, len(potentials) - fired, len(potentials) - 1).long()
     return potentials.gather(0, bins.unsqueeze(0)).squeeze(0)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Images [batch, channels, height, width] in the layout in which dense convolutions are fast."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    channels, height, width = images.shape[1:]
+    # One channel has either layout; its strides say which one the output gets.
+    return images.as_strided(images.shape, (height * width, 1, width, 1)) if channels == 1 else images

@@ -83,14 +83,16 @@ class SpikeConnection(nn.Module):
         if not isinstance(self.neuron, IF):
             raise TypeError(f"only IF neurons have bins, got {self.neuron!r}")
         _checks.whole_and_positive("t_max", self.t_max)
-        bins = activations[: int(self.t_max)]
+        window = int(self.t_max)
+        # No slice where there is nothing to cut: its backward pass copies.
+        bins = activations[:window] if len(activations) > window else activations
         if self.training and self.dropout:
             bins = nn.functional.dropout(torch.ones_like(bins[0]), self.dropout) * bins
         currents = self._currents(bins.flatten(0, 1)).unflatten(0, bins.shape[:2])
         if shortcut is not None:
             currents = currents + shortcut[: len(bins)]
         bias = None if self.bias is None else self.bias.reshape(-1, *[1] * (currents.ndim - 3))
-        potentials = integrate(currents, int(self.t_max), bias, self.neuron.beta)
+        potentials = integrate(currents, window, bias, self.neuron.beta)
         spikes = latch(potentials, self.neuron.threshold, gradient)
         return delayed(spikes, int(self.neuron.delay)), potentials
 

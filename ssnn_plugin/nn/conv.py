@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..functional import first_spike_conv2d
+from ..functional.bins import channels_last
 from ..functional.connection import Size2d, check_padding, pair
 from ..functional.pool import AveragePool, Convolution
 from ..neurons import Neuron
@@ -134,6 +135,7 @@ class SpikeConv2d(SpikeConnection):
         )
 
     def _currents(self, inputs: Tensor) -> Tensor:
+        inputs = channels_last(inputs)
         if self.input_pool is not None:
             inputs = nn.functional.avg_pool2d(inputs, *self.input_pool.window)
         currents = nn.functional.conv2d(
