@@ -1,4 +1,4 @@
-"""The latch of a spike over the bins of a window: naive loops, autograd's own chain, gradcheck of what is smooth."""
+"""The latch of a spike over the bins of a window, against naive loops and autograd's own chain."""
 
 import math
 
@@ -192,7 +192,7 @@ def test_what_cannot_latch_is_refused():
         latch(torch.zeros(0, 3))
     with pytest.raises(TypeError, match=r"potentials must be floating, got torch.int64"):
         latch(torch.zeros(2, 3, dtype=torch.long))
-    with pytest.raises(TypeError, match="gradient must be a rule of ssnn_plugin.surrogate"):
+    with pytest.raises(TypeError, match=r"gradient must be a rule of ssnn_plugin\.surrogate"):
         latch(torch.zeros(2, 3), gradient="arctan")
     with pytest.raises(ValueError, match=r"activations must have shape \[T >= 1, \*\]"):
         bins_to_times(torch.zeros(0, 3))

@@ -1,4 +1,4 @@
-"""Networks as papers write them: "16C5s2p1", "P2" (earliest spike), "A2" (average of spikes), "500" (full)."""
+"""Networks as papers write them: "16C5s2p1", "P2" (earliest spike), "A2" (average), "500" (full)."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Network(layered.Network):
 
 
 class Training(layered.Training):
-    """`sharpness` is that of the arctan surrogates; `spike_price` that of a hidden spike, whenever it comes."""
+    """`sharpness` is that of the arctan; `spike_price` is that of a hidden spike, whenever it comes."""
 
     loss: Loss
     sharpness: PositiveFloat = 2.0

@@ -165,8 +165,11 @@ def delayed(activations: Tensor, delay: int) -> Tensor:
     return torch.cat([silent, activations[: len(activations) - len(silent)]])
 
 
-def potential_at_crossing(potentials: Tensor, activations: Tensor) -> Tensor:
-    """V [T, *] in the bin in which a neuron fired, or in the last one if it stayed silent: [*].
+def potential_at_crossing(potentials: Tensor, activations: Tensor, delay: int = 0) -> Tensor:
+    """V [T, *] in the bin in which a neuron crossed its threshold, in the last one if it is silent: [*].
+
+    Args:
+        delay: bins between the crossing and the spike.
 
     >>> import torch
     >>> v = torch.tensor([[0.0, 0.0], [2.0, 0.0], [5.0, 0.5]])
@@ -174,7 +177,7 @@ def potential_at_crossing(potentials: Tensor, activations: Tensor) -> Tensor:
     tensor([2.0000, 0.5000])
     """
     fired = activations.detach().sum(0, dtype=torch.float32)
-    bins = torch.where(fired > 0, len(potentials) - fired, len(potentials) - 1).long()
+    bins = torch.where(fired > 0, len(potentials) - fired - delay, len(potentials) - 1).long()
     return potentials.gather(0, bins.unsqueeze(0)).squeeze(0)
 
 

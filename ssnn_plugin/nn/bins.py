@@ -64,7 +64,8 @@ class InBins(nn.Module):
             return spikes
         if potentials is None:
             raise TypeError(f"return_potential=True needs a last layer with neurons, got {self.network!r}")
-        return spikes, potential_at_crossing(potentials, activations)
+        neuron = getattr(self._last(), "neuron", None)
+        return spikes, potential_at_crossing(potentials, activations, getattr(neuron, "delay", 0))
 
     def activations(self, times: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """Activations [T, batch, *] of the inputs and behind every module, with the potentials of neurons."""
@@ -72,7 +73,7 @@ class InBins(nn.Module):
         window = next((m.t_max for m in self.network.modules() if isinstance(m, SpikeConnection)), None)
         if window is None:
             raise TypeError(f"network must hold a layer of neurons such as SpikeLinear, got {self.network!r}")
-        last = next(module for module in reversed(modules) if not isinstance(module, SHAPING))
+        last = self._last()
         device = times.device.type
         half = torch.is_autocast_enabled(device)
         _checks.whole_and_positive("t_max", window)
@@ -84,6 +85,11 @@ class InBins(nn.Module):
             with torch.autocast(device, enabled=half and module is not last):
                 outputs.append(in_bins(module, activations, potentials, self.gradient))
         return outputs
+
+    def _last(self) -> nn.Module:
+        """The last module that does more than change the shape."""
+        modules = reversed(list(_in_a_row(self.network)))
+        return next(module for module in modules if not isinstance(module, SHAPING))
 
 
 def in_bins(

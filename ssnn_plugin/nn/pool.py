@@ -34,7 +34,7 @@ class EarliestSpikePool2d(nn.Module):
         return earliest_spike_pool2d(times, self.kernel_size, self.stride, self.padding)
 
     def in_bins(self, activations: Tensor, gradient: LatchGradient | None = None) -> tuple[Tensor, None]:
-        """Activations [T, batch, channels, H, W] -> [T, batch, channels, H', W']; no neurons, no potentials."""
+        """Activations [T, batch, channels, H, W] -> [T, batch, channels, H', W'], and no potentials."""
         window = self.kernel_size, self.stride, self.padding
         pooled = nn.functional.max_pool2d(activations.flatten(0, 1), *window)
         return pooled.unflatten(0, activations.shape[:2]), None

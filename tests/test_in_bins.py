@@ -1,0 +1,226 @@
+"""Networks that learn in bins are those that decide by events: spikes to the bin, gradients by a loop."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ssnn_plugin import IF, ReLPSP, surrogate
+from ssnn_plugin.functional import bins_to_times, times_to_bins
+from ssnn_plugin.losses import TemporalCrossEntropyLoss
+from ssnn_plugin.nn import (
+    AddedCurrentResidual,
+    AveragePool,
+    EarliestSpikePool2d,
+    EarliestSpikeResidual,
+    InBins,
+    SpikeConv2d,
+    SpikeFlatten,
+    SpikeLinear,
+    SpikeSequential,
+    WeightStandardization,
+    calibrate,
+)
+
+T = 8
+
+
+def spike_times(*shape, dtype=torch.float64, seed=0):
+    """Bins 0 ... T - 1, some silent."""
+    bins = torch.randint(0, T + 3, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return bins.masked_fill(bins >= T, math.inf)
+
+
+def on_a_grid(network, seed=0):
+    """Weights that are sums of powers of two: their sums are exact in any order."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        values = torch.randint(-4, 7, parameter.shape, generator=generator).to(parameter)
+        parameter.data = values / 8
+    return network
+
+
+def mlp(dtype, **options):
+    return SpikeSequential(
+        SpikeLinear(20, 30, IF(**options), t_max=T, dtype=dtype),
+        SpikeLinear(30, 30, IF(**options), t_max=T, dtype=dtype),
+        SpikeLinear(30, 4, IF(**options), t_max=T, dtype=dtype),
+    )
+
+
+def cnn(dtype):
+    return SpikeSequential(
+        SpikeConv2d(2, 6, 3, IF(), t_max=T, padding=1, dtype=dtype),
+        EarliestSpikePool2d(2),
+        SpikeConv2d(6, 8, 3, IF(2.0), t_max=T, stride=2, padding="valid", groups=2, dtype=dtype),
+        SpikeFlatten(),
+        SpikeLinear(32, 4, IF(), t_max=T, dtype=dtype),
+    )
+
+
+def pooled(dtype):
+    return SpikeSequential(
+        SpikeConv2d(2, 4, 3, IF(), t_max=T, output_pool=AveragePool(2), dtype=dtype),
+        SpikeConv2d(4, 8, 2, IF(0.5), t_max=T, input_pool=AveragePool(2), dtype=dtype),
+        SpikeLinear(8, 4, IF(0.25), t_max=T, input_pool=AveragePool(1), dtype=dtype),
+    )
+
+
+NETWORKS = [
+    (mlp, (20,), {}),
+    (mlp, (20,), {"delay": 1}),
+    (mlp, (20,), {"beta": 0.5}),
+    (cnn, (2, 10, 10), {}),
+    (pooled, (2, 10, 10), {}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("build", "shape", "options"), NETWORKS)
+def test_times_and_potentials_are_those_of_the_network_on_times(build, shape, options, dtype):
+    network = on_a_grid(build(dtype, **options))
+    times = spike_times(64, *shape, dtype=dtype)
+    expected, potential = network(times, return_potential=True)
+    actual, at_crossing = InBins(network)(times, return_potential=True)
+    assert 0.05 < actual.isfinite().double().mean() < 1 or options, (
+        "a test of silence alone, or of no silence"
+    )
+    assert torch.equal(actual, expected)
+    torch.testing.assert_close(at_crossing, potential)
+    assert torch.equal(InBins(network)(times), expected)
+
+
+def test_an_output_window_longer_than_the_hidden_one_and_a_constant_current():
+    network = SpikeSequential(
+        SpikeLinear(20, 30, IF(), t_max=T, dtype=torch.float64),
+        SpikeLinear(30, 4, IF(4.0), t_max=4 * T, bias=True, dtype=torch.float64),
+    )
+    on_a_grid(network)
+    network[1].bias.data.fill_(0.25)
+    times = spike_times(64, 20)
+    expected = network(times)
+    assert (expected[expected.isfinite()] >= T).any(), "none came in the longer window"
+    assert torch.equal(InBins(network)(times), expected)
+
+
+def test_a_shorter_window_behind_a_longer_one_sees_what_came_in_time():
+    network = SpikeSequential(
+        SpikeLinear(20, 30, IF(), t_max=T, dtype=torch.float64),
+        SpikeLinear(30, 4, IF(), t_max=3, dtype=torch.float64),
+    )
+    on_a_grid(network)
+    times = spike_times(64, 20)
+    assert torch.equal(InBins(network)(times), network(times))
+
+
+def test_residual_blocks():
+    block = EarliestSpikeResidual(SpikeLinear(20, 20, IF(), t_max=T, dtype=torch.float64))
+    network = on_a_grid(SpikeSequential(block, SpikeLinear(20, 4, IF(), t_max=T, dtype=torch.float64)))
+    times = spike_times(64, 20)
+    assert torch.equal(InBins(network)(times), network(times))
+
+    added = AddedCurrentResidual(SpikeLinear(20, 20, IF(), t_max=T, dtype=torch.float64), gain=0.5)
+    on_a_grid(added)
+    bins, _ = added.in_bins(times_to_bins(times, T), times_to_bins(times.flip(1), T), surrogate.Arctan())
+    assert torch.equal(bins_to_times(bins), added(times, times.flip(1)))
+
+
+def test_weight_gradients_are_those_of_a_loop_over_bins():
+    network = on_a_grid(mlp(torch.float64))
+    times, labels = spike_times(16, 20), torch.arange(16) % 4
+    loss = TemporalCrossEntropyLoss(T)
+    loss(InBins(network, surrogate.Triangle(2.0))(times), labels).backward()
+
+    weights = [layer.weight.detach().clone().requires_grad_() for layer in network]
+    activations = [(times <= t).double() for t in range(T)]
+    for weight in weights:
+        highest, outputs = None, []
+        for a in activations:
+            v = a @ weight.T
+            highest = v if highest is None else torch.where(v > highest, v, highest)
+            hat = (1 - (highest - 1).abs() / 2).relu() / 2
+            outputs.append((highest > 1).double() + hat.detach() * (highest - highest.detach()))
+        activations = outputs
+    times_of = T - sum(activations)
+    loss(times_of, labels).backward()
+    for layer, weight in zip(network, weights, strict=True):
+        torch.testing.assert_close(layer.weight.grad, weight.grad)
+
+
+def test_silent_neurons_learn_to_fire_in_depth():
+    torch.manual_seed(0)
+    network = mlp(torch.float32)
+    times, labels = spike_times(200, 20, dtype=torch.float32), torch.arange(200) % 4
+    for cls in range(4):
+        times[labels == cls, 5 * cls : 5 * cls + 5] = 0.0
+    for layer in network:
+        nn.init.normal_(layer.weight, std=0.05)
+    silent = network(times).isinf().double().mean()
+    learner, loss = InBins(network), TemporalCrossEntropyLoss(T)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss(learner(times), labels).backward()
+        optimizer.step()
+    assert silent == 1
+    outputs = network(times)
+    assert (outputs.argmin(1) == labels).double().mean() > 0.95
+
+
+def test_autocast_halves_the_hidden_layers_alone():
+    torch.manual_seed(0)
+    network = on_a_grid(cnn(torch.float32))
+    times = spike_times(16, 2, 10, 10, dtype=torch.float32)
+    learner = InBins(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = learner.activations(times)
+        spikes = learner(times)
+    assert {activations.dtype for activations, _ in outputs[1:-1]} == {torch.bfloat16}
+    assert outputs[-1][0].dtype == torch.float32
+    assert spikes.dtype == torch.float32
+    assert torch.equal(spikes, network(times))  # eighths of small numbers are exact in half precision
+
+
+def test_dropout_drops_a_spike_in_all_bins_and_parametrizations_hold():
+    torch.manual_seed(0)
+    layer = SpikeLinear(400, 3, IF(), t_max=T, dropout=0.5)
+    nn.init.constant_(layer.weight, 1.0)
+    parametrize.register_parametrization(layer, "weight", WeightStandardization())
+    _, potentials = layer.in_bins(torch.ones(T, 1, 400))
+    kept = potentials / 2
+    assert torch.equal(kept, kept.round())
+    assert (potentials == potentials[0]).all()
+    assert 300 < potentials[0, 0, 0] < 500
+
+
+def test_calibrated_networks_share_their_parameters():
+    network = mlp(torch.float32)
+    calibrate(network, spike_times(50, 20, dtype=torch.float32), 0.3)
+    learner = InBins(network)
+    assert {id(p) for p in learner.parameters()} == {id(p) for p in network.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("network", "error", "message"),
+    [
+        (
+            SpikeSequential(SpikeFlatten()),
+            TypeError,
+            "network must hold a layer of neurons such as SpikeLinear",
+        ),
+        (SpikeSequential(SpikeLinear(4, 2, ReLPSP(), t_max=2)), TypeError, "only IF neurons have bins"),
+        (SpikeSequential(SpikeLinear(4, 2, IF(), t_max=2.5)), ValueError, "t_max must be a whole number"),
+        (nn.Sequential(nn.ReLU(), SpikeLinear(4, 2, IF(), t_max=2)), TypeError, "ReLU has no bins"),
+    ],
+)
+def test_what_has_no_bins_is_refused(network, error, message):
+    with pytest.raises(error, match=message):
+        InBins(network)(torch.zeros(1, 4))
+
+
+def test_a_potential_needs_neurons_at_the_end():
+    network = SpikeSequential(SpikeConv2d(1, 1, 1, IF(), t_max=2), EarliestSpikePool2d(1))
+    with pytest.raises(TypeError, match="needs a last layer with neurons"):
+        InBins(network)(torch.zeros(1, 1, 2, 2), return_potential=True)
