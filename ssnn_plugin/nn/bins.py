@@ -118,7 +118,7 @@ def in_bins(
 
 def _each_bin(module: nn.Module, bins: Tensor) -> Tensor:
     outputs: Tensor = module(bins.flatten(0, 1))
-    return outputs.unflatten(0, bins.shape[:2])
+    return outputs.reshape(*bins.shape[:2], *outputs.shape[1:])
 
 
 def _in_a_row(module: nn.Module) -> Iterator[nn.Module]:

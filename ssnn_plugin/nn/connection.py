@@ -88,7 +88,8 @@ class SpikeConnection(nn.Module):
         bins = activations[:window] if len(activations) > window else activations
         if self.training and self.dropout:
             bins = nn.functional.dropout(torch.ones_like(bins[0]), self.dropout) * bins
-        currents = self._currents(bins.flatten(0, 1)).unflatten(0, bins.shape[:2])
+        currents = self._currents(bins.flatten(0, 1))
+        currents = currents.reshape(*bins.shape[:2], *currents.shape[1:])
         if shortcut is not None:
             currents = currents + shortcut[: len(bins)]
         bias = None if self.bias is None else self.bias.reshape(-1, *[1] * (currents.ndim - 3))

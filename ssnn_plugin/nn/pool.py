@@ -37,7 +37,7 @@ class EarliestSpikePool2d(nn.Module):
         """Activations [T, batch, channels, H, W] -> [T, batch, channels, H', W'], and no potentials."""
         window = self.kernel_size, self.stride, self.padding
         pooled = nn.functional.max_pool2d(activations.flatten(0, 1), *window)
-        return pooled.unflatten(0, activations.shape[:2]), None
+        return pooled.reshape(*activations.shape[:2], *pooled.shape[1:]), None
 
 
 class SpikeFlatten(nn.Flatten):
