@@ -14,6 +14,7 @@ from torch import Tensor
 from ssnn_plugin import decode, metrics
 
 from . import datasets, records
+from .allocator import keep_freed_memory
 from .config import Config
 from .datasets import Images
 from .errors import SuiteError
@@ -68,6 +69,7 @@ def execute(run: Run, progress: Progress) -> dict[str, Any]:
             folder cannot be used.
     """
     _prepare(run)
+    keep_freed_memory()
     pipeline = Pipeline(run.config.features, run.cache or datasets.default_cache())
     training, validation = datasets.hold_out(_load(run, "train"), run.config.validation)
     training = pipeline.fit(training)

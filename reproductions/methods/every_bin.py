@@ -23,9 +23,8 @@ from ssnn_plugin import IF, surrogate
 from ssnn_plugin.functional import bins_to_times
 from ssnn_plugin.functional.bins import potential_at_crossing, times_to_bins
 from ssnn_plugin.losses import RelativeTargetLoss, SingleTargetLoss, TemporalCrossEntropyLoss
-from ssnn_plugin.nn import WeightStandardization, calibrate
+from ssnn_plugin.nn import SpikeConv2d, SpikeLinear, calibrate
 from ssnn_plugin.nn.bins import in_bins
-from ssnn_plugin.nn.connection import SpikeConnection
 
 from ..config import Config, Fraction, Latency, Strict
 from . import Method, layered
@@ -34,6 +33,9 @@ from .layered import Layered
 
 # Images on which the initial weights are scaled.
 CALIBRATION = 500
+# Spread at first of the directions, in units of 1 / sqrt(inputs), and of the real weights behind binary ones.
+DIRECTION_STD = 0.58
+REAL_STD = 0.1
 
 
 class CrossEntropy(Strict):
@@ -73,19 +75,25 @@ Loss = Annotated[CrossEntropy | SingleTarget | RelativeTarget, Field(discriminat
 class Network(layered.Network):
     """Integrate-and-fire neurons of threshold 1 in bins.
 
-    Initial weights are scaled so that a fraction of each layer's neurons fires on the first training
-    `output_current` is added to V of every output in every bin.
+    Initial weights are scaled so that the fraction `firing` of each layer's neurons fires on the first
+    training images. `output_current` is what V of an output grows by in every bin at first; it is learned.
+    Binary weights are +alpha or -alpha, with one learned alpha per layer (BS4NN).
     """
 
     t_max: PositiveInt
     firing: Fraction = 0.15
     output_current: NonNegativeFloat = 0.0
+    weights: Literal["standardized", "binary"] = "standardized"
 
 
 class Training(layered.Training):
-    """`sharpness` is that of the arctan; `spike_price` is that of a hidden spike, whenever it comes."""
+    """`potential_loss` weighs a cross-entropy on twice V of the outputs at the end of the hidden window.
+
+    `sharpness` is that of the arctan; `spike_price` is that of a hidden spike, whenever it comes.
+    """
 
     loss: Loss
+    potential_loss: NonNegativeFloat = 0.0
     sharpness: PositiveFloat = 2.0
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -125,6 +133,9 @@ class EveryBin(Layered):
         self.timing = settings.training.loss.build(settings.network.t_max)
         self.gradient = surrogate.Arctan(settings.training.sharpness)
         self.fired: list[Tensor] = []
+        self.connections = [
+            module for module in self.network.modules() if isinstance(module, SpikeLinear | SpikeConv2d)
+        ]
 
     def options(self, number: int) -> dict[str, Any]:
         network = self.settings.network
@@ -136,23 +147,23 @@ class EveryBin(Layered):
         nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
 
     def _linear(self, *args: Any) -> nn.Module:
-        return _standardized(super()._linear(*args))
+        return self._parametrized(super()._linear(*args))
 
     def _convolution(self, *args: Any) -> nn.Module:
-        return _standardized(super()._convolution(*args))
+        return self._parametrized(super()._convolution(*args))
+
+    def _parametrized(self, layer: nn.Module) -> nn.Module:
+        kind = BinaryWeights if self.settings.network.weights == "binary" else StandardizedWeights
+        parametrize.register_parametrization(layer, "weight", kind())
+        return layer
 
     def before_epoch(self, epoch: int, times: Tensor) -> None:
         if epoch:
             return
         network = nn.Sequential(*(nn.Sequential(stage.neurons, *stage.after) for stage in self.stages))
         calibrate(network, times[:CALIBRATION].to(self.device), self.settings.network.firing)
-        with torch.no_grad():
-            for layer in self._connections():
-                direction = layer.get_parameter("parametrizations.weight.original0")
-                # Of equal length in all layers and neurons, so that a step turns all alike.
-                direction.div_(direction.flatten(1).norm(dim=1).reshape(-1, *[1] * (direction.ndim - 1)))
-                if layer.bias is not None:
-                    layer.bias.requires_grad_(False).fill_(self.settings.network.output_current)
+        if (current := self.connections[-1].bias) is not None:
+            nn.init.constant_(current, self.settings.network.output_current)
 
     def forward(self, times: Tensor) -> tuple[list[Tensor], Tensor]:
         if not self.network.training:
@@ -171,6 +182,7 @@ class EveryBin(Layered):
             self.stages[-1].neurons, activations.to(times.dtype), None, self.gradient
         )
         assert potentials is not None
+        self.at_end = potentials[self.settings.bins - 1]
         return [*layers, bins_to_times(activations)], potential_at_crossing(potentials, activations)
 
     def costs(self, layers: list[Tensor]) -> Tensor | float:
@@ -181,17 +193,67 @@ class EveryBin(Layered):
 
     def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
         loss: Tensor = self.timing(outputs, labels)
+        if self.training.potential_loss:
+            loss = loss + self.training.potential_loss * nn.functional.cross_entropy(2 * self.at_end, labels)
         return loss
 
-    def _connections(self) -> list[SpikeConnection]:
-        return [module for module in self.network.modules() if isinstance(module, SpikeConnection)]
+
+class StandardizedWeights(nn.Module):
+    """Parametrization of a weight by directions without mean and a learned gain per neuron, 1 at first.
+
+    Without a common shift of a neuron's weights, which would only make it fire ever earlier, or never.
+    What the gains are relative to is the norm of the weight as it was assigned last, a number per layer.
+    """
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, direction: Tensor, gain: Tensor) -> Tensor:
+        """Directions [out, *] and gains [out] -> weight [out, *]."""
+        unit = _per_neuron(1 / _centred(direction).flatten(1).norm(dim=1), direction)
+        return self.scale * _per_neuron(gain, direction) * _centred(direction) * unit
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Directions and gains for a weight [out, *]."""
+        self.scale.copy_(_centred(weight).flatten(1).norm(dim=1).mean())
+        return DIRECTION_STD * weight / weight.std() * weight[0].numel() ** -0.5, weight.new_ones(len(weight))
 
 
-def _standardized(layer: nn.Module) -> nn.Module:
-    """Zero-mean weights of a learned norm: a common shift would only make a neuron fire ever earlier."""
-    parametrize.register_parametrization(layer, "weight", WeightStandardization(shift=0.0))
-    layer.get_parameter("parametrizations.weight.original2").requires_grad_(False)
-    return layer
+class BinaryWeights(nn.Module):
+    """Parametrization of a weight by +alpha and -alpha, the signs of real weights v without their mean.
+
+    The gradient of a weight goes straight through to v where |v| <= 1; alpha is a learned factor of what
+    the weight was when it was assigned last, 1 at first.
+    """
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, real: Tensor, alpha: Tensor) -> Tensor:
+        """Real weights [out, *] and alpha [] -> weight [out, *]."""
+        passed = _centred(real).clamp(-1, 1)
+        sign = torch.where(passed >= 0, 1.0, -1.0).to(real)
+        return self.scale * alpha * (sign + (passed - passed.detach()))
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Real weights of the same signs, and alpha, for a weight [out, *]."""
+        self.scale.copy_(weight.abs().mean())
+        return REAL_STD * weight / weight.std(), torch.ones_like(self.scale)
+
+
+def _centred(weight: Tensor) -> Tensor:
+    return weight - _per_neuron(weight.flatten(1).mean(1), weight)
+
+
+def _per_neuron(values: Tensor, weight: Tensor) -> Tensor:
+    """Values [out] in a shape that goes with a weight [out, *]."""
+    return values.reshape(-1, *[1] * (weight.ndim - 1))
 
 
 def build(settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str) -> Method:
