@@ -44,8 +44,8 @@ def not_exported_by_a_host(module: nn.Module) -> None:
     """
     if not torch.compiler.is_compiling() and nn.Module.__call__.__module__ == "nirtorch.graph":
         raise TypeError(
-            f"{type(module).__name__} fires at most once, which the hosts' exporters to NIR do not know: "
-            "they would write one that fires again, or none. Use ssnn_plugin.nir.to_nir(model, t_max=...)"
+            f"{type(module).__name__} fires at most once: the hosts' exporters to NIR would write a neuron "
+            "that fires again, or none. Use ssnn_plugin.nir.to_nir(model, t_max=...)"
         )
 
 

@@ -178,6 +178,13 @@ def test_what_a_reader_cannot_have_is_refused_when_writing(neuron, options, mess
         to_nir(layer, **options)
 
 
+def test_a_bias_in_front_of_a_pool_of_currents_is_refused_as_well():
+    layer = SpikeConv2d(1, 2, 3, IF(), t_max=T, bias=True, output_pool=AveragePool(2))
+    nn.init.ones_(layer.bias)
+    with pytest.raises(ValueError, match=r"^if \(IF\): dt must be 1 behind a node with a bias, got 0\.5"):
+        to_nir(layer, input_shape=(1, 6, 6), dt=0.5)
+
+
 @pytest.mark.parametrize("reader", IMPORTERS)
 def test_padded_pools_are_refused(reader):
     network = SpikeSequential(SpikeConv2d(1, 2, 3, IF(), t_max=T), EarliestSpikePool2d(3, 1, padding=1))

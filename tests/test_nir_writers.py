@@ -134,9 +134,7 @@ def test_an_endless_time_constant_is_named(beta):
     graph = quietly(partial(export_to_nir, ignore_dims=[0]), model, torch.zeros(1, 10))
     options = {"t_max": T, "single_spike": True, "writer": "snntorch"}
     if beta == 1:
-        with pytest.raises(
-            ValueError, match=r"^1 \(LIF\): tau must be finite, got inf. Without a leak use"
-        ):
+        with pytest.raises(ValueError, match=r"^1 \(LIF\): tau must be finite, got inf. Without a leak use"):
             from_nir(graph, **options)
     else:
         assert from_nir(graph, **options)[0].neuron.beta == pytest.approx(beta)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 from typing import Any, TypeAlias
 
 import nir
@@ -13,6 +12,9 @@ import numpy as np
 from torch import Tensor
 
 Named: TypeAlias = list[tuple[str, nir.NIRNode]]
+
+CONNECTIONS = nir.Linear | nir.Affine | nir.Conv2d
+NEURONS = nir.IF | nir.LIF
 
 # What counts as a reset, or an inhibition, that a neuron does not come back from.
 LOWEST_RESET = -1e6
@@ -50,14 +52,18 @@ def in_numpy(graph: nir.NIRGraph) -> nir.NIRGraph:
 
 def integrators_behind_a_bias(nodes: Iterable[tuple[str, nir.NIRNode]]) -> Iterator[tuple[str, nir.IF]]:
     """The IF neurons of a chain that a bias drives, with their names."""
-    for (_, before), (name, node) in pairwise(nodes):
-        if isinstance(node, nir.IF) and np.any(getattr(before, "bias", 0.0)):
+    biased = False
+    for name, node in nodes:
+        if isinstance(node, CONNECTIONS):
+            biased = bool(np.any(getattr(node, "bias", 0.0)))
+        if isinstance(node, nir.IF) and biased:
             yield name, node
+        biased = biased and not isinstance(node, NEURONS)
 
 
 def is_first_spike_pool(neuron: Any) -> bool:
     """Whether a neuron behind a SumPool2d makes it a first-spike pool."""
-    return isinstance(neuron, nir.IF | nir.LIF) and bool(neuron.metadata.get("first_spike_pool", False))
+    return isinstance(neuron, NEURONS) and bool(neuron.metadata.get("first_spike_pool", False))
 
 
 def pools_as(kind: type, nodes: Iterable[tuple[str, nir.NIRNode]]) -> Named:
@@ -88,13 +94,12 @@ def pools_as(kind: type, nodes: Iterable[tuple[str, nir.NIRNode]]) -> Named:
 
 def _connection_beside(chain: Named, place: int) -> tuple[int, bool]:
     """Where the connection of a pool's layer stands, and whether it stands in front of the pool."""
-    connections, neurons = nir.Linear | nir.Affine | nir.Conv2d, nir.IF | nir.LIF
     ways = (range(place - 1, -1, -1), True), (range(place + 1, len(chain)), False)
     for way, in_front in ways:
         for other in way:
-            if isinstance(chain[other][1], neurons):
+            if isinstance(chain[other][1], NEURONS):
                 break
-            if isinstance(chain[other][1], connections):
+            if isinstance(chain[other][1], CONNECTIONS):
                 return other, in_front
     name, pool = chain[place]
     raise ValueError(f"{name} ({type(pool).__name__}) needs a Linear, Affine or Conv2d node beside it")
@@ -109,7 +114,7 @@ def with_self_inhibition(graph: nir.NIRGraph) -> nir.NIRGraph:
     nodes, edges = dict(graph.nodes), []
     for start, end in graph.edges:
         node: Any = graph.nodes[start]
-        if isinstance(node, nir.IF | nir.LIF):
+        if isinstance(node, NEURONS):
             spikes, inhibition = f"{start}_spikes", f"{start}_inhibition"
             # snnTorch 1.0 misreads a loop through one Linear node, so there are two.
             nodes[spikes] = _each_by_itself(node, 1.0)
@@ -152,7 +157,7 @@ def without_self_inhibition(graph: nir.NIRGraph) -> nir.NIRGraph:
     """Neurons that are reset as deeply as a loop of connections inhibits them, instead of the loop."""
     nodes, edges = dict(graph.nodes), list(graph.edges)
     for name, node in graph.nodes.items():
-        loop = _loop(graph, name) if isinstance(node, nir.IF | nir.LIF) else []
+        loop = _loop(graph, name) if isinstance(node, NEURONS) else []
         weight = math.prod(_self_weight(graph.nodes[other]) for other in loop)
         if not loop or weight > LOWEST_RESET:
             continue
@@ -169,7 +174,7 @@ def _loop(graph: nir.NIRGraph, neuron: str) -> list[str]:
         after.setdefault(start, []).append(end)
     for name in after.get(neuron, []):
         path: list[str] = []
-        while isinstance(graph.nodes[name], nir.Linear | nir.Affine | nir.Conv2d) and name not in path:
+        while isinstance(graph.nodes[name], CONNECTIONS) and name not in path:
             path.append(name)
             if len(after.get(name, [])) != 1:
                 break

@@ -150,7 +150,7 @@ def _neuron(name: str, node: Any, behind: Any, dt: float, single_spike: bool) ->
         beta, gain = 1 - dt / tau, gain * dt / tau
         if beta < -ROUNDING or beta > 1:
             raise ValueError(
-                f"{name} (LIF): tau must be at least dt = {dt}, in the graph's unit, got {tau}. "
+                f"{name} (LIF): tau must be at least dt = {dt}, in the graph's unit, got {tau:.6g}. "
                 "Pass the dt of the graph, or its writer"
             )
     delay = _one_value(name, "delay", behind.delay) / dt if isinstance(behind, nir.Delay) else 0.0
