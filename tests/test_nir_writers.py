@@ -126,6 +126,7 @@ def test_modules_that_norse_does_not_know_are_named():
         from_nir(norse.to_nir(model, torch.zeros(1, 10)), t_max=T, single_spike=True, writer="norse")
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
 @pytest.mark.parametrize("beta", [0.9, 1.0])
 def test_an_endless_time_constant_is_named(beta):
     """snnTorch writes it for a Leaky with beta 1."""

@@ -140,26 +140,31 @@ def _neuron(name: str, node: Any, behind: Any, dt: float, single_spike: bool) ->
     threshold, gain = _one_value(name, "v_threshold", node.v_threshold), _one_value(name, "r", node.r)
     if not gain > 0:
         raise ValueError(f"{name} ({type(node).__name__}): r must be above 0, got {gain}")
-    beta = 1.0
-    if isinstance(node, nir.LIF):
-        if _one_value(name, "v_leak", node.v_leak) != 0:
-            raise ValueError(f"{name} (LIF): v_leak must be 0, got {np.max(node.v_leak)}")
-        tau = _one_value(name, "tau", node.tau)
-        if not math.isfinite(tau):
-            raise ValueError(f"{name} (LIF): tau must be finite, got {tau}. Without a leak use an IF node")
-        beta, gain = 1 - dt / tau, gain * dt / tau
-        if beta < -ROUNDING or beta > 1:
-            raise ValueError(
-                f"{name} (LIF): tau must be at least dt = {dt}, in the graph's unit, got {tau:.6g}. "
-                "Pass the dt of the graph, or its writer"
-            )
+    lost = _leak(name, node, dt) if isinstance(node, nir.LIF) else 0.0
+    # A LIF node counts an input r dt / tau times.
+    counted = gain * lost if isinstance(node, nir.LIF) else gain
     delay = _one_value(name, "delay", behind.delay) / dt if isinstance(behind, nir.Delay) else 0.0
-    neuron = {"threshold": threshold / gain, "delay": delay, "beta": max(beta, 0.0)}
+    neuron = {"threshold": threshold / counted, "delay": delay, "beta": max(1 - lost, 0.0)}
     if marked:
         neuron = {key: _as_noted(name, key, value, node.metadata) for key, value in neuron.items()}
     if math.isclose(neuron["delay"], round(neuron["delay"]), rel_tol=ROUNDING):
         neuron["delay"] = round(neuron["delay"])
     return IF(**neuron)  # type: ignore[arg-type]
+
+
+def _leak(name: str, node: nir.LIF, dt: float) -> float:
+    """What a neuron loses of its potential in a bin, dt / tau."""
+    if _one_value(name, "v_leak", node.v_leak) != 0:
+        raise ValueError(f"{name} (LIF): v_leak must be 0, got {np.max(node.v_leak)}")
+    tau = _one_value(name, "tau", node.tau)
+    if not math.isfinite(tau):
+        raise ValueError(f"{name} (LIF): tau must be finite, got {tau}. Without a leak use an IF node")
+    if tau <= 0 or dt / tau > 1 + ROUNDING:
+        raise ValueError(
+            f"{name} (LIF): tau must be at least dt = {dt}, in the graph's unit, got {tau:.6g}. "
+            "Pass the dt of the graph, or its writer"
+        )
+    return dt / tau
 
 
 def _as_noted(name: str, key: str, value: float, metadata: dict[str, Any]) -> float:

@@ -79,16 +79,8 @@ def to_nir(
     else:
         network = to_event_driven(model, t_max=t_max)
     window = next(layer.t_max for layer in network if isinstance(layer, SpikeConnection))
-    shape = _input_shape(network, input_shape)
     metadata = {"T": window, "dt": dt, "tie_rule": tie_rule}
-    parameters = next(network.parameters())
-    times = torch.full((1, *shape), math.inf, dtype=parameters.dtype, device=parameters.device)
-    nodes: list[nir.NIRNode] = [nir.Input(input_type={"input": np.array(shape)})]
-    for path, layer in children(network):
-        before, times = times, layer(times)
-        nodes += _nodes(path, layer, tuple(before.shape[1:]), tuple(times.shape[1:]), metadata)
-    nodes.append(nir.Output(output_type={"output": np.array(times.shape[1:])}))
-    graph = nir.NIRGraph.from_list(*nodes)
+    graph = _graph(network, _input_shape(network, input_shape), metadata)
     if reader is not None:
         return for_reader(graph, reader)
     for name, _ in integrators_behind_a_bias(graph.nodes.items()):
@@ -98,6 +90,17 @@ def to_nir(
                 "the bias counts once a bin. Leave dt out, or name the reader"
             )
     return graph
+
+
+def _graph(network: SpikeSequential, shape: tuple[int, ...], metadata: dict[str, Any]) -> nir.NIRGraph:
+    parameters = next(network.parameters())
+    times = torch.full((1, *shape), math.inf, dtype=parameters.dtype, device=parameters.device)
+    nodes: list[nir.NIRNode] = [nir.Input(input_type={"input": np.array(shape)})]
+    for path, layer in children(network):
+        before, times = times, layer(times)
+        nodes += _nodes(path, layer, tuple(before.shape[1:]), tuple(times.shape[1:]), metadata)
+    nodes.append(nir.Output(output_type={"output": np.array(times.shape[1:])}))
+    return nir.NIRGraph.from_list(*nodes)
 
 
 def _input_shape(model: SpikeSequential, given: Sequence[int] | None) -> tuple[int, ...]:
