@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -35,6 +35,18 @@ def own_forward(module: object, *kinds: type) -> None:
     """Refuse a subclass that computes something else than the class it is taken for."""
     if getattr(type(module), "forward", None) not in [getattr(kind, "forward", None) for kind in kinds]:
         raise ValueError("its class has a forward of its own. Use the plain class")
+
+
+def not_exported_by_a_host(module: nn.Module) -> None:
+    """Refuse the hosts' exporters to NIR, which know no neuron that fires once.
+
+    They run a model once while nirtorch has put a tracer in the place of `nn.Module.__call__`.
+    """
+    if not torch.compiler.is_compiling() and nn.Module.__call__.__module__ == "nirtorch.graph":
+        raise TypeError(
+            f"{type(module).__name__} fires at most once: the hosts' exporters to NIR would write a neuron "
+            "that fires again, or none. Use ssnn_plugin.nir.to_nir(model, t_max=...)"
+        )
 
 
 def gap(name: str, value: float, t_max: float) -> None:

@@ -164,6 +164,14 @@ class SingleSpikeIFCell(SNNCell):  # type: ignore[misc]
         _check_parameters(p, dt)
         super().__init__(single_spike_if_step, _initial_state, p, dt)
 
+    def forward(
+        self, input_tensor: Tensor, state: SingleSpikeIFState | None = None
+    ) -> tuple[Tensor, SingleSpikeIFState]:
+        """Currents [batch, *] and state -> spikes and state."""
+        _checks.not_exported_by_a_host(self)
+        outputs: tuple[Tensor, SingleSpikeIFState] = super().forward(input_tensor, state)
+        return outputs
+
 
 class SingleSpikeIF(SNN):  # type: ignore[misc]
     """Integrate-and-fire neurons that fire at most once, a window per call, as `norse.torch.IAF`.
@@ -199,6 +207,7 @@ class SingleSpikeIF(SNN):  # type: ignore[misc]
         self, input_tensor: Tensor, state: SingleSpikeIFState | None = None
     ) -> tuple[Tensor, SingleSpikeIFState]:
         """Currents [T, batch, *] and state -> spikes [T, batch, *] and state."""
+        _checks.not_exported_by_a_host(self)
         start = None if state is None else state.v
         spikes, v = single_spike_sequence(input_tensor, start, **_neuron(self.p, self.dt, input_tensor))
         return spikes, SingleSpikeIFState(v if self.record_states else v[-1])
@@ -239,6 +248,7 @@ class FirstSpikePool2dCell(nn.Module):
         self, input_tensor: Tensor, state: FirstSpikePool2dState | None = None
     ) -> tuple[Tensor, FirstSpikePool2dState]:
         """Spikes and state -> pooled spikes and state."""
+        _checks.not_exported_by_a_host(self)
         window = self.kernel_size, self.stride, self.padding
         fired = None if state is None else state.fired
         spikes, fired = first_spike_pool2d_step(input_tensor, fired, *window)
@@ -258,6 +268,7 @@ class FirstSpikePool2d(FirstSpikePool2dCell):
         self, input_tensor: Tensor, state: FirstSpikePool2dState | None = None
     ) -> tuple[Tensor, FirstSpikePool2dState]:
         """Spikes [T, *] and state -> pooled spikes [T, *] and state."""
+        _checks.not_exported_by_a_host(self)
         fired = None if state is None else state.fired
         spikes, seen = first_spike_pool2d_sequence(
             input_tensor, fired, self.kernel_size, self.stride, self.padding

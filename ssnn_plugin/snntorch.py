@@ -177,6 +177,7 @@ class SingleSpike(_Stateful):
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Currents [batch, *] and state -> spikes and state; [T, batch, *] with `sequence=True`."""
+        _checks.not_exported_by_a_host(self)
         input_ = floating(input_)
         if self.inhibition and input_.ndim != 2 + self.sequence:
             raise ValueError(f"input_ must be [batch, features] with inhibition, got {list(input_.shape)}")
@@ -251,6 +252,7 @@ class FirstSpikePool2d(_Stateful):
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Spikes [batch, channels, H, W] and state -> pooled spikes and state."""
+        _checks.not_exported_by_a_host(self)
         window = self.kernel_size, self.stride, self.padding
         padded = [n + 2 * p for n, p in zip(input_.shape[-2:], self.padding, strict=True)]
         size = output_size(padded, list(self.kernel_size), list(self.stride), [1, 1])

@@ -154,17 +154,11 @@ def test_metadata_survive_the_file(tmp_path):
     )
     graph = _filed(to_nir(network, input_shape=(1, 6, 6), tie_rule="first_index"), tmp_path)
     neurons = [(name, graph.nodes[name]) for name in ("lif", "if", "if_1")]
+    common = {"single_spike": True, "T": T, "dt": 1.0, "tie_rule": "first_index"}
     assert [node.metadata for _, node in neurons] == [
-        {"single_spike": True, "T": T, "delay": 0, "tie_rule": "first_index", "beta": 0.75},
-        {
-            "single_spike": True,
-            "T": T,
-            "delay": 0,
-            "tie_rule": "first_index",
-            "beta": 1.0,
-            "first_spike_pool": True,
-        },
-        {"single_spike": True, "T": T, "delay": 2, "tie_rule": "first_index", "beta": 1.0},
+        {**common, "threshold": 2.0, "delay": 0, "beta": 0.75},
+        {**common, "threshold": 0.5, "delay": 0, "beta": 1.0, "first_spike_pool": True},
+        {**common, "threshold": 1.0, "delay": 2, "beta": 1.0},
     ]
     assert all((node.v_reset <= -1e6).all() for _, node in neurons)
     lif, pool, last = (node for _, node in neurons)
@@ -455,9 +449,9 @@ NO_CHAIN = "graph must be a chain"
         (
             lambda: _chain(_weight(), _if(metadata=MARKED), nir.Delay(np.full(2, 1.0))),
             {},
-            r"^if: the Delay node behind it has 1\.0 bins, its metadata 2",
+            r"^if: its delay is 1\.0 in the graph and 2\.0 in its metadata",
         ),
-        (lambda: _chain(_weight(), _if(metadata=MARKED)), {}, r"^if: the Delay node .* 0\.0 bins, its metad"),
+        (lambda: _chain(_weight(), _if(metadata=MARKED)), {}, r"^if: its delay is 0\.0 in the graph and 2"),
         (
             lambda: _chain(_weight(), _if(), nir.Delay(np.full(2, 1.5))),
             {},
@@ -466,11 +460,11 @@ NO_CHAIN = "graph must be a chain"
         (lambda: _chain(nir.Delay(np.ones(3)), _weight(), _if()), {}, "(?i)delay"),
         (lambda: _chain(_weight(), nir.Delay(np.ones(2)), _if()), {}, "(?i)delay"),
         (lambda: _chain(_weight(), _if(), *[nir.Delay(np.ones(2))] * 2), {}, "(?i)delay"),
-        (lambda: _images(_pool()), {}, r"^sumpool2d \(SumPool2d\) is supported only as a first-spike pool"),
+        (lambda: _images(_pool()), {}, r"^sumpool2d \(SumPool2d\) needs a Linear, Affine or Conv2d node"),
         (
             lambda: _images(_pool(), nir.IF(*(np.full((1, 2, 2), x) for x in (1.0, 0.5, -1e9)))),
             {},
-            r"^sumpool2d \(SumPool2d\) is supported only as a first-spike pool of to_nir's",
+            r"^sumpool2d \(SumPool2d\) needs a Linear, Affine or Conv2d node beside it",
         ),
         (
             lambda: _images(nir.Flatten({"input": np.array([1, 4, 4])}, start_dim=1)),

@@ -111,6 +111,7 @@ class SpikeConv2d(SpikeConnection):
 
     def forward(self, times: Tensor, return_potential: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Times [B, in, H, W] -> times [B, out, H', W'], or (times, potential)."""
+        _checks.not_exported_by_a_host(self)
         times, weight = self._drop(times)
         stride, dilation = list(self.stride), list(self.dilation)
         padding: Size2d | str = self.padding

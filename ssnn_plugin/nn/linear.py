@@ -82,6 +82,7 @@ class SpikeLinear(SpikeConnection):
 
     def forward(self, times: Tensor, return_potential: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Times [*, in] -> times [*, out], or (times, potential)."""
+        _checks.not_exported_by_a_host(self)
         times, weight = self._drop(times)
         if self.input_pool is not None:
             outputs = self._on_pooled(times, weight, self.input_pool)
