@@ -1,4 +1,4 @@
-"""The allocator of glibc, told to keep large blocks: a training step asks for the same ones again and again."""
+"""glibc told to keep large blocks: a training step asks for the same ones again and again."""
 
 from __future__ import annotations
 
