@@ -84,7 +84,7 @@ def _neuron(p: SingleSpikeIFParameters, dt: float, like: Tensor) -> dict[str, An
     if p.method != LATENCY:
         alpha = torch.as_tensor(p.alpha, device=like.device, dtype=like.dtype)
         surrogate = partial(norse_threshold, method=p.method, alpha=alpha)
-    v_th = within(p.v_th, 0, math.inf) if isinstance(p.v_th, Tensor) else p.v_th
+    v_th = within(p.v_th, 0, None) if isinstance(p.v_th, Tensor) else p.v_th
     return {"threshold": v_th, "beta": decay_per_step(p, dt), "spike_grad": surrogate}
 
 

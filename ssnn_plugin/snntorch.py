@@ -105,7 +105,8 @@ class SingleSpike(_Stateful):
 
     Shape: [batch, *] -> (spikes, mem) of that shape, or spikes alone with `init_hidden=True` and
     `output=False`. With `sequence=True` all are [T, batch, *], and without a hidden state every call starts
-    anew. The dtype is kept, so that half precision also adds up in half precision.
+    anew. The dtype is kept, so that half precision also adds up in half precision; under autocast it is
+    float32, as in `Leaky`.
 
     Raises:
         ValueError: a negative threshold; `reset_mechanism`, `reset_delay`; `state_quant` with `sequence`.
@@ -181,7 +182,7 @@ class SingleSpike(_Stateful):
         if self.inhibition and input_.ndim != 2 + self.sequence:
             raise ValueError(f"input_ must be [batch, features] with inhibition, got {list(input_.shape)}")
         state = self._state(input_, mem, input_.shape[1:] if self.sequence else input_.shape)
-        threshold = within(self.threshold, 0, torch.inf)
+        threshold = within(self.threshold, 0, None)
         neuron: dict[str, Any] = {
             "threshold": threshold,
             "beta": within(self.beta, 0, 1),
