@@ -755,7 +755,7 @@ def test_state_quant_is_that_of_leaky_until_the_spike():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reset_mechanism": "subtract"}, "reset_mechanism must be left out, got 'subtract'"),
+        ({"reset_mechanism": "subtract"}, "reset_mechanism must be 'none', got 'subtract'"),
         ({"reset_delay": True}, "reset_delay must be left out, got True"),
         ({"threshold": -0.5}, "threshold must be at least 0, got -0.5"),
         (
