@@ -77,6 +77,7 @@ class SingleSpikeIFParameters(NamedTuple):
 # Fields of Norse's parameters that this neuron has as 0, and that mean nothing to a neuron without reset.
 AT_REST = ("v_leak", "v_reset")
 OF_THE_RESET = ("reset_method",)
+ROUNDING = 1e-6
 
 
 def own_parameters(p: Any, dt: float) -> Any:
@@ -144,8 +145,9 @@ def _neuron(p: SingleSpikeIFParameters, dt: float, like: Tensor) -> dict[str, An
 
 
 def decay_per_step(p: SingleSpikeIFParameters, dt: float) -> float | Tensor:
-    """What a step keeps of the potential."""
-    return 1.0 - dt * p.tau_mem_inv
+    """What a step keeps of the potential; nothing, not less, where 1 / dt is rounded."""
+    kept = 1.0 - dt * p.tau_mem_inv
+    return within(kept, 0, None) if isinstance(kept, Tensor) else max(kept, 0.0)
 
 
 def _checked(p: Any, dt: float) -> Any:
@@ -154,10 +156,10 @@ def _checked(p: Any, dt: float) -> Any:
     p = own_parameters(p, dt)
     methods = (LATENCY, "heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc")
     _checks.one_of("method", p.method, methods)
-    v_th, beta = torch.as_tensor(p.v_th), torch.as_tensor(decay_per_step(p, dt))
+    v_th, lost = torch.as_tensor(p.v_th), torch.as_tensor(dt * p.tau_mem_inv)
     if _checks.has_values(v_th) and not bool((v_th >= 0).all()):
         raise ValueError(f"v_th must be at least 0, got {p.v_th!r}")
-    if _checks.has_values(beta) and not bool(((beta >= 0) & (beta <= 1)).all()):
+    if _checks.has_values(lost) and not bool(((lost >= 0) & (lost <= 1 + ROUNDING)).all()):
         raise ValueError(f"tau_mem_inv must lie in 0 ... 1 / dt = {1 / dt}, got {p.tau_mem_inv!r}")
     return p
 

@@ -207,6 +207,17 @@ class SingleSpike(_Stateful):
             spikes = _only_the_highest(spikes, mem, mem > threshold)
         return self._outputs(spikes * self.graded_spikes_factor.to(spikes.dtype), mem)
 
+    def fire(self, mem: Tensor) -> Tensor:
+        """Spikes at potential `mem` of neurons that have not fired yet, as `Leaky.fire`."""
+        spikes, _ = single_spike_step(
+            mem,
+            threshold=within(self.threshold, 0, None),
+            spike_grad=self.spike_grad,
+            quantize=self.state_quant or None,
+        )
+        graded: Tensor = spikes * self.graded_spikes_factor.to(spikes.dtype)
+        return graded
+
 
 def _check_no_reset(mechanism: str | None) -> None:
     if mechanism not in (None, "none"):

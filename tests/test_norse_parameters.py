@@ -10,6 +10,7 @@ from ssnn_plugin import decode, to_event_driven
 from ssnn_plugin.norse import (
     SingleSpikeIF,
     SingleSpikeIFCell,
+    SingleSpikeIFParameters,
     SpikesToTimesDecoder,
     single_spike_if_step,
 )
@@ -58,6 +59,19 @@ def test_parameters_of_a_box_neuron_that_adds_its_input_as_it_is():
     expected = _first_spikes(norse.LIFBoxCell(p), currents)
     assert expected.isfinite().any()
     assert torch.equal(_first_spikes(SingleSpikeIFCell(p), currents), expected)
+
+
+@pytest.mark.parametrize(
+    "tau", [torch.tensor(1000.0002), torch.tensor([999.9999, 1000.0002]), 1000.0000000002]
+)
+def test_a_time_constant_of_one_step_may_be_rounded(tau):
+    """1 / 0.001 in single precision, as an imported graph has it."""
+    neuron = SingleSpikeIFCell(SingleSpikeIFParameters(tau_mem_inv=tau))
+    _, state = neuron(torch.full((1, 2), 0.5))
+    _, state = neuron(torch.full((1, 2), 0.75), state)
+    torch.testing.assert_close(state.v, torch.full((1, 2), 0.75))
+    with pytest.raises(ValueError, match="tau_mem_inv must lie in 0"):
+        SingleSpikeIFCell(SingleSpikeIFParameters(tau_mem_inv=tau * 1.01))
 
 
 class Learned(torch.nn.Module):

@@ -116,3 +116,12 @@ def test_another_reset_is_refused_early_and_late(mechanism):
         neuron.reset_mechanism = mechanism
     neuron.reset_mechanism = "none"
     assert neuron.reset_mechanism_val == 2
+
+
+def test_fire_is_that_of_the_host_for_neurons_that_have_not_fired():
+    mem, factor = torch.tensor([0.5, 1.0, 1.5]), torch.tensor(2.0)
+    options = {"threshold": 1.0, "graded_spikes_factor": factor}
+    assert SingleSpike(**options).fire(mem).tolist() == snn.Leaky(0.9, **options).fire(mem).tolist()
+    leaf = mem.clone().requires_grad_()
+    SingleSpike().fire(leaf).sum().backward()
+    assert leaf.grad.tolist() == [0.0, 0.0, 1.0]
