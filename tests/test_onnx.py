@@ -102,3 +102,19 @@ def test_a_network_of_norse_exports(tmp_path):
     found = session.run(None, {"x": x.numpy()})
     assert torch.equal(torch.from_numpy(found[0]), z)
     torch.testing.assert_close(torch.from_numpy(found[1]), state[1].v)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [ssnn_snntorch.FirstSpikePool2d(2, sequence=True), ssnn_norse.FirstSpikePool2d(2)],
+    ids=["snntorch", "norse"],
+)
+def test_a_pool_of_a_window_exports(pool, tmp_path):
+    path = str(tmp_path / "model.onnx")
+    x = (torch.rand(STEPS, 2, 1, 4, 6, generator=torch.Generator().manual_seed(0)) < 0.2).float()
+    # In a network: a neuron of snnTorch's on its own keeps its state in a buffer of another shape.
+    torch.onnx.export(nn.Sequential(pool), (x,), path, verbose=False, input_names=["x"])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    spikes, _ = pool(x)
+    assert spikes.any()
+    assert torch.equal(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), spikes)

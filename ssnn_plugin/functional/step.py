@@ -260,7 +260,7 @@ def first_spike_pool2d_sequence(
     """
     flat = torch.nn.functional.max_pool2d(spikes.flatten(0, 1), kernel_size, stride, padding)
     pooled = flat.reshape(*spikes.shape[:2], *flat.shape[1:])
-    seen = (pooled != 0).to(pooled.dtype).cummax(0).values
+    seen = (pooled != 0).cumsum(0).clamp(max=1).to(pooled.dtype)
     if fired is not None:
         seen = torch.maximum(seen, fired)
     start = torch.zeros_like(seen[:1]) if fired is None else fired.unsqueeze(0)
