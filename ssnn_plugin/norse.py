@@ -1,7 +1,8 @@
 """Norse: neurons that fire at most once, a silent-safe decoder and a latency encoder, as Norse has them.
 
 Needs the extra `norse`. The neuron is the one of `functional.single_spike_step`; with this module's
-decoder it has the spike times and gradients of the layers on spike times (docs/three-modes.md).
+decoder it has the spike times and gradients of the layers on spike times, apart from sums
+that tie with the threshold by rounding (docs/three-modes.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """snnTorch: neurons that fire at most once, temporal losses, accuracy and encoding, with its conventions.
 
 Needs the extra `snntorch`. The neuron is the one of `functional.single_spike_step`; with the plug-in's
-losses it has the spike times and gradients of the layers on spike times (docs/three-modes.md).
+losses it has the spike times and gradients of the layers on spike times, apart from sums
+that tie with the threshold by rounding (docs/three-modes.md).
 """
 
 from __future__ import annotations
