@@ -288,7 +288,8 @@ class TargetTimeLoss(nn.Module):
         tolerance: a distance up to it, in bins, is no error.
         silent: "t_max" lets a silent neuron count as if it fired at the end of the window;
             "ignore" leaves it without error.
-        reduction: "mean" over neurons and batch, "sum", or "none".
+        weight: [classes], how often the errors of a sample count, by its label.
+        reduction: "mean" over neurons and batch, "sum", or "none"; the mean is not divided by the weights.
 
     Shape: times [batch, classes, *] float, labels [batch, *] whole numbers; or target times of the
     shape of the times, `inf` for silence -> scalar, or the shape of the times.
@@ -302,6 +303,8 @@ class TargetTimeLoss(nn.Module):
     tensor([[0.0100, 0.0000]])
     """
 
+    weight: Tensor | None
+
     def __init__(
         self,
         t_max: float,
@@ -310,6 +313,7 @@ class TargetTimeLoss(nn.Module):
         *,
         tolerance: float = 0.0,
         silent: str = "t_max",
+        weight: Tensor | None = None,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
@@ -323,6 +327,7 @@ class TargetTimeLoss(nn.Module):
         _checks.one_of("reduction", reduction, REDUCTIONS)
         self.t_max, self.on_target, self.off_target = t_max, on_target, off_target
         self.tolerance, self.silent, self.reduction = tolerance, silent, reduction
+        self.register_buffer("weight", weight)
 
     def extra_repr(self) -> str:
         return (
@@ -338,7 +343,17 @@ class TargetTimeLoss(nn.Module):
         error = error.masked_fill(error.abs() <= self.tolerance, 0) / self.t_max
         if self.silent == "ignore":
             error = error.masked_fill(times >= self.t_max, 0)
-        return _reduce(error.square(), self.reduction)
+        return _reduce(self._weighted(error.square(), targets), self.reduction)
+
+    def _weighted(self, errors: Tensor, labels: Tensor) -> Tensor:
+        if self.weight is None:
+            return errors
+        if labels.is_floating_point():
+            raise ValueError("weight must be None for target times, which name no class")
+        if self.weight.shape != errors.shape[1:2]:
+            classes, shape = errors.shape[1], list(self.weight.shape)
+            raise ValueError(f"weight must have shape [{classes}], one factor a class, got {shape}")
+        return errors * self.weight.to(errors.dtype)[labels.long()].unsqueeze(1)
 
     def _target_times(self, times: Tensor, targets: Tensor) -> Tensor:
         if targets.is_floating_point():

@@ -1,7 +1,8 @@
 """Norse: neurons that fire at most once, a silent-safe decoder and a latency encoder, as Norse has them.
 
 Needs the extra `norse`. The neuron is the one of `functional.single_spike_step`; with this module's
-decoder it has the spike times and gradients of the layers on spike times (docs/three-modes.md).
+decoder it has the spike times and gradients of the layers on spike times, apart from sums
+that tie with the threshold by rounding (docs/three-modes.md).
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from .functional import (
     single_spike_step,
 )
 from .functional.connection import Size2d, pool_window
-from .functional.step import within
+from .functional.step import floating, within
 from .neurons import IF
 from .nn import EarliestSpikePool2d
 
 try:
+    from norse.torch.functional.iaf import IAFParameters
     from norse.torch.functional.threshold import threshold as norse_threshold
     from norse.torch.module.iaf import IAF, IAFCell
     from norse.torch.module.leaky_integrator import LI, LICell
@@ -73,6 +75,61 @@ class SingleSpikeIFParameters(NamedTuple):
     alpha: float | Tensor = 100.0
 
 
+# Fields of Norse's parameters that this neuron has as 0, and that mean nothing to a neuron without reset.
+AT_REST = ("v_leak", "v_reset")
+OF_THE_RESET = ("reset_method",)
+ROUNDING = 1e-6
+
+
+def own_parameters(p: Any, dt: float) -> Any:
+    """Parameters with the fields of `SingleSpikeIFParameters`; Norse's own if they mean the same here.
+
+    Norse's default surrogate "super" cannot be told from a choice and gives way to the latency rule.
+
+    Raises:
+        ValueError: a field that means something else.
+        TypeError: no parameters.
+
+    >>> own_parameters(IAFParameters(v_th=torch.tensor(0.5)), dt=0.001)
+    SingleSpikeIFParameters(v_th=tensor(0.5000), tau_mem_inv=0.0, method='latency', alpha=tensor(100.))
+    """
+    ours = SingleSpikeIFParameters._fields
+    names = p._fields if isinstance(p, tuple) and hasattr(p, "_fields") else ours
+    if isinstance(p, type) or not all(hasattr(p, name) for name in ("v_th", "method", "alpha", *names)):
+        raise TypeError(f"p must be SingleSpikeIFParameters or Norse's IAFParameters, got {p!r}")
+    if names == ours:
+        return p
+    for name in sorted(names, key=lambda name: name not in AT_REST):
+        _check_field(p, name, dt)
+    given = {name: getattr(p, name) for name in names if name in ours}
+    return SingleSpikeIFParameters(**{**given, "method": LATENCY if p.method == "super" else p.method})
+
+
+def _check_field(p: Any, name: str, dt: float) -> None:
+    """Refuse a field of another neuron's parameters that this one would ignore or read differently."""
+    value, field = getattr(p, name), f"{name} of {type(p).__name__}"
+    remedy = "Use SingleSpikeIFParameters, or replace_neurons(model), which converts what can be"
+    if name in AT_REST:
+        if _differs(value, 0):
+            raise ValueError(
+                f"{field} must be 0, where this neuron starts and leaks to, got {_short(value)}. {remedy}"
+            )
+    elif name == "tau_mem_inv":
+        # Norse adds dt tau_mem_inv times the input.
+        if not hasattr(p, "tau_syn_inv") and _differs(value, 1 / dt):
+            raise ValueError(
+                f"{field} must be 1 / dt = {1 / dt:.4g}, so that an input is added as it is, "
+                f"got {_short(value)}. {remedy}"
+            )
+    elif name not in (*SingleSpikeIFParameters._fields, *OF_THE_RESET):
+        raise ValueError(f"{field} has no counterpart in a neuron whose inputs act at once. {remedy}")
+
+
+def _differs(value: Any, wanted: float) -> bool:
+    values = torch.as_tensor(value, dtype=torch.float64)
+    return _checks.has_values(values) and not torch.allclose(values, values.new_tensor(wanted))
+
+
 class SingleSpikeIFState(NamedTuple):
     """State: the potential, which stays above threshold once the neuron has fired."""
 
@@ -84,44 +141,49 @@ def _neuron(p: SingleSpikeIFParameters, dt: float, like: Tensor) -> dict[str, An
     if p.method != LATENCY:
         alpha = torch.as_tensor(p.alpha, device=like.device, dtype=like.dtype)
         surrogate = partial(norse_threshold, method=p.method, alpha=alpha)
-    v_th = within(p.v_th, 0, math.inf) if isinstance(p.v_th, Tensor) else p.v_th
+    v_th = within(p.v_th, 0, None) if isinstance(p.v_th, Tensor) else p.v_th
     return {"threshold": v_th, "beta": decay_per_step(p, dt), "spike_grad": surrogate}
 
 
 def decay_per_step(p: SingleSpikeIFParameters, dt: float) -> float | Tensor:
-    """What a step keeps of the potential."""
-    return 1.0 - dt * p.tau_mem_inv
+    """What a step keeps of the potential; nothing, not less, where 1 / dt is rounded."""
+    kept = 1.0 - dt * p.tau_mem_inv
+    return within(kept, 0, None) if isinstance(kept, Tensor) else max(kept, 0.0)
 
 
-def _check_parameters(p: SingleSpikeIFParameters, dt: float) -> None:
+def _checked(p: Any, dt: float) -> Any:
+    """Parameters in our terms, in range."""
     _checks.positive("dt", dt)
+    p = own_parameters(p, dt)
     methods = (LATENCY, "heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc")
     _checks.one_of("method", p.method, methods)
-    v_th, beta = torch.as_tensor(p.v_th), torch.as_tensor(decay_per_step(p, dt))
-    if not _checks.has_values(v_th) or not _checks.has_values(beta):
-        return
-    if not bool((v_th >= 0).all()):
+    v_th, lost = torch.as_tensor(p.v_th), torch.as_tensor(dt * p.tau_mem_inv)
+    if _checks.has_values(v_th) and not bool((v_th >= 0).all()):
         raise ValueError(f"v_th must be at least 0, got {p.v_th!r}")
-    if not bool(((beta >= 0) & (beta <= 1)).all()):
+    if _checks.has_values(lost) and not bool(((lost >= 0) & (lost <= 1 + ROUNDING)).all()):
         raise ValueError(f"tau_mem_inv must lie in 0 ... 1 / dt = {1 / dt}, got {p.tau_mem_inv!r}")
+    return p
 
 
 def single_spike_if_step(
     input_tensor: Tensor,
     state: SingleSpikeIFState | None = None,
-    p: SingleSpikeIFParameters = SingleSpikeIFParameters(),  # noqa: B008
+    p: SingleSpikeIFParameters | IAFParameters = SingleSpikeIFParameters(),  # noqa: B008
     dt: float = 0.001,
 ) -> tuple[Tensor, SingleSpikeIFState]:
     """One step of integrate-and-fire neurons that fire at most once.
 
     Args:
-        input_tensor: currents [*], any floating dtype and device.
+        input_tensor: currents [*], any floating dtype and device, sparse or not.
         state: None at the start of a window.
-        p: parameters.
+        p: parameters; Norse's own too, if all of their fields mean the same.
         dt: time step in seconds; matters only with a leak.
 
     Returns:
-        (spikes, state) of the shape, dtype and device of the input.
+        (spikes, state) of the shape, dtype and device of the input, the spikes sparse if it is.
+
+    Raises:
+        ValueError: a field of Norse's parameters that means something else.
 
     >>> import torch
     >>> z, state = single_spike_if_step(torch.tensor([0.6, 1.2]))
@@ -129,26 +191,40 @@ def single_spike_if_step(
     (tensor([1., 0.]), SingleSpikeIFState(v=tensor([1.2000, 1.2000])))
     """
     v = None if state is None else state.v
-    spikes, v = single_spike_step(input_tensor, v, **_neuron(p, dt, input_tensor))
-    return spikes, SingleSpikeIFState(v)
+    currents = _dense(input_tensor)
+    spikes, v = single_spike_step(currents, v, **_neuron(own_parameters(p, dt), dt, currents))
+    return _laid_out(spikes, input_tensor), SingleSpikeIFState(v)
 
 
 def _initial_state(input_tensor: Tensor) -> SingleSpikeIFState:
-    return SingleSpikeIFState(torch.zeros_like(input_tensor))
+    return SingleSpikeIFState(torch.zeros_like(floating(_dense(input_tensor))))
+
+
+def _dense(spikes: Tensor) -> Tensor:
+    return spikes.to_dense() if spikes.is_sparse else spikes
+
+
+def _laid_out(spikes: Tensor, like: Tensor) -> Tensor:
+    """Sparse if the input is, as the spikes of Norse's neurons."""
+    return spikes.to_sparse() if like.is_sparse else spikes
 
 
 class SingleSpikeIFCell(SNNCell):  # type: ignore[misc]
     """Integrate-and-fire neurons that fire at most once, one step per call, as `norse.torch.IAFCell`.
 
     Args:
-        p: `SingleSpikeIFParameters`.
+        p: `SingleSpikeIFParameters`; also Norse's `IAFParameters`, whose default surrogate gives way to
+            the latency rule.
         dt: time step in seconds.
 
-    Shape: input [batch, *], state or None -> (spikes, state).
+    Shape: input [batch, *], sparse or not, state or None -> (spikes, state); spikes are sparse if the
+    input is.
 
     Raises:
         ValueError: a negative threshold, a time step longer than the membrane time constant, an unknown
-            method. A learned threshold below 0 counts as 0.
+            method, a field of Norse's parameters that means something else here. A learned threshold
+            below 0 counts as 0.
+        TypeError: `p` is no set of parameters.
 
     >>> import torch
     >>> z, state = SingleSpikeIFCell()(torch.tensor([[1.5, 0.5]]))
@@ -158,10 +234,10 @@ class SingleSpikeIFCell(SNNCell):  # type: ignore[misc]
 
     def __init__(
         self,
-        p: SingleSpikeIFParameters = SingleSpikeIFParameters(),  # noqa: B008
+        p: SingleSpikeIFParameters | IAFParameters = SingleSpikeIFParameters(),  # noqa: B008
         dt: float = 0.001,
     ) -> None:
-        _check_parameters(p, dt)
+        p = _checked(p, dt)
         super().__init__(single_spike_if_step, _initial_state, p, dt)
 
     def forward(
@@ -179,14 +255,16 @@ class SingleSpikeIF(SNN):  # type: ignore[misc]
     The window is taken at once, without a loop over its steps.
 
     Args:
-        p: `SingleSpikeIFParameters`.
+        p: `SingleSpikeIFParameters`; also Norse's `IAFParameters`, whose default surrogate gives way to
+            the latency rule.
         dt: time step in seconds.
         record_states: whether to return the state of every step instead of the last.
 
     Raises:
-        ValueError: as `SingleSpikeIFCell`.
+        ValueError, TypeError: as `SingleSpikeIFCell`.
 
-    Shape: input [T, batch, *], state or None -> (spikes [T, batch, *], state).
+    Shape: input [T, batch, *], sparse or not, state or None -> (spikes [T, batch, *], state); spikes are
+    sparse if the input is.
 
     >>> import torch
     >>> z, state = SingleSpikeIF()(torch.tensor([[[0.6]], [[0.6]], [[0.6]]]))
@@ -196,11 +274,11 @@ class SingleSpikeIF(SNN):  # type: ignore[misc]
 
     def __init__(
         self,
-        p: SingleSpikeIFParameters = SingleSpikeIFParameters(),  # noqa: B008
+        p: SingleSpikeIFParameters | IAFParameters = SingleSpikeIFParameters(),  # noqa: B008
         dt: float = 0.001,
         record_states: bool = False,
     ) -> None:
-        _check_parameters(p, dt)
+        p = _checked(p, dt)
         super().__init__(single_spike_if_step, _initial_state, p, dt, record_states=record_states)
 
     def forward(
@@ -209,8 +287,9 @@ class SingleSpikeIF(SNN):  # type: ignore[misc]
         """Currents [T, batch, *] and state -> spikes [T, batch, *] and state."""
         _checks.not_exported_by_a_host(self)
         start = None if state is None else state.v
-        spikes, v = single_spike_sequence(input_tensor, start, **_neuron(self.p, self.dt, input_tensor))
-        return spikes, SingleSpikeIFState(v if self.record_states else v[-1])
+        currents = _dense(input_tensor)
+        spikes, v = single_spike_sequence(currents, start, **_neuron(self.p, self.dt, currents))
+        return _laid_out(spikes, input_tensor), SingleSpikeIFState(v if self.record_states else v[-1])
 
 
 class FirstSpikePool2dState(NamedTuple):
@@ -346,7 +425,7 @@ class SpikesToTimesDecoder(nn.Module):
         last = (len(spike_input) - 1) * unit
         if self.t_silent < last and not math.isclose(self.t_silent, last):
             raise ValueError(f"t_silent must not be before the last step at {last}, got {self.t_silent!r}")
-        times = decode.spikes_to_times(spike_input, potential)
+        times = decode.spikes_to_times(_dense(spike_input), potential)
         return (fill_silent(times, self.t_silent / unit) * unit).unsqueeze(0)
 
 

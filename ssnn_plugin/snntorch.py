@@ -1,7 +1,8 @@
 """snnTorch: neurons that fire at most once, temporal losses, accuracy and encoding, with its conventions.
 
 Needs the extra `snntorch`. The neuron is the one of `functional.single_spike_step`; with the plug-in's
-losses it has the spike times and gradients of the layers on spike times (docs/three-modes.md).
+losses it has the spike times and gradients of the layers on spike times, apart from sums
+that tie with the threshold by rounding (docs/three-modes.md).
 """
 
 from __future__ import annotations
@@ -100,15 +101,17 @@ class SingleSpike(_Stateful):
         inhibition: of neurons [batch, features] that cross in the same step only the one with the
             highest potential fires; the others are spent, as `Leaky` resets them.
         learn_beta, learn_threshold, learn_graded_spikes_factor: as `snntorch.Leaky`.
-        reset_mechanism, reset_delay: refused; a neuron that fires once is not reset.
+        reset_mechanism: None or "none": a neuron that fires once is not reset.
+        reset_delay: refused, as there is no reset to delay.
         sequence: whether a call takes all steps at once, [T, batch, *], without a loop over them.
 
     Shape: [batch, *] -> (spikes, mem) of that shape, or spikes alone with `init_hidden=True` and
     `output=False`. With `sequence=True` all are [T, batch, *], and without a hidden state every call starts
-    anew. The dtype is kept, so that half precision also adds up in half precision.
+    anew. The dtype is kept, so that half precision also adds up in half precision; under autocast it is
+    float32, as in `Leaky`.
 
     Raises:
-        ValueError: a negative threshold; `reset_mechanism`, `reset_delay`; `state_quant` with `sequence`.
+        ValueError: a negative threshold; a `reset_mechanism`, `reset_delay`; `state_quant` with `sequence`.
         TypeError: `mem` passed with `init_hidden=True`.
 
     >>> import torch
@@ -141,11 +144,11 @@ class SingleSpike(_Stateful):
         *,
         sequence: bool = False,
     ) -> None:
-        for name, value in (("reset_mechanism", reset_mechanism), ("reset_delay", reset_delay)):
-            if value is not None:
-                raise ValueError(
-                    f"{name} must be left out, got {value!r}: the neuron fires once, without reset"
-                )
+        _check_no_reset(reset_mechanism)
+        if reset_delay is not None:
+            raise ValueError(
+                f"reset_delay must be left out, got {reset_delay!r}: the neuron fires once, without reset"
+            )
         if not bool((torch.as_tensor(threshold) >= 0).all()):
             raise ValueError(f"threshold must be at least 0, got {threshold!r}")
         if sequence and state_quant:
@@ -170,6 +173,15 @@ class SingleSpike(_Stateful):
         # None is the latency rule; the default surrogate of `Leaky` would also keep it from being pickled.
         self.spike_grad = _without_gradient if surrogate_disable else spike_grad
 
+    @property
+    def reset_mechanism(self) -> str:
+        """ "none", and no other: snnTorch lets it be set."""
+        return "none"
+
+    @reset_mechanism.setter
+    def reset_mechanism(self, mechanism: str) -> None:
+        _check_no_reset(mechanism)
+
     def extra_repr(self) -> str:
         numbers = (f"{name}={_short(getattr(self, name))}" for name in ("beta", "threshold"))
         flags = (f"{name}={getattr(self, name)}" for name in ("init_hidden", "output", "sequence"))
@@ -182,7 +194,7 @@ class SingleSpike(_Stateful):
         if self.inhibition and input_.ndim != 2 + self.sequence:
             raise ValueError(f"input_ must be [batch, features] with inhibition, got {list(input_.shape)}")
         state = self._state(input_, mem, input_.shape[1:] if self.sequence else input_.shape)
-        threshold = within(self.threshold, 0, torch.inf)
+        threshold = within(self.threshold, 0, None)
         neuron: dict[str, Any] = {
             "threshold": threshold,
             "beta": within(self.beta, 0, 1),
@@ -196,6 +208,24 @@ class SingleSpike(_Stateful):
         if self.inhibition:
             spikes = _only_the_highest(spikes, mem, mem > threshold)
         return self._outputs(spikes * self.graded_spikes_factor.to(spikes.dtype), mem)
+
+    def fire(self, mem: Tensor) -> Tensor:
+        """Spikes at potential `mem` of neurons that have not fired yet, as `Leaky.fire`."""
+        spikes, _ = single_spike_step(
+            mem,
+            threshold=within(self.threshold, 0, None),
+            spike_grad=self.spike_grad,
+            quantize=self.state_quant or None,
+        )
+        graded: Tensor = spikes * self.graded_spikes_factor.to(spikes.dtype)
+        return graded
+
+
+def _check_no_reset(mechanism: str | None) -> None:
+    if mechanism not in (None, "none"):
+        raise ValueError(
+            f"reset_mechanism must be 'none', got {mechanism!r}: the neuron fires once, without reset"
+        )
 
 
 def _without_gradient(mem_shift: Tensor) -> Tensor:
@@ -330,12 +360,13 @@ class ce_temporal_loss(_TemporalLoss):
         reduction: str = "mean",
         weight: Tensor | None = None,
     ) -> None:
-        self._options = {"silent": silent, "reduction": reduction, "weight": weight}
-        self.temperature = temperature
+        self.temperature, self.silent, self.reduction, self.weight = temperature, silent, reduction, weight
         self._loss(1)
 
     def _loss(self, num_steps: int) -> nn.Module:
-        return losses.TemporalCrossEntropyLoss(num_steps, self.temperature, **self._options)  # type: ignore[arg-type]
+        return losses.TemporalCrossEntropyLoss(
+            num_steps, self.temperature, silent=self.silent, weight=self.weight, reduction=self.reduction
+        )
 
 
 class mse_temporal_loss(_TemporalLoss):
@@ -349,10 +380,12 @@ class mse_temporal_loss(_TemporalLoss):
         tolerance: a distance up to it, in steps, is no error.
         silent: "t_max" counts a silent neuron as firing right after the last step, "ignore" leaves it out.
         reduction: "mean", "sum" or "none".
+        weight: [classes], how often the errors of a sample count, by its label.
 
     Raises:
         TypeError: when called, for floating targets that are not said to be times.
-        ValueError: when called, if a target lies outside the window; inf is silence.
+        ValueError: a weight of classes with target times; when called, if a target lies outside the window;
+            inf is silence.
 
     >>> import torch
     >>> spk_rec = latency(torch.tensor([[0.75, 0.5]]), num_steps=100)
@@ -370,10 +403,13 @@ class mse_temporal_loss(_TemporalLoss):
         tolerance: float = 0,
         silent: str = "t_max",
         reduction: str = "mean",
+        weight: Tensor | None = None,
     ) -> None:
+        if target_is_time and weight is not None:
+            raise ValueError("weight must be None with target_is_time=True: target times name no class")
         self.target_is_time, self.on_target, self.off_target = target_is_time, on_target, off_target
-        self._options = {"tolerance": tolerance, "silent": silent, "reduction": reduction}
-        losses.TargetTimeLoss(1, **self._options)  # type: ignore[arg-type]  # refuses what is out of range
+        self.tolerance, self.silent, self.reduction, self.weight = tolerance, silent, reduction, weight
+        self._target_loss(1)  # refuses what is out of range
 
     def __call__(self, spk_out: Tensor, targets: Tensor, mem: Tensor | None = None) -> Tensor:
         if self.target_is_time:
@@ -397,7 +433,17 @@ class mse_temporal_loss(_TemporalLoss):
             num_steps if step is None else step + num_steps if step < 0 else step
             for step in (self.on_target, self.off_target)
         )
-        return losses.TargetTimeLoss(num_steps, *wanted, **self._options)  # type: ignore[arg-type]
+        return self._target_loss(num_steps, *wanted)
+
+    def _target_loss(self, num_steps: int, *wanted: float) -> nn.Module:
+        return losses.TargetTimeLoss(
+            num_steps,
+            *wanted,
+            tolerance=self.tolerance,
+            silent=self.silent,
+            weight=self.weight,
+            reduction=self.reduction,
+        )
 
 
 class relative_temporal_loss(_TemporalLoss):

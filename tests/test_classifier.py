@@ -1,5 +1,6 @@
 """SpikeClassifier and its scaling, against plain torch on the same features."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -120,6 +121,40 @@ def test_arguments_out_of_range_are_refused(options, message):
         _classifier(**options)
     with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
         SpikeClassifier(nn.Flatten(), 12, classes=1)
+
+
+def test_it_exports_as_a_graph_for_any_batch():
+    images, labels = _data()
+    classifier = _classifier().fit([(images, labels)], steps=20)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(classifier, (images,), dynamic_shapes=({0: batch},))
+    other, _ = _data(n=17, seed=1)
+    times = classifier(other)
+    assert times.isfinite().any()
+    assert torch.equal(program.module()(other), times)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_arrays_count_as_tensors(dtype):
+    images, labels = _data()
+    expected = _classifier().fit([(images, labels)], steps=20)
+    arrays = images.numpy().astype(dtype)
+    classifier = _classifier().fit([(arrays, labels.numpy())], steps=20)
+    assert torch.equal(classifier.predict(arrays), expected.predict(images))
+    assert torch.equal(classifier(arrays[:, :, ::-1]), expected(images.flip(2)))
+    times, potential = classifier(arrays, return_potential=True)
+    assert times.dtype == potential.dtype == torch.float32
+
+
+@pytest.mark.parametrize("images", [[[0.5] * 12], "image.png", None])
+def test_what_is_no_image_is_named(images):
+    classifier = _classifier().fit([_data()], steps=2)
+    with pytest.raises(
+        TypeError, match=f"images must be a tensor or a NumPy array, got {type(images).__name__}"
+    ):
+        classifier.predict(images)
+    with pytest.raises(TypeError, match="labels must be a tensor or a NumPy array, got list"):
+        classifier.fit([(_data()[0], _data()[1].tolist())], steps=2)
 
 
 def test_scaling_clips_and_ignores_what_does_not_vary():

@@ -7,7 +7,7 @@ from ssnn_plugin.functional import single_spike_sequence, single_spike_step
 from ssnn_plugin.kernels import window
 
 KERNELS = {
-    "reference": (window._window, window._window_grad),
+    "reference": (window.plain_window, window._window_grad),
     "cpu": (window._window_on_cpu, window._window_grad_on_cpu),
 }
 

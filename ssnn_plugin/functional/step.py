@@ -21,6 +21,7 @@ from ..kernels.window import (
     accumulate,
     bins_alive,
     hold,
+    plain_window,
     single_spike_window,
     single_spike_window_grad,
 )
@@ -85,7 +86,8 @@ def single_spike_step(
     """One bin of neurons that fire at most once: V <- beta V + I, a spike where V first exceeds threshold.
 
     Args:
-        current: input of this bin [*], any floating dtype; whole numbers become the default one.
+        current: input of this bin [*], any floating dtype; whole numbers become the default one, and
+            half precision becomes float32 under autocast.
         potential: state [*]; None is zeros, the start of a window. Above threshold means fired.
         threshold, beta: numbers, or tensors that broadcast to [*]; they get a gradient if they ask for one.
             A threshold is at least 0; tensors are not looked at.
@@ -94,7 +96,7 @@ def single_spike_step(
         quantize: applied to the potential of neurons that have not fired.
 
     Returns:
-        (spikes, potential), both [*] in the dtype of `current`. A NaN current silences a neuron and
+        (spikes, potential), both [*] in that dtype. A NaN current silences a neuron and
         stays in its potential.
 
     Raises:
@@ -134,7 +136,9 @@ class _Sequence(torch.autograd.Function):
     def forward(
         currents: Tensor, potential: Tensor, beta: Tensor, threshold: Tensor
     ) -> tuple[Tensor, Tensor]:
-        spikes, potentials = single_spike_window(currents, potential, beta, threshold)
+        # ONNX has no operator of ours.
+        window = plain_window if torch.onnx.is_in_onnx_export() else single_spike_window
+        spikes, potentials = window(currents, potential, beta, threshold)
         return spikes, potentials
 
     @staticmethod
@@ -256,7 +260,7 @@ def first_spike_pool2d_sequence(
     """
     flat = torch.nn.functional.max_pool2d(spikes.flatten(0, 1), kernel_size, stride, padding)
     pooled = flat.reshape(*spikes.shape[:2], *flat.shape[1:])
-    seen = (pooled != 0).to(pooled.dtype).cummax(0).values
+    seen = (pooled != 0).cumsum(0).clamp(max=1).to(pooled.dtype)
     if fired is not None:
         seen = torch.maximum(seen, fired)
     start = torch.zeros_like(seen[:1]) if fired is None else fired.unsqueeze(0)
@@ -265,15 +269,24 @@ def first_spike_pool2d_sequence(
 
 
 def floating(currents: Tensor) -> Tensor:
-    """Whole numbers as floating ones: a leak would be truncated."""
-    return currents if currents.is_floating_point() else currents.to(torch.get_default_dtype())
+    """Currents in the dtype that neurons add them up in.
+
+    Whole numbers become floating ones: a leak would be truncated. Under autocast half precision becomes
+    float32: it is meant for products, and a sum of many small currents would stand still in it.
+    """
+    if not currents.is_floating_point():
+        return currents.to(torch.get_default_dtype())
+    return currents.float() if currents.itemsize < 4 and _autocast(currents.device.type) else currents
 
 
-def within(value: Tensor, low: float, high: float) -> Tensor:
+def _autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def within(value: Tensor, low: float, high: float | None) -> Tensor:
     """A parameter kept in its range; `clamp` alone would stop its gradient on the edges."""
-    if not value.requires_grad:
-        return value.clamp(low, high)
-    return torch.where((value >= low) & (value <= high), value, value.clamp(low, high))
+    clamped = value.clamp(low, high)
+    return torch.where(value == clamped, value, clamped) if value.requires_grad else clamped
 
 
 def _check_numbers(threshold: Number, beta: Number) -> None:

@@ -44,7 +44,8 @@ def hold(free: Tensor, start: Tensor, alive: Tensor) -> Tensor:
     return torch.where(alive, free, torch.where(count > 0, at_crossing, start))
 
 
-def _window(currents: Tensor, start: Tensor, beta: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+def plain_window(currents: Tensor, start: Tensor, beta: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """`single_spike_window` in plain torch, for any device and for exporters."""
     free = accumulate(currents, start, beta)
     alive = bins_alive(free, start, threshold)
     return ((free > threshold) & alive).to(currents.dtype), hold(free, start, alive)
@@ -61,7 +62,7 @@ def _window_grad(
 
 def _window_on_cpu(currents: Tensor, start: Tensor, beta: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     if currents.dtype not in _checks.DTYPES:
-        return _window(currents, start, beta, threshold)
+        return plain_window(currents, start, beta, threshold)
     from . import cpu  # when it first runs: importing numba is slow
 
     return cpu.single_spike_window(currents, start, beta, threshold)
@@ -79,7 +80,7 @@ def _window_grad_on_cpu(
 
 single_spike_window = torch.library.custom_op(
     "ssnn_plugin::single_spike_window",
-    _window,
+    plain_window,
     mutates_args=(),
     schema="(Tensor currents, Tensor start, Tensor beta, Tensor threshold) -> (Tensor, Tensor)",
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,8 @@ from ..functional.silent import overdue_times
 from ..neurons import ReLPSP
 from .linear import SpikeLinear
 from .scaling import MinMaxScaling
+
+Values: TypeAlias = "Tensor | np.ndarray[Any, Any]"
 
 
 class SpikeClassifier(nn.Module):
@@ -33,12 +36,13 @@ class SpikeClassifier(nn.Module):
         window: length of a hidden layer's window: activations above it count as this much.
         output_window: the same of the outputs; one that would fire later, at `t_max`, is silent.
 
-    Shape: images -> first-spike times of the outputs [batch, classes], or (times, potential) with
-    `return_potential=True`.
+    Shape: images, a tensor or a NumPy array -> first-spike times of the outputs [batch, classes], or
+    (times, potential) with `return_potential=True`.
 
     Raises:
         ValueError: arguments out of range; in `fit` also data without samples, with one class only, with
             labels out of range or with another number of features.
+        TypeError: images or labels that are neither a tensor nor a NumPy array.
         RuntimeError: used before `fit`.
 
     Source: the neurons are those of Stanojevic et al. 2024 (B1-model); a single-spike network as the
@@ -103,9 +107,11 @@ class SpikeClassifier(nn.Module):
         return self
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Values) -> Tensor:
         """What the extractor makes of images, [batch, in_features]."""
-        features: Tensor = self.extractor(images.to(self.scaling.low.device)).flatten(1)
+        like = self.scaling.low
+        images = _as_tensor("images", images, like.dtype).to(like.device)
+        features: Tensor = self.extractor(images).flatten(1)
         if features.shape[1] != self.in_features:
             raise ValueError(
                 f"in_features must be what the extractor returns, {features.shape[1]} per image, "
@@ -118,7 +124,7 @@ class SpikeClassifier(nn.Module):
         x: Tensor = self.scaling(features)
         return (1 - x).masked_fill(x == 0, torch.inf)
 
-    def spike_times(self, images: Tensor) -> list[Tensor]:
+    def spike_times(self, images: Values) -> list[Tensor]:
         """Spike times of the inputs and of every layer, for `metrics.SpikeCounts`."""
         times = [self.encode(self.features(images))]
         for layer in self.layers:
@@ -126,16 +132,16 @@ class SpikeClassifier(nn.Module):
         return times
 
     @overload
-    def forward(self, images: Tensor, return_potential: Literal[False] = False) -> Tensor: ...
+    def forward(self, images: Values, return_potential: Literal[False] = False) -> Tensor: ...
     @overload
-    def forward(self, images: Tensor, return_potential: Literal[True]) -> tuple[Tensor, Tensor]: ...
-    def forward(self, images: Tensor, return_potential: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, images: Values, return_potential: Literal[True]) -> tuple[Tensor, Tensor]: ...
+    def forward(self, images: Values, return_potential: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Images -> times of the outputs [batch, classes], or (times, potential)."""
         layers, potential = self._fire(self.encode(self.features(images)))
         return (layers[-1], potential) if return_potential else layers[-1]
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Values) -> Tensor:
         """Classes [batch]: the first output to fire; ties and silence are decided by potential."""
         training = self.training
         times, potential = self.eval()(images, return_potential=True)
@@ -144,7 +150,7 @@ class SpikeClassifier(nn.Module):
 
     def fit(
         self,
-        data: Iterable[tuple[Tensor, Tensor]],
+        data: Iterable[tuple[Values, Values]],
         *,
         steps: int = 1500,
         batch_size: int = 64,
@@ -186,8 +192,9 @@ class SpikeClassifier(nn.Module):
                     progress(step, loss.item())
         return self.eval()
 
-    def _collect(self, data: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        pairs = [(self.features(images), labels) for images, labels in data]
+    def _collect(self, data: Iterable[tuple[Values, Values]]) -> tuple[Tensor, Tensor]:
+        dtype = self.scaling.low.dtype
+        pairs = [(self.features(images), _as_tensor("labels", labels, dtype)) for images, labels in data]
         if not pairs:
             raise ValueError("data must hold at least one batch of (images, labels), got none")
         features = torch.cat([part for part, _ in pairs])
@@ -220,6 +227,16 @@ class SpikeClassifier(nn.Module):
             for layer, spikes in zip(self._connections()[:-1], fired[:-1], strict=True)
         ]
         return loss + self.spike_price * sum(leads) / len(labels) if leads else loss
+
+
+def _as_tensor(name: str, values: Values, dtype: torch.dtype) -> Tensor:
+    """Arrays count as tensors; of NumPy's default, double precision, they become the dtype of the network."""
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(np.ascontiguousarray(values))
+        return values.to(dtype) if values.is_floating_point() else values
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor or a NumPy array, got {type(values).__name__}")
+    return values
 
 
 def _batches(samples: int, size: int) -> Iterable[Tensor]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .. import _checks
+
 
 class MinMaxScaling(nn.Module):
     """Features to intensities in 0 ... 1, by their least and greatest value in a training set.
@@ -51,7 +53,7 @@ class MinMaxScaling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features [batch, features] -> intensities in 0 ... 1."""
         self._check(x)
-        if bool((self.low > self.high).any()):
+        if _checks.has_values(x) and bool((self.low > self.high).any()):
             raise RuntimeError("the ranges of the features are not known yet: call fit first")
         spread = self.high - self.low
         scaled = (x - self.low) / spread.masked_fill(spread == 0, 1)
@@ -60,5 +62,5 @@ class MinMaxScaling(nn.Module):
     def _check(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != len(self.low):
             raise ValueError(f"x must have shape [batch, {len(self.low)}], got {list(x.shape)}")
-        if not bool(x.isfinite().all()):
+        if _checks.has_values(x) and not bool(x.isfinite().all()):
             raise ValueError("x must be finite, got NaN or infinity")
