@@ -27,6 +27,7 @@ from .functional.connection import Size2d, pool_window
 from .functional.step import floating, within
 from .neurons import IF
 from .nn import EarliestSpikePool2d
+from .surrogate import LatchGradient
 
 try:
     from norse.torch.functional.iaf import IAFParameters
@@ -65,13 +66,14 @@ class SingleSpikeIFParameters(NamedTuple):
         tau_mem_inv: inverse membrane time constant in 1/s; 0 is no leak. A step keeps
             1 - dt tau_mem_inv of the potential, Norse's Euler step. An input is added as it is.
         method: "latency" is the rule dt/dV = -1 (Kheradpisheh & Masquelier 2020); any method of
-            Norse's `threshold` ("super", "triangle", ...) replaces it by that surrogate.
+            Norse's `threshold` ("super", "triangle", ...) replaces it by that surrogate. In
+            `SingleSpikeIF`, which takes a window at once, also a rule of `ssnn_plugin.surrogate`.
         alpha: of the surrogate.
     """
 
     v_th: float | Tensor = 1.0
     tau_mem_inv: float | Tensor = 0.0
-    method: str = LATENCY
+    method: str | LatchGradient = LATENCY
     alpha: float | Tensor = 100.0
 
 
@@ -137,8 +139,10 @@ class SingleSpikeIFState(NamedTuple):
 
 
 def _neuron(p: SingleSpikeIFParameters, dt: float, like: Tensor) -> dict[str, Any]:
-    surrogate: Callable[[Tensor], Tensor] | None = None
-    if p.method != LATENCY:
+    surrogate: Callable[[Tensor], Tensor] | LatchGradient | None = None
+    if isinstance(p.method, LatchGradient):
+        surrogate = p.method
+    elif p.method != LATENCY:
         alpha = torch.as_tensor(p.alpha, device=like.device, dtype=like.dtype)
         surrogate = partial(norse_threshold, method=p.method, alpha=alpha)
     v_th = within(p.v_th, 0, None) if isinstance(p.v_th, Tensor) else p.v_th
@@ -156,7 +160,8 @@ def _checked(p: Any, dt: float) -> Any:
     _checks.positive("dt", dt)
     p = own_parameters(p, dt)
     methods = (LATENCY, "heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc")
-    _checks.one_of("method", p.method, methods)
+    if not isinstance(p.method, LatchGradient):
+        _checks.one_of("method", p.method, methods)
     v_th, lost = torch.as_tensor(p.v_th), torch.as_tensor(dt * p.tau_mem_inv)
     if _checks.has_values(v_th) and not bool((v_th >= 0).all()):
         raise ValueError(f"v_th must be at least 0, got {p.v_th!r}")
@@ -238,6 +243,11 @@ class SingleSpikeIFCell(SNNCell):  # type: ignore[misc]
         dt: float = 0.001,
     ) -> None:
         p = _checked(p, dt)
+        if isinstance(p.method, LatchGradient):
+            raise ValueError(
+                f"method must be that of one step, got {p.method!r}: it learns from all steps of a window at "
+                "once. Use SingleSpikeIF"
+            )
         super().__init__(single_spike_if_step, _initial_state, p, dt)
 
     def forward(

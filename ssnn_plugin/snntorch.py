@@ -21,10 +21,11 @@ from .functional import (
     single_spike_step,
 )
 from .functional.connection import Size2d, pool_window
-from .functional.step import floating, within
+from .functional.step import NEEDS_A_WINDOW, floating, within
 from .kernels.operators import output_size
 from .neurons import IF
 from .nn import EarliestSpikePool2d
+from .surrogate import LatchGradient
 
 try:
     import snntorch as snn
@@ -95,7 +96,8 @@ class SingleSpike(_Stateful):
     Args:
         beta: what is left of the potential after a step; 1 is no leak. Clamped to 0 ... 1.
         threshold: at least 0, below which a learned one counts as 0; the neuron fires above it, strictly.
-        spike_grad: a surrogate of snnTorch's, which replaces the latency rule. None is the rule.
+        spike_grad: a surrogate of snnTorch's, which replaces the latency rule; with `sequence=True` also a
+            rule of `ssnn_plugin.surrogate`, by which a neuron learns from every step. None is the rule.
         surrogate_disable: whether spikes pass no gradient at all.
         init_hidden, output, state_quant, graded_spikes_factor: as `snntorch.Leaky`.
         inhibition: of neurons [batch, features] that cross in the same step only the one with the
@@ -129,7 +131,7 @@ class SingleSpike(_Stateful):
         self,
         beta: float | Tensor = 1.0,
         threshold: float | Tensor = 1.0,
-        spike_grad: Callable[[Tensor], Tensor] | None = None,
+        spike_grad: Callable[[Tensor], Tensor] | LatchGradient | None = None,
         surrogate_disable: bool = False,
         init_hidden: bool = False,
         inhibition: bool = False,
@@ -151,6 +153,10 @@ class SingleSpike(_Stateful):
             )
         if not bool((torch.as_tensor(threshold) >= 0).all()):
             raise ValueError(f"threshold must be at least 0, got {threshold!r}")
+        if isinstance(spike_grad, LatchGradient) and not sequence:
+            raise ValueError(
+                f"spike_grad must be a surrogate of one step, got {spike_grad!r}: {NEEDS_A_WINDOW}"
+            )
         if sequence and state_quant:
             raise ValueError(
                 f"state_quant must be False with sequence=True, got {state_quant!r}: "

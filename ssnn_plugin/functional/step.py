@@ -25,9 +25,13 @@ from ..kernels.window import (
     single_spike_window,
     single_spike_window_grad,
 )
+from ..surrogate import LatchGradient
+from .bins import latch
 from .connection import Size2d
 
 Number: TypeAlias = "float | Tensor"
+
+NEEDS_A_WINDOW = "it learns from all steps of a window at once. Take the window form (sequence=True)"
 
 
 class _Integrate(torch.autograd.Function):
@@ -112,6 +116,8 @@ def single_spike_step(
     tensor([0., 0.]) tensor([1.2000, 0.6000])
     """
     _check_numbers(threshold, beta)
+    if isinstance(spike_grad, LatchGradient):
+        raise TypeError(f"spike_grad must be a surrogate of one step, got {spike_grad!r}: {NEEDS_A_WINDOW}")
     current = floating(current)
     threshold, beta = _like(threshold, current), _like(beta, current)
     potential = torch.zeros_like(current) if potential is None else potential.to(current.dtype)
@@ -165,16 +171,17 @@ def single_spike_sequence(
     *,
     threshold: Number = 1.0,
     beta: Number = 1.0,
-    spike_grad: Callable[[Tensor], Tensor] | None = None,
+    spike_grad: Callable[[Tensor], Tensor] | LatchGradient | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`single_spike_step` in every bin of a window, without a loop over them.
 
     On the CPU it is one compiled pass; elsewhere, and with a surrogate, log2(T) passes over the window.
+    With a rule of `ssnn_plugin.surrogate` a neuron learns from every bin of the window, silent or not.
 
     Args:
         currents: [T, *].
         potential: state [*] before the first bin; None is zeros.
-        threshold, beta, spike_grad: as for `single_spike_step`.
+        threshold, beta, spike_grad: as for `single_spike_step`; a rule of `ssnn_plugin.surrogate` too.
 
     Returns:
         (spikes, potentials), both [T, *]; `potentials[-1]` is the state after the window.
@@ -202,11 +209,27 @@ def single_spike_sequence(
         )
         spikes, potentials = _Sequence.apply(currents, start, *constants)
         return spikes, potentials
+    if isinstance(spike_grad, LatchGradient):
+        return _latched(currents, start, threshold, beta, spike_grad)
     free = accumulate(currents, start, beta)
     alive = bins_alive(free, start, threshold)
     # Not of the free potential: a surrogate may overflow far behind the spike, and its 0 * inf is NaN.
     potentials = hold(free, start, alive)
     return spike_grad(potentials - threshold).to(free.dtype) * alive, potentials
+
+
+def _latched(
+    currents: Tensor, start: Tensor, threshold: Number, beta: Number, gradient: LatchGradient
+) -> tuple[Tensor, Tensor]:
+    """A window in which V of every bin counts: a spike is where the activation of `latch` turns to 1."""
+    if isinstance(beta, Tensor) or beta != 1:
+        free = accumulate(currents, start, beta)
+    else:
+        free = start + currents.cumsum(0)
+    activations = latch(free, threshold, gradient)
+    before = torch.cat([torch.zeros_like(activations[:1]), activations[:-1]])
+    unspent = ~(start > threshold)
+    return (activations - before) * unspent, hold(free, start, bins_alive(free, start, threshold))
 
 
 def first_spike_pool2d_step(
