@@ -217,12 +217,14 @@ class SingleSpike(_Stateful):
 
     def fire(self, mem: Tensor) -> Tensor:
         """Spikes at potential `mem` of neurons that have not fired yet, as `Leaky.fire`."""
-        spikes, _ = single_spike_step(
-            mem,
-            threshold=within(self.threshold, 0, None),
-            spike_grad=self.spike_grad,
-            quantize=self.state_quant or None,
-        )
+        rule: dict[str, Any] = {
+            "threshold": within(self.threshold, 0, None),
+            "spike_grad": self.spike_grad,
+        }
+        if self.sequence:
+            spikes = single_spike_sequence(mem.unsqueeze(0), **rule)[0].squeeze(0)
+        else:
+            spikes, _ = single_spike_step(mem, quantize=self.state_quant or None, **rule)
         graded: Tensor = spikes * self.graded_spikes_factor.to(spikes.dtype)
         return graded
 
