@@ -343,3 +343,19 @@ def test_layers_train_with_every_rule(rule):
 def test_the_exact_rule_is_not_for_bins():
     assert SpikeLinear(3, 4, ExpPSP(), t_max=8).gradient == "exact"
     assert SpikeLinear(3, 4, IF(), t_max=8).gradient == "latency"
+
+
+def test_the_local_slope_is_measured_by_the_backend_that_was_asked_for(monkeypatch):
+    from ssnn_plugin.kernels import cpu
+
+    def refuse(*args):
+        raise AssertionError("numba was run")
+
+    for name in ("first_spike_linear", "causal_weight_grad", "causal_input_grad"):
+        assert callable(getattr(cpu, name))
+        monkeypatch.setattr(cpu, name, refuse)
+    times = torch.tensor([[1.0, 2.0, 5.0]])
+    weight = torch.tensor([[0.5, 0.75, 0.25]], requires_grad=True)
+    options = {"t_max": 8, "gradient": "local_slope", "backend": "reference"}
+    first_spike_linear(times, weight, IF(), **options).sum().backward()
+    assert weight.grad.abs().sum() > 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..kernels.operators import Connection, select
+from ..kernels.operators import Backend, Connection, select
 from ..kernels.psp import ALPHA, DOUBLE, EXPONENTIAL, RAMP
 from ..kernels.reference import patches_by_group
 from ..kernels.status import NAN_POTENTIAL, refuse_bad_samples
@@ -85,7 +85,7 @@ def fire(
         return _fire_from_start(times, synapses, neuron.threshold, neuron.start, end, with_potential)
     if isinstance(neuron, IF):
         numbers = float(neuron.threshold), float(neuron.beta), float(neuron.delay), end, silent_gradient
-        outputs = _fire_if(getattr(operators, synapses.name), times, synapses, numbers, gradient)
+        outputs = _fire_if(operators, times, synapses, numbers, gradient)
         return outputs if with_potential else outputs[:1]
     psp, tau, unit = _psp(neuron)
     spikes, potential, _ = getattr(operators, f"psp_{synapses.name}").first_spike(
@@ -131,10 +131,12 @@ def _fire_from_start(
 
 
 def _fire_if(
-    operators: Connection, times: Tensor, synapses: Synapses, numbers: tuple[Any, ...], gradient: str
+    backend: Backend, times: Tensor, synapses: Synapses, numbers: tuple[Any, ...], gradient: str
 ) -> tuple[Tensor, Tensor]:
+    operators: Connection = getattr(backend, synapses.name)
     if gradient == "local_slope":
-        return _LocalSlope.apply(times, synapses.weight, operators, synapses.geometry, numbers)  # type: ignore[no-any-return]
+        both = operators, backend.linear
+        return _LocalSlope.apply(times, synapses.weight, both, synapses.geometry, numbers)  # type: ignore[no-any-return]
     spikes, potential = operators.first_spike(times, *synapses[:2], *synapses.geometry, *numbers)
     if gradient == "surrogate":
         spikes = _ScaleError.apply(spikes, _surrogate(potential.detach(), numbers[0]))
@@ -184,16 +186,16 @@ class _LocalSlope(torch.autograd.Function):
     def forward(
         times: Tensor,
         weight: Tensor,
-        operators: Connection,
+        operators: tuple[Connection, Connection],
         geometry: tuple[Any, ...],
         numbers: tuple[Any, ...],
     ) -> tuple[Tensor, Tensor]:
-        spikes, potential = operators.first_spike(times, weight, None, *geometry, *numbers)
+        spikes, potential = operators[0].first_spike(times, weight, None, *geometry, *numbers)
         return spikes, potential
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        times, weight, ctx.operators, ctx.geometry, ctx.numbers = inputs
+        times, weight, (ctx.operators, ctx.linear), ctx.geometry, ctx.numbers = inputs
         ctx.save_for_backward(times, weight, output[0])
         ctx.set_materialize_grads(False)
 
@@ -204,7 +206,7 @@ class _LocalSlope(torch.autograd.Function):
         threshold, _, delay, t_max, silent = ctx.numbers
         error = torch.zeros_like(spikes) if grad_spikes is None else grad_spikes
         least = threshold / t_max or 1 / t_max
-        slope = _local_slope(times, weight, spikes - delay, t_max, ctx.geometry)
+        slope = _local_slope(times, weight, spikes - delay, t_max, ctx.geometry, ctx.linear)
         slope = torch.where(spikes.isfinite(), slope, least).clamp(min=least)
         error = error / slope if silent else torch.where(spikes.isfinite(), error / slope, 0)
         if grad_potential is not None:
@@ -227,10 +229,14 @@ class _LocalSlope(torch.autograd.Function):
 
 
 def _local_slope(
-    times: Tensor, weight: Tensor, crossing: Tensor, t_max: float, geometry: tuple[Any, ...]
+    times: Tensor,
+    weight: Tensor,
+    crossing: Tensor,
+    t_max: float,
+    geometry: tuple[Any, ...],
+    linear: Connection,
 ) -> Tensor:
     """Mean step of V per bin in the window around each crossing, of the shape of `crossing`."""
-    linear = select(times.device, None).linear
     times = times.masked_fill(times >= t_max, math.inf)
     inputs, groups = [times], 1
     if geometry:
