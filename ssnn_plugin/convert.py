@@ -47,6 +47,9 @@ class Host(Protocol):
     def neuron_on_times(self, module: Any) -> IF | None:
         """The neuron of a single-spike module. Raises ValueError if an option has no meaning on times."""
 
+    def listens_when_silent(self, module: Any) -> bool:
+        """Whether this is a single-spike module whose silent neurons read the gradient of their spikes."""
+
     def pool_on_times(self, module: Any) -> EarliestSpikePool2d | None:
         """The pool on times of the host's first-spike pool."""
 
@@ -56,7 +59,7 @@ class Host(Protocol):
     def single_spike(self, module: Any) -> tuple[nn.Module, tuple[str, ...]]:
         """The single-spike module for a neuron of the host, and what is lost. Raises ValueError."""
 
-    def neuron_in_steps(self, neuron: IF, last: bool) -> nn.Module:
+    def neuron_in_steps(self, neuron: IF, last: bool, silent_gradient: bool) -> nn.Module:
         """The single-spike module of the host for a neuron on times."""
 
     def pool_in_steps(self, pool: EarliestSpikePool2d, last: bool) -> nn.Module:
@@ -76,7 +79,7 @@ def _hosts() -> list[Host]:
     return [_adapter(name) for name in HOSTS if name in sys.modules]
 
 
-def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool = False) -> SpikeSequential:
+def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool | None = None) -> SpikeSequential:
     """The network on spike times that equals a step-by-step model, sharing its parameters.
 
     Training one trains the other: weights and biases are the same `Parameter` objects, so that an
@@ -90,7 +93,8 @@ def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool = Fal
             steps or not. Resets in it are carried out on the way.
         t_max: number of steps, after which everything is silent.
         silent_gradient: whether silent neurons of the last layer learn from a gradient that reaches
-            them, as they do in steps if the decoder or the loss is given their potential.
+            them, as they do in steps if the decoder or the loss is given their potential, or if they
+            have `silent_gradient=True` themselves. None is True where the model ends with neurons.
 
     Returns:
         A `SpikeSequential`: times [batch, *] -> times.
@@ -106,12 +110,20 @@ def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool = Fal
     _checks.whole_and_positive("t_max", t_max)
     hosts = _hosts()
     builder = Builder(t_max, hosts)
+    listening: list[str] = []
     for path, module in _chain(model, hosts, t_max):
+        if listening:
+            raise NoTimeMode(
+                f"{listening[0]} has silent_gradient=True, which only the last neurons can have on spike "
+                "times. Set it to False; snnTorch's output=True turns it on"
+            )
         builder.add(path, module)
+        if any(host.listens_when_silent(module) for host in hosts):
+            listening.append(f"{path or 'the model'} ({type(module).__name__})")
     network = builder.finish()
     last = next(layer for layer in reversed(network) if not isinstance(layer, nn.Flatten))
     if isinstance(last, SpikeConnection):
-        last.silent_gradient = silent_gradient
+        last.silent_gradient = silent_gradient is not False
     elif silent_gradient:
         raise ValueError(f"silent_gradient needs a last layer with neurons, got {type(last).__name__}")
     return network.train(model.training)
@@ -411,7 +423,7 @@ def _in_steps(layer: nn.Module, adapter: Host, last: bool, flat: bool) -> Iterat
         yield from connection_in_steps(layer)
         if flat:
             yield nn.Flatten()
-        yield adapter.neuron_in_steps(layer.neuron, last)
+        yield adapter.neuron_in_steps(layer.neuron, last, layer.silent_gradient)
     else:
         raise ValueError("it is no layer of ssnn_plugin.nn")
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import _checks, decode, encode
+from . import _checks, decode, encode, step_calibration
 from .functional import (
     fill_silent,
     first_spike_pool2d_sequence,
@@ -26,6 +26,7 @@ from .functional.connection import Size2d, pool_window
 from .functional.step import within
 from .neurons import IF
 from .nn import EarliestSpikePool2d
+from .step_calibration import Run, StepNeuron
 
 try:
     from norse.torch.functional.threshold import threshold as norse_threshold
@@ -49,6 +50,7 @@ __all__ = [
     "SingleSpikeIFParameters",
     "SingleSpikeIFState",
     "SpikesToTimesDecoder",
+    "calibrate",
     "single_spike_if_step",
 ]
 
@@ -65,12 +67,15 @@ class SingleSpikeIFParameters(NamedTuple):
         method: "latency" is the rule dt/dV = -1 (Kheradpisheh & Masquelier 2020); any method of
             Norse's `threshold` ("super", "triangle", ...) replaces it by that surrogate.
         alpha: of the surrogate.
+        silent_gradient: whether a loss on the spikes reaches neurons that have not fired, as the outputs of a
+            network need it that falls silent: dS/dV = 1 before the spike too. Hidden neurons do without.
     """
 
     v_th: float | Tensor = 1.0
     tau_mem_inv: float | Tensor = 0.0
     method: str = LATENCY
     alpha: float | Tensor = 100.0
+    silent_gradient: bool = False
 
 
 class SingleSpikeIFState(NamedTuple):
@@ -85,7 +90,12 @@ def _neuron(p: SingleSpikeIFParameters, dt: float, like: Tensor) -> dict[str, An
         alpha = torch.as_tensor(p.alpha, device=like.device, dtype=like.dtype)
         surrogate = partial(norse_threshold, method=p.method, alpha=alpha)
     v_th = within(p.v_th, 0, math.inf) if isinstance(p.v_th, Tensor) else p.v_th
-    return {"threshold": v_th, "beta": decay_per_step(p, dt), "spike_grad": surrogate}
+    return {
+        "threshold": v_th,
+        "beta": decay_per_step(p, dt),
+        "spike_grad": surrogate,
+        "silent_gradient": p.silent_gradient,
+    }
 
 
 def decay_per_step(p: SingleSpikeIFParameters, dt: float) -> float | Tensor:
@@ -97,6 +107,10 @@ def _check_parameters(p: SingleSpikeIFParameters, dt: float) -> None:
     _checks.positive("dt", dt)
     methods = (LATENCY, "heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc")
     _checks.one_of("method", p.method, methods)
+    if p.silent_gradient and p.method != LATENCY:
+        raise ValueError(
+            f"silent_gradient must be False with method {p.method!r}: it belongs to {LATENCY!r}, got True"
+        )
     v_th, beta = torch.as_tensor(p.v_th), torch.as_tensor(decay_per_step(p, dt))
     if not _checks.has_values(v_th) or not _checks.has_values(beta):
         return
@@ -311,7 +325,7 @@ class SpikesToTimesDecoder(nn.Module):
     axis being Norse's `spike_count`, of which there is one.
 
     A gradient goes to the first spike; a silent neuron's goes to its potential at the end of the
-    window if that is passed, else it is dropped.
+    window if that is passed, else to its last step, where `silent_gradient=True` of the parameters reads it.
 
     >>> import torch
     >>> decoder = SpikesToTimesDecoder(t_silent=3, convert_indices_to_times=False)
@@ -339,6 +353,43 @@ class SpikesToTimesDecoder(nn.Module):
         return (fill_silent(times, self.t_silent / unit) * unit).unsqueeze(0)
 
 
+def calibrate(
+    model: nn.Module,
+    trains: Tensor,
+    fraction: float = 0.5,
+    *,
+    tolerance: float = 0.01,
+    run: Run | None = None,
+) -> dict[str, float]:
+    """Raise the weights of one layer after the other so that a wanted part of its neurons fires.
+
+    A start for training: single-spike neurons that never fire learn nothing, and torch's default weights,
+    of mean 0, leave most of them silent. The weights in front of each neuron are raised by one constant,
+    found on a batch; a bias and all else stay as they are.
+
+    Args:
+        model: a model with `SingleSpikeIF` or `SingleSpikeIFCell` neurons.
+        trains: a batch of spike trains [T, batch, *], as the model reads them.
+        fraction: of the (sample, neuron) pairs that shall fire within the window, above 0 and at most 1.
+        tolerance: how far off will do. A layer of few pairs gets as close as it can.
+        run: how the model reads a window, `run(model, trains)`. None is one call with all
+            steps, or, for a `SequentialState` of cells, a call per step with the state of the last.
+
+    Returns:
+        The fraction that each layer reached, under the name of its neuron, in order.
+
+    Raises:
+        ValueError: a fraction out of reach or range; a neuron without weights of its own in front, or
+            not called once a step; normalisation between the two. The model is left as it was.
+
+    >>> import torch
+    >>> model = SequentialState(nn.Linear(9, 5, bias=False), SingleSpikeIF())
+    >>> calibrate(model, LatencyEncoder(8)(torch.rand(20, 9)), fraction=0.4)
+    {'1': 0.4}
+    """
+    return step_calibration.calibrate(model, trains, fraction, host=HOST, tolerance=tolerance, run=run)
+
+
 class _Norse:
     """Norse's answers to `convert.Host`."""
 
@@ -358,6 +409,24 @@ class _Norse:
             raise ValueError(f"method {p.method!r} has no meaning on spike times. Use {LATENCY!r}")
         beta = _one_value("tau_mem_inv", decay_per_step(p, module.dt))
         return IF(_one_value("v_th", p.v_th), beta=beta)
+
+    def step_neuron(self, module: Any) -> StepNeuron | None:
+        if not isinstance(module, SingleSpikeIF | SingleSpikeIFCell):
+            return None
+        beta = torch.as_tensor(decay_per_step(module.p, module.dt))
+        return StepNeuron(torch.as_tensor(module.p.v_th), beta, isinstance(module, SingleSpikeIF))
+
+    def run_window(self, model: nn.Module, trains: Tensor) -> Any:
+        cells = any(isinstance(child, SingleSpikeIFCell) for child in model.children())
+        if not (isinstance(model, SequentialState) and cells):
+            return model(trains)
+        state = None
+        for step in trains:
+            outputs, state = model(step, state)
+        return outputs, state
+
+    def listens_when_silent(self, module: Any) -> bool:
+        return isinstance(module, SingleSpikeIF | SingleSpikeIFCell) and bool(module.p.silent_gradient)
 
     def pool_on_times(self, module: Any) -> EarliestSpikePool2d | None:
         if not isinstance(module, FirstSpikePool2dCell):
@@ -390,9 +459,9 @@ class _Norse:
             return SingleSpikeIF(new_p, module.dt, record_states=module.record_states), tuple(lost)
         return SingleSpikeIFCell(new_p, module.dt), tuple(lost)
 
-    def neuron_in_steps(self, neuron: IF, last: bool) -> nn.Module:
+    def neuron_in_steps(self, neuron: IF, last: bool, silent_gradient: bool) -> nn.Module:
         dt = 1.0  # a step is a bin, which keeps 1 - dt tau_mem_inv closest to beta
-        p = SingleSpikeIFParameters(v_th=neuron.threshold, tau_mem_inv=1 - neuron.beta)
+        p = SingleSpikeIFParameters(neuron.threshold, 1 - neuron.beta, silent_gradient=silent_gradient)
         return SingleSpikeIF(p, dt)
 
     def pool_in_steps(self, pool: EarliestSpikePool2d, last: bool) -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _checks, decode, encode, losses, metrics
+from . import _checks, decode, encode, losses, metrics, step_calibration
 from .functional import (
     first_spike_pool2d_sequence,
     first_spike_pool2d_step,
@@ -24,6 +24,7 @@ from .functional.step import floating, within
 from .kernels.operators import output_size
 from .neurons import IF
 from .nn import EarliestSpikePool2d
+from .step_calibration import Run, StepNeuron
 
 try:
     import snntorch as snn
@@ -34,6 +35,7 @@ __all__ = [
     "FirstSpikePool2d",
     "SingleSpike",
     "accuracy_temporal",
+    "calibrate",
     "ce_temporal_loss",
     "latency",
     "mse_temporal_loss",
@@ -101,6 +103,9 @@ class SingleSpike(_Stateful):
             highest potential fires; the others are spent, as `Leaky` resets them.
         learn_beta, learn_threshold, learn_graded_spikes_factor: as `snntorch.Leaky`.
         reset_mechanism, reset_delay: refused; a neuron that fires once is not reset.
+        silent_gradient: whether a loss on the spikes reaches neurons that have not fired, as the outputs of a
+            network need it that falls silent: dS/dV = 1 before the spike too. None is True with `init_hidden`
+            and `output`, which mark the last neurons; False with a surrogate. Hidden neurons do without.
         sequence: whether a call takes all steps at once, [T, batch, *], without a loop over them.
 
     Shape: [batch, *] -> (spikes, mem) of that shape, or spikes alone with `init_hidden=True` and
@@ -108,7 +113,8 @@ class SingleSpike(_Stateful):
     anew. The dtype is kept, so that half precision also adds up in half precision.
 
     Raises:
-        ValueError: a negative threshold; `reset_mechanism`, `reset_delay`; `state_quant` with `sequence`.
+        ValueError: a negative threshold; `reset_mechanism`, `reset_delay`; `state_quant` with `sequence`;
+            `silent_gradient` with a surrogate.
         TypeError: `mem` passed with `init_hidden=True`.
 
     >>> import torch
@@ -139,6 +145,7 @@ class SingleSpike(_Stateful):
         learn_graded_spikes_factor: bool = False,
         reset_delay: bool | None = None,
         *,
+        silent_gradient: bool | None = None,
         sequence: bool = False,
     ) -> None:
         for name, value in (("reset_mechanism", reset_mechanism), ("reset_delay", reset_delay)):
@@ -152,6 +159,12 @@ class SingleSpike(_Stateful):
             raise ValueError(
                 f"state_quant must be False with sequence=True, got {state_quant!r}: "
                 "it makes each step wait for the last"
+            )
+        latency_rule = spike_grad is None and not surrogate_disable
+        if silent_gradient and not latency_rule:
+            raise ValueError(
+                "silent_gradient must be left out with spike_grad or surrogate_disable: it belongs to the "
+                f"latency rule, got {silent_gradient!r}"
             )
         super().__init__(
             beta=beta,
@@ -167,12 +180,16 @@ class SingleSpike(_Stateful):
             learn_graded_spikes_factor=learn_graded_spikes_factor,
         )
         self.surrogate_disable, self.inhibition, self.sequence = surrogate_disable, inhibition, sequence
+        self.silent_gradient = latency_rule and (
+            init_hidden and output if silent_gradient is None else silent_gradient
+        )
         # None is the latency rule; the default surrogate of `Leaky` would also keep it from being pickled.
         self.spike_grad = _without_gradient if surrogate_disable else spike_grad
 
     def extra_repr(self) -> str:
         numbers = (f"{name}={_short(getattr(self, name))}" for name in ("beta", "threshold"))
-        flags = (f"{name}={getattr(self, name)}" for name in ("init_hidden", "output", "sequence"))
+        names = ("init_hidden", "output", "silent_gradient", "sequence")
+        flags = (f"{name}={getattr(self, name)}" for name in names)
         return ", ".join((*numbers, *flags))
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
@@ -186,6 +203,7 @@ class SingleSpike(_Stateful):
             "threshold": threshold,
             "beta": within(self.beta, 0, 1),
             "spike_grad": self.spike_grad,
+            "silent_gradient": self.silent_gradient,
         }
         if self.sequence:
             spikes, mem = single_spike_sequence(input_, state, **neuron)
@@ -274,6 +292,38 @@ def reset(net: nn.Module) -> None:
             module.reset_mem()
 
 
+def calibrate(
+    net: nn.Module, trains: Tensor, fraction: float = 0.5, *, tolerance: float = 0.01, run: Run | None = None
+) -> dict[str, float]:
+    """Raise the weights of one layer after the other so that a wanted part of its neurons fires.
+
+    A start for training: single-spike neurons that never fire learn nothing, and torch's default weights,
+    of mean 0, leave most of them silent. The weights in front of each neuron are raised by one constant,
+    found on a batch; a bias and all else stay as they are.
+
+    Args:
+        net: a model with `SingleSpike` neurons.
+        trains: a batch of spike trains [T, batch, *], as the model reads them.
+        fraction: of the (sample, neuron) pairs that shall fire within the window, above 0 and at most 1.
+        tolerance: how far off will do. A layer of few pairs gets as close as it can.
+        run: how the model reads a window, `run(model, trains)`. None is a call per step for
+            an `nn.Sequential` with hidden states, else one call with all steps.
+
+    Returns:
+        The fraction that each layer reached, under the name of its neuron, in order.
+
+    Raises:
+        ValueError: a fraction out of reach or range; a neuron without weights of its own in front, or
+            not called once a step; normalisation between the two. The model is left as it was.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(9, 5, bias=False), SingleSpike(init_hidden=True, output=True))
+    >>> calibrate(net, latency(torch.rand(20, 9), num_steps=8), fraction=0.4)
+    {'1': 0.4}
+    """
+    return step_calibration.calibrate(net, trains, fraction, host=HOST, tolerance=tolerance, run=run)
+
+
 def latency(data: Tensor, num_steps: int, *, x_max: float = 1.0) -> Tensor:
     """Intensities [batch, *] -> spike trains [num_steps, batch, *], the brighter the earlier.
 
@@ -295,8 +345,9 @@ class _TemporalLoss:
     def __call__(self, spk_out: Tensor, targets: Tensor, mem: Tensor | None = None) -> Tensor:
         """Loss of spike trains [T, batch, classes, *] against targets.
 
-        `mem`, recorded [T, batch, classes, *] or of the last step, lets silent neurons learn: the
-        gradient of their stand-in time goes to their potential at the end of the window.
+        The gradient of a silent neuron's stand-in time goes to the last bin of its train, which a neuron
+        reads with `silent_gradient=True`; or to its potential at the end of the window, given `mem`,
+        recorded [T, batch, classes, *] or of the last step.
         """
         loss: Tensor = self._loss(len(spk_out))(first_spike_times(spk_out, mem), targets)
         return loss
@@ -491,6 +542,23 @@ class _SnnTorch:
         beta = _checks.one_value("beta", module.beta.clamp(0, 1))
         return IF(_checks.one_value("threshold", module.threshold), beta=beta)
 
+    def step_neuron(self, module: Any) -> StepNeuron | None:
+        if not isinstance(module, SingleSpike):
+            return None
+        return StepNeuron(module.threshold.clamp(min=0), module.beta.clamp(0, 1), module.sequence)
+
+    def run_window(self, model: nn.Module, trains: Tensor) -> Any:
+        reset(model)
+        by_step = type(model).forward is nn.Sequential.forward and not any(
+            module.sequence for module in model.modules() if isinstance(module, _Stateful)
+        )
+        outputs = [model(step) for step in trains] if by_step else model(trains)
+        reset(model)
+        return outputs
+
+    def listens_when_silent(self, module: Any) -> bool:
+        return isinstance(module, SingleSpike) and module.silent_gradient
+
     def pool_on_times(self, module: Any) -> EarliestSpikePool2d | None:
         if not isinstance(module, FirstSpikePool2d):
             return None
@@ -524,10 +592,11 @@ class _SnnTorch:
                 lost.append(f"learn_{name}: what is learned there has another meaning now, and is fixed")
         return neuron, tuple(lost)
 
-    def neuron_in_steps(self, neuron: IF, last: bool) -> nn.Module:
+    def neuron_in_steps(self, neuron: IF, last: bool, silent_gradient: bool) -> nn.Module:
         # In double precision, so that both modes compare with the same number.
         beta, threshold = (torch.tensor(x, dtype=torch.float64) for x in (neuron.beta, neuron.threshold))
-        return SingleSpike(beta=beta, threshold=threshold, init_hidden=True, output=last)
+        options: dict[str, Any] = {"init_hidden": True, "output": last, "silent_gradient": silent_gradient}
+        return SingleSpike(beta=beta, threshold=threshold, **options)
 
     def pool_in_steps(self, pool: EarliestSpikePool2d, last: bool) -> nn.Module:
         return FirstSpikePool2d(pool.kernel_size, pool.stride, pool.padding, init_hidden=True, output=last)

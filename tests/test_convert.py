@@ -66,7 +66,7 @@ def _snntorch_steps(parts):
     return nn.Sequential(
         *_modules(
             parts,
-            lambda n, last: HIDDEN(n.beta, n.threshold, output=last),
+            lambda n, last: HIDDEN(n.beta, n.threshold, output=last, silent_gradient=False),
             lambda pool: FirstSpikePool2d(*_window(pool), init_hidden=True),
             lambda module: module,
         )
@@ -77,7 +77,7 @@ def _snntorch_sequence(parts):
     return nn.Sequential(
         *_modules(
             parts,
-            lambda n, last: HIDDEN(n.beta, n.threshold, output=last, sequence=True),
+            lambda n, last: HIDDEN(n.beta, n.threshold, output=last, silent_gradient=False, sequence=True),
             lambda pool: FirstSpikePool2d(*_window(pool), init_hidden=True, sequence=True),
             norse.Lift,
         )
@@ -910,7 +910,7 @@ def test_networks_on_times_in_steps_and_back(host):
     torch.testing.assert_close(state, potential, rtol=0, atol=1e-12)
     assert 0.2 < expected.isfinite().double().mean() < 1
     assert set(map(id, model.parameters())) == set(map(id, network.parameters()))
-    again = to_event_driven(model, t_max=16)
+    again = to_event_driven(model, t_max=16, silent_gradient=False)
     assert repr(again) == repr(network)
     assert all(a is b for a, b in zip(again.parameters(), network.parameters(), strict=True))
     assert torch.equal(again(times), expected)
