@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -35,6 +36,13 @@ def own_forward(module: object, *kinds: type) -> None:
     """Refuse a subclass that computes something else than the class it is taken for."""
     if getattr(type(module), "forward", None) not in [getattr(kind, "forward", None) for kind in kinds]:
         raise ValueError("its class has a forward of its own. Use the plain class")
+
+
+def plain_max_pool(pool: nn.MaxPool2d) -> tuple[Any, Any, Any]:
+    """The window, stride and padding of a max-pool, if that is all there is to it."""
+    if pool.dilation not in (1, (1, 1)) or pool.ceil_mode or pool.return_indices:
+        raise ValueError("it must have no dilation, ceil_mode and return_indices")
+    return pool.kernel_size, pool.stride, pool.padding
 
 
 def gap(name: str, value: float, t_max: float) -> None:

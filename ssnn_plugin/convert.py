@@ -1,4 +1,4 @@
-"""Host model <-> network on spike times, sharing parameters; host neurons -> single-spike neurons.
+"""Host model <-> network on spike times, sharing parameters.
 
 What is particular to a host is asked of its adapter (`snntorch.py`, `norse.py`), and only if the host
 has been imported: without it there cannot be a model of that host.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from . import _checks
 from ._trace import SUPPORTED, NoTimeMode, follow_forward
@@ -21,18 +21,6 @@ from .nn import EarliestSpikePool2d, SpikeConv2d, SpikeFlatten, SpikeLinear, Spi
 from .nn.connection import SpikeConnection
 
 HOSTS = ("snntorch", "norse")
-
-
-class Replacement(NamedTuple):
-    """What `replace_neurons` put in the place of a neuron, and what could not be kept."""
-
-    path: str
-    old: str
-    new: str
-    lost: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.old} -> {self.new}" + "".join(f"\n  {what}" for what in self.lost)
 
 
 class Host(Protocol):
@@ -56,6 +44,15 @@ class Host(Protocol):
     def refires(self, module: Any) -> bool:
         """Whether this is a neuron of the host, which may fire more than once."""
 
+    def stays(self, module: Any) -> str | None:
+        """Why `replace_neurons` leaves a module of the host where it is, and what to do; None for others."""
+
+    def first_spike_pool(self, pool: Any, model: nn.Module) -> nn.Module:
+        """The first-spike pool in place of a max-pool of spikes. Raises ValueError."""
+
+    def calibrate(self, model: nn.Module, trains: Tensor, fraction: float) -> dict[str, float]:
+        """The adapter's `calibrate`."""
+
     def single_spike(self, module: Any) -> tuple[nn.Module, tuple[str, ...]]:
         """The single-spike module for a neuron of the host, and what is lost. Raises ValueError."""
 
@@ -75,7 +72,8 @@ def _adapter(name: str) -> Host:
     return host
 
 
-def _hosts() -> list[Host]:
+def loaded_hosts() -> list[Host]:
+    """The adapters of the hosts that have been imported."""
     return [_adapter(name) for name in HOSTS if name in sys.modules]
 
 
@@ -108,7 +106,7 @@ def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool | Non
     Source: docs/three-modes.md.
     """
     _checks.whole_and_positive("t_max", t_max)
-    hosts = _hosts()
+    hosts = loaded_hosts()
     builder = Builder(t_max, hosts)
     listening: list[str] = []
     for path, module in _chain(model, hosts, t_max):
@@ -458,48 +456,3 @@ def connection_in_steps(layer: SpikeConnection) -> Iterator[nn.Module]:
     yield connection
     if isinstance(layer, SpikeConv2d) and layer.output_pool is not None:
         yield nn.AvgPool2d(*layer.output_pool.window)
-
-
-def replace_neurons(model: nn.Module) -> list[Replacement]:
-    """Swap the neurons of snnTorch and Norse in a model for single-spike ones, in place, keeping weights.
-
-    Handled are snnTorch's Leaky, Lapicque and Synaptic, and Norse's IAF, LIF and LIFBox, cells and
-    layers. Their surrogate gradients give way to the latency rule, without which there is no time mode.
-
-    Returns:
-        What was changed, one entry per neuron, with what could not be kept.
-
-    Raises:
-        ValueError: a neuron that cannot be replaced, such as a recurrent one, by its path and class; then
-            nothing has been changed. A model that is a neuron itself.
-
-    >>> import snntorch, torch
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2), snntorch.Leaky(beta=0.5, init_hidden=True))
-    >>> print(*replace_neurons(model))
-    1: Leaky -> SingleSpike
-      reset_mechanism 'subtract': a neuron that fires once is not reset
-      spike_grad: the latency rule replaces the surrogate
-    """
-    hosts = _hosts()
-    new: dict[nn.Module, tuple[nn.Module, tuple[str, ...]]] = {}
-    found = []
-    for path, module in model.named_modules(remove_duplicate=False):
-        host = next((host for host in hosts if host.refires(module)), None)
-        if host is None:
-            continue
-        if not path:
-            raise ValueError(
-                f"model is a neuron itself ({type(module).__name__}): pass the model it is part of"
-            )
-        try:
-            new[module] = new.get(module) or host.single_spike(module)
-        except ValueError as error:
-            raise ValueError(f"{path} ({type(module).__name__}) cannot be replaced: {error}") from error
-        found.append((path, module))
-    changed = []
-    for path, module in found:
-        neuron, lost = new[module]
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, neuron.train(module.training))
-        changed.append(Replacement(path, type(module).__name__, type(neuron).__name__, lost))
-    return changed

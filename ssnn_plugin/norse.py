@@ -23,6 +23,7 @@ from .functional import (
     single_spike_step,
 )
 from .functional.connection import Size2d, pool_window
+from .functional.silent import warn_if_none
 from .functional.step import within
 from .neurons import IF
 from .nn import EarliestSpikePool2d
@@ -214,7 +215,10 @@ class SingleSpikeIF(SNN):  # type: ignore[misc]
     ) -> tuple[Tensor, SingleSpikeIFState]:
         """Currents [T, batch, *] and state -> spikes [T, batch, *] and state."""
         start = None if state is None else state.v
-        spikes, v = single_spike_sequence(input_tensor, start, **_neuron(self.p, self.dt, input_tensor))
+        neuron = _neuron(self.p, self.dt, input_tensor)
+        spikes, v = single_spike_sequence(input_tensor, start, **neuron)
+        if v.requires_grad:
+            warn_if_none(v[-1] > neuron["threshold"])
         return spikes, SingleSpikeIFState(v if self.record_states else v[-1])
 
 
@@ -438,6 +442,18 @@ class _Norse:
         spiking = isinstance(module, SNN | SNNCell | SNNRecurrent | SNNRecurrentCell)
         ours = isinstance(module, SingleSpikeIF | SingleSpikeIFCell)
         return spiking and not ours and not isinstance(module, LI | LICell | LIBoxCell)
+
+    def stays(self, module: Any) -> str | None:
+        return None
+
+    def first_spike_pool(self, pool: Any, model: nn.Module) -> nn.Module:
+        raise ValueError(
+            "Norse's containers note which layers have a state when they are built. Build the model with "
+            "FirstSpikePool2d (FirstSpikePool2dCell for a step per call) in its place, or in that of its Lift"
+        )
+
+    def calibrate(self, model: nn.Module, trains: Tensor, fraction: float) -> dict[str, float]:
+        return calibrate(model, trains, fraction)
 
     def single_spike(self, module: Any) -> tuple[nn.Module, tuple[str, ...]]:
         p = module.p

@@ -20,6 +20,7 @@ from .functional import (
     single_spike_step,
 )
 from .functional.connection import Size2d, pool_window
+from .functional.silent import warn_if_none
 from .functional.step import floating, within
 from .kernels.operators import output_size
 from .neurons import IF
@@ -186,6 +187,13 @@ class SingleSpike(_Stateful):
         # None is the latency rule; the default surrogate of `Leaky` would also keep it from being pickled.
         self.spike_grad = _without_gradient if surrogate_disable else spike_grad
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # snnTorch resets a neuron by setting `mem`: the end of a window, which may have been silent.
+        if name == "mem" and self.__dict__.get("_learning") and not value.requires_grad and not value.any():
+            self.__dict__["_learning"] = False
+            warn_if_none(self.mem > self.threshold)
+        super().__setattr__(name, value)
+
     def extra_repr(self) -> str:
         numbers = (f"{name}={_short(getattr(self, name))}" for name in ("beta", "threshold"))
         names = ("init_hidden", "output", "silent_gradient", "sequence")
@@ -207,9 +215,13 @@ class SingleSpike(_Stateful):
         }
         if self.sequence:
             spikes, mem = single_spike_sequence(input_, state, **neuron)
+            if mem.requires_grad:
+                warn_if_none(mem[-1] > threshold)
         else:
             quantize = self.state_quant or None
             spikes, mem = single_spike_step(input_, state, quantize=quantize, **neuron)
+            if not torch.compiler.is_compiling():
+                self.__dict__["_learning"] = mem.requires_grad
         if self.inhibition:
             spikes = _only_the_highest(spikes, mem, mem > threshold)
         return self._outputs(spikes * self.graded_spikes_factor.to(spikes.dtype), mem)
@@ -223,6 +235,64 @@ def _only_the_highest(spikes: Tensor, mem: Tensor, above: Tensor) -> Tensor:
     """Of the neurons [..., features] that may still fire, the one with the highest potential."""
     highest = mem.masked_fill(above & (spikes == 0), -torch.inf).argmax(-1, keepdim=True)
     return spikes * torch.zeros_like(spikes).scatter(-1, highest, 1.0)
+
+
+class SingleSpikeLapicque(SingleSpike):
+    """`SingleSpike` where a `snntorch.Lapicque` was: with its names and its checkpoints."""
+
+    def init_lapicque(self) -> Tensor:
+        """As `reset_mem`."""
+        mem: Tensor = self.reset_mem()
+        return mem
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        host = [prefix + name for name in ("R", "C", "time_step")]
+        if all(name in state_dict for name in host):
+            beta, gain = _lapicque(*(state_dict.pop(name) for name in host))
+            state_dict[prefix + "beta"] = beta.reshape(self.beta.shape)
+            state_dict[prefix + "threshold"] = state_dict[prefix + "threshold"] / gain
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class SingleSpikeSynaptic(SingleSpike):
+    """`SingleSpike` where a `snntorch.Synaptic` was: with its states, its names and its checkpoints.
+
+    An input acts at once, so that the synaptic current `syn` is 0.
+
+    Shape: [batch, *] and states -> (spikes, syn, mem), or spikes alone, as `snntorch.Synaptic`.
+    """
+
+    def reset_mem(self) -> tuple[Tensor, Tensor]:
+        """States (syn, mem) of zeros."""
+        mem = super().reset_mem()
+        return torch.zeros_like(mem), mem
+
+    def init_synaptic(self) -> tuple[Tensor, Tensor]:
+        """As `reset_mem`."""
+        return self.reset_mem()
+
+    def forward(  # type: ignore[override]
+        self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Currents [batch, *] and states -> spikes and states."""
+        outputs = super().forward(input_, mem)
+        if isinstance(outputs, Tensor):
+            return outputs
+        spikes, mem = outputs
+        return spikes, torch.zeros_like(mem), mem
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if prefix + "alpha" in state_dict:
+            gain = _charge(state_dict.pop(prefix + "alpha"))
+            state_dict[prefix + "threshold"] = state_dict[prefix + "threshold"] / gain
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+REPLACED: dict[type, type[SingleSpike]] = {
+    snn.Leaky: SingleSpike,
+    snn.Lapicque: SingleSpikeLapicque,
+    snn.Synaptic: SingleSpikeSynaptic,
+}
 
 
 class FirstSpikePool2d(_Stateful):
@@ -526,7 +596,7 @@ class _SnnTorch:
     def neuron_on_times(self, module: Any) -> IF | None:
         if not isinstance(module, SingleSpike):
             return None
-        _checks.own_forward(module, SingleSpike)
+        _checks.own_forward(module, SingleSpike, SingleSpikeSynaptic)
         refused = {
             "learn_beta": isinstance(module.beta, nn.Parameter),
             "learn_threshold": isinstance(module.threshold, nn.Parameter),
@@ -568,13 +638,34 @@ class _SnnTorch:
     def refires(self, module: Any) -> bool:
         return isinstance(module, snn.SpikingNeuron) and not isinstance(module, _Stateful)
 
+    def stays(self, module: Any) -> str | None:
+        if isinstance(module, snn.LeakyParallel):
+            return (
+                "it owns its input weights and takes all steps at once: put a Linear with them and a "
+                "SingleSpike(sequence=True) in its place"
+            )
+        if type(module) in REPLACED and module.reset_mechanism == "none":
+            return "a membrane read-out, as its reset_mechanism is 'none'; for spikes put a SingleSpike there"
+        return None
+
+    def first_spike_pool(self, pool: Any, model: nn.Module) -> nn.Module:
+        if not all(m.init_hidden for m in model.modules() if isinstance(m, snn.SpikingNeuron)):
+            raise ValueError(
+                "it has to keep its state, and the neurons of the model are given theirs. Write "
+                "FirstSpikePool2d into the model, with a state like theirs"
+            )
+        return FirstSpikePool2d(*_checks.plain_max_pool(pool), init_hidden=True)
+
+    def calibrate(self, model: nn.Module, trains: Tensor, fraction: float) -> dict[str, float]:
+        return calibrate(model, trains, fraction)
+
     def single_spike(self, module: Any) -> tuple[nn.Module, tuple[str, ...]]:
         beta, gain, lost = _integration(module)
         threshold = module.threshold if gain is None else module.threshold.detach() / gain
         lost.append(f"reset_mechanism {module.reset_mechanism!r}: a neuron that fires once is not reset")
         if not module.surrogate_disable:
             lost.append("spike_grad: the latency rule replaces the surrogate")
-        neuron = SingleSpike(
+        neuron = REPLACED[type(module)](
             beta=beta.detach(),
             threshold=threshold.detach(),
             surrogate_disable=module.surrogate_disable,
@@ -613,18 +704,29 @@ def _integration(module: Any) -> tuple[Tensor, Tensor | None, list[str]]:
     if type(module) is snn.Leaky:
         return module.beta, None, []
     if type(module) is snn.Lapicque:
-        beta, gain = 1 - module.time_step / (module.R * module.C), module.time_step / module.C
-        if bool((beta < 0).any()):
-            raise ValueError(f"its time step exceeds R C: what it keeps of the potential is {_short(beta)}")
+        beta, gain = _lapicque(module.R, module.C, module.time_step)
         return beta, gain, [f"R, C: an input counts {_short(gain)} times, which the threshold makes up for"]
     if type(module) is snn.Synaptic:
-        kept = module.alpha.detach().clamp(0, 1)
-        if bool((kept == 1).any()):
-            raise ValueError("alpha = 1 is a synaptic current that never ends")
         charge = "an input acts at once, with the whole charge of its synaptic current"
-        lost = [f"alpha {_short(kept)}: {charge}", "state: a step returns (spk, mem), without syn"]
-        return module.beta, 1 / (1 - kept), lost
+        lost = [f"alpha {_short(module.alpha)}: {charge}", "state: syn stays 0"]
+        return module.beta, _charge(module.alpha), lost
     raise ValueError("only Leaky, Lapicque and Synaptic have a single-spike counterpart")
+
+
+def _lapicque(R: Tensor, C: Tensor, time_step: Tensor) -> tuple[Tensor, Tensor]:
+    """What a step of a Lapicque neuron keeps of the potential, and how often it counts an input."""
+    beta = 1 - time_step / (R * C)
+    if bool((beta < 0).any()):
+        raise ValueError(f"its time step exceeds R C: what it keeps of the potential is {_short(beta)}")
+    return beta, time_step / C
+
+
+def _charge(alpha: Tensor) -> Tensor:
+    """What a synaptic current adds up to."""
+    kept = alpha.detach().clamp(0, 1)
+    if bool((kept == 1).any()):
+        raise ValueError("alpha = 1 is a synaptic current that never ends")
+    return 1 / (1 - kept)
 
 
 def _short(value: Tensor) -> str:
