@@ -217,8 +217,8 @@ class SingleSpikeIF(SNN):  # type: ignore[misc]
         start = None if state is None else state.v
         neuron = _neuron(self.p, self.dt, input_tensor)
         spikes, v = single_spike_sequence(input_tensor, start, **neuron)
-        if v.requires_grad:
-            warn_if_none(v[-1] > neuron["threshold"])
+        if v.requires_grad and _checks.has_values(v):
+            warn_if_none(v[-1] > torch.as_tensor(neuron["threshold"]).to(v))
         return spikes, SingleSpikeIFState(v if self.record_states else v[-1])
 
 
@@ -375,7 +375,8 @@ def calibrate(
         model: a model with `SingleSpikeIF` or `SingleSpikeIFCell` neurons.
         trains: a batch of spike trains [T, batch, *], as the model reads them.
         fraction: of the (sample, neuron) pairs that shall fire within the window, above 0 and at most 1.
-        tolerance: how far off will do. A layer of few pairs gets as close as it can.
+        tolerance: how far off will do. A layer of few pairs, or of many that fire together, gets as close
+            as it can.
         run: how the model reads a window, `run(model, trains)`. None is one call with all
             steps, or, for a `SequentialState` of cells, a call per step with the state of the last.
 
@@ -387,9 +388,10 @@ def calibrate(
             not called once a step; normalisation between the two. The model is left as it was.
 
     >>> import torch
-    >>> model = SequentialState(nn.Linear(9, 5, bias=False), SingleSpikeIF())
-    >>> calibrate(model, LatencyEncoder(8)(torch.rand(20, 9)), fraction=0.4)
-    {'1': 0.4}
+    >>> model = SequentialState(nn.Linear(64, 50, bias=False), SingleSpikeIF())
+    >>> reached = calibrate(model, LatencyEncoder(32)(torch.rand(20, 64)), fraction=0.4)
+    >>> round(reached["1"], 1)
+    0.4
     """
     return step_calibration.calibrate(model, trains, fraction, host=HOST, tolerance=tolerance, run=run)
 

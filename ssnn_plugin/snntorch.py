@@ -375,7 +375,8 @@ def calibrate(
         net: a model with `SingleSpike` neurons.
         trains: a batch of spike trains [T, batch, *], as the model reads them.
         fraction: of the (sample, neuron) pairs that shall fire within the window, above 0 and at most 1.
-        tolerance: how far off will do. A layer of few pairs gets as close as it can.
+        tolerance: how far off will do. A layer of few pairs, or of many that fire together, gets as close
+            as it can.
         run: how the model reads a window, `run(model, trains)`. None is a call per step for
             an `nn.Sequential` with hidden states, else one call with all steps.
 
@@ -387,9 +388,10 @@ def calibrate(
             not called once a step; normalisation between the two. The model is left as it was.
 
     >>> import torch
-    >>> net = nn.Sequential(nn.Linear(9, 5, bias=False), SingleSpike(init_hidden=True, output=True))
-    >>> calibrate(net, latency(torch.rand(20, 9), num_steps=8), fraction=0.4)
-    {'1': 0.4}
+    >>> net = nn.Sequential(nn.Linear(64, 50, bias=False), SingleSpike(init_hidden=True, output=True))
+    >>> reached = calibrate(net, latency(torch.rand(20, 64), num_steps=32), fraction=0.4)
+    >>> round(reached["1"], 1)
+    0.4
     """
     return step_calibration.calibrate(net, trains, fraction, host=HOST, tolerance=tolerance, run=run)
 

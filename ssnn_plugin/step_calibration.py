@@ -144,10 +144,11 @@ def _raise(
     """
     weight = layer.weights.weight
     start, low, high, c = weight.clone(), -torch.inf, torch.inf, 0.0
+    tried: dict[float, float] = {}
     for _ in range(ROUNDS):
         weight.copy_(start + c)
         potential, threshold = _potential(layer, run_once, num_steps)
-        reached = float((potential > threshold).any(0).double().mean())
+        tried[c] = reached = float((potential > threshold).any(0).double().mean())
         if abs(reached - fraction) <= max(tolerance, 1.0 / potential[0].numel()):
             return reached
         low, high = (max(low, c), high) if reached < fraction else (low, min(high, c))
@@ -157,10 +158,15 @@ def _raise(
         c += _needed(potential, slope, threshold, fraction)
         if not low < c < high:
             c = (low + high) / 2
-    raise ValueError(
-        f"fraction must be in reach of {layer.name!r}, got {fraction!r}: raising the weights of "
-        f"{layer.source!r} made {reached:.3g} of its neurons fire"
-    )
+    if low == -torch.inf or high == torch.inf:
+        raise ValueError(
+            f"fraction must be in reach of {layer.name!r}, got {fraction!r}: raising the weights of "
+            f"{layer.source!r} made {reached:.3g} of its neurons fire"
+        )
+    # Neurons that reach the threshold together leave a gap in what can be had.
+    closest = min(tried, key=lambda c: abs(tried[c] - fraction))
+    weight.copy_(start + closest)
+    return tried[closest]
 
 
 def _potential(layer: _Layer, run_once: Callable[[], None], num_steps: int) -> tuple[Tensor, Tensor]:

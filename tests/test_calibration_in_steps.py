@@ -175,6 +175,16 @@ def test_models_that_cannot_be_calibrated(name):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_neurons_that_fire_together_get_as_close_as_they_can():
+    trains = torch.zeros(4, 10, 3).double()
+    trains[0, :7, 0] = trains[1, 7:, 1] = 1  # one input each: 70 % of the samples fire with the first
+    model = nn.Sequential(_linear(3, 1), SingleSpike(init_hidden=True, output=True))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.2, 0.1, 0.0]]))
+    assert snntorch_adapter.calibrate(model, trains, 0.5) == {"1": 0.7}
+    assert snntorch_adapter.calibrate(model, trains, 0.9) == {"1": 1.0}
+
+
 def test_a_fraction_out_of_reach_leaves_the_model_as_it_was():
     model, trains = _sequential(), _trains(40, 20)
     trains[:, 10:] = 0

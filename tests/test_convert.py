@@ -971,9 +971,9 @@ def _first_spikes(model, currents):
     """Of a neuron of either host, in steps or over the window."""
     if isinstance(model, norse.SequentialState | norse.IAF | norse.LIF | SingleSpikeIF):
         return spikes_to_times(model(currents)[0])
-    state, spikes = None, []
+    state, spikes = (), []
     for current in currents:
-        out, state = model(current, *([] if state is None else [state]))
+        out, *state = model(current, *state)
         spikes.append(out)
     return spikes_to_times(torch.stack(spikes).double())
 
