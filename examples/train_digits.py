@@ -48,13 +48,12 @@ def norse_net():
 
 def snntorch_loop(net, trains):
     for_snntorch.reset(net)
-    spikes, mem = zip(*[net(step) for step in trains], strict=True)
-    return torch.stack(spikes), mem[-1]
+    spikes, _ = zip(*[net(step) for step in trains], strict=True)
+    return torch.stack(spikes)
 
 
 def norse_loop(net, trains):
-    spikes, states = net(trains)
-    return spikes, states[-1].v
+    return net(trains)[0]
 
 
 def spike_count_mse(spikes, labels):
@@ -62,7 +61,7 @@ def spike_count_mse(spikes, labels):
     return nn.functional.mse_loss(spikes.sum(0), nn.functional.one_hot(labels, 10).float())
 
 
-# Losses on spike trains and labels, ours also on the potential. Targets are steps.
+# Losses on spike trains and labels. Targets are steps.
 OURS = {
     "ce_temporal_loss()": for_snntorch.ce_temporal_loss(),
     "mse_temporal_loss(8, None)": for_snntorch.mse_temporal_loss(on_target=8, off_target=None),
@@ -82,7 +81,7 @@ MODELS = {
 }
 
 
-def train(host, loss_fn, mode, epochs, seed=0, with_mem=False, start=True):
+def train(host, loss_fn, mode, epochs, seed=0, start=True):
     """Test accuracy of a network trained by a loss; `mode` is "loop" or "events"."""
     torch.manual_seed(seed)
     build, loop, calibrate = MODELS[host]
@@ -96,15 +95,15 @@ def train(host, loss_fn, mode, epochs, seed=0, with_mem=False, start=True):
     def outputs(x):
         if mode == "loop":
             return loop(net, for_snntorch.latency(x, NUM_STEPS))
-        times, potential = event_net(encode.latency(x, NUM_STEPS), return_potential=True)
-        return decode.times_to_spikes(times, NUM_STEPS, silent_gradient=True), potential
+        times = event_net(encode.latency(x, NUM_STEPS))
+        return decode.times_to_spikes(times, NUM_STEPS, silent_gradient=True)
 
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * TRAINING // BATCH)
     for _ in range(epochs):
         for i in torch.randperm(TRAINING).split(BATCH):
-            spikes, potential = outputs(images[i])
-            loss = loss_fn(spikes, labels[i], potential) if with_mem else loss_fn(spikes, labels[i])
+            spikes = outputs(images[i])
+            loss = loss_fn(spikes, labels[i])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
