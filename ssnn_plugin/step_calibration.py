@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
@@ -157,7 +158,12 @@ def _raise(
         slope = (_potential(layer, run_once, num_steps)[0] - potential) / step
         c += _needed(potential, slope, threshold, fraction)
         if not low < c < high:
-            c = (low + high) / 2
+            c = high - 2 * float(step) if low == -torch.inf else (low + high) / 2
+        if not math.isfinite(c):
+            reachable = float((slope > 0).any(0).double().mean())
+            raise ValueError(
+                f"fraction must be at most {reachable:.3g}, as the others have no input, got {fraction!r}"
+            )
     if low == -torch.inf or high == torch.inf:
         raise ValueError(
             f"fraction must be in reach of {layer.name!r}, got {fraction!r}: raising the weights of "
@@ -190,15 +196,10 @@ def _potential(layer: _Layer, run_once: Callable[[], None], num_steps: int) -> t
 
 
 def _needed(potential: Tensor, slope: Tensor, threshold: Tensor, fraction: float) -> float:
-    """What the weights lack for a fraction of the neurons to fire."""
+    """What the weights lack for a fraction of the neurons to fire; inf if too few have an input."""
     lacking = torch.where(slope > 0, (threshold - potential) / slope, torch.inf)
     each = lacking.amin(0).flatten().sort().values
     count = max(1, round(fraction * len(each)))
     last, following = float(each[count - 1]), float(each[min(count, len(each) - 1)])
-    if last == torch.inf:
-        reachable = float(each.isfinite().double().mean())
-        raise ValueError(
-            f"fraction must be at most {reachable:.3g}, as the others have no input, got {fraction!r}"
-        )
     # Halfway to the next neuron, so that rounding changes none of them.
     return (last + following) / 2 if last < following < torch.inf else last + 1e-3 * max(abs(last), 1e-3)
