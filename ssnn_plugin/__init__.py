@@ -2,8 +2,10 @@
 
 from . import decode, encode, functional, losses, metrics, nn, online, surrogate
 from ._trace import NoTimeMode
-from .convert import Replacement, replace_neurons, to_event_driven, to_step_mode
+from .convert import to_event_driven, to_step_mode
+from .functional.silent import SilentNetworkWarning
 from .neurons import IF, LIF, AlphaPSP, ExpPSP, ReLPSP
+from .replace import Replacement, replace_neurons
 
 __version__ = "0.1.0"
 
@@ -15,6 +17,7 @@ __all__ = [
     "NoTimeMode",
     "ReLPSP",
     "Replacement",
+    "SilentNetworkWarning",
     "decode",
     "encode",
     "functional",

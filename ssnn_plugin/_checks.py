@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,13 @@ def not_exported_by_a_host(module: nn.Module) -> None:
             f"{type(module).__name__} fires at most once: the hosts' exporters to NIR would write a neuron "
             "that fires again, or none. Use ssnn_plugin.nir.to_nir(model, t_max=...)"
         )
+
+
+def plain_max_pool(pool: nn.MaxPool2d) -> tuple[Any, Any, Any]:
+    """The window, stride and padding of a max-pool, if that is all there is to it."""
+    if pool.dilation not in (1, (1, 1)) or pool.ceil_mode or pool.return_indices:
+        raise ValueError("it must have no dilation, ceil_mode and return_indices")
+    return pool.kernel_size, pool.stride, pool.padding
 
 
 def gap(name: str, value: float, t_max: float) -> None:

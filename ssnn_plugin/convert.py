@@ -1,4 +1,4 @@
-"""Host model <-> network on spike times, sharing parameters; host neurons -> single-spike neurons.
+"""Host model <-> network on spike times, sharing parameters.
 
 What is particular to a host is asked of its adapter (`snntorch.py`, `norse.py`), and only if the host
 has been imported: without it there cannot be a model of that host.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from . import _checks
 from ._trace import SUPPORTED, NoTimeMode, follow_forward
@@ -21,18 +21,6 @@ from .nn import EarliestSpikePool2d, SpikeConv2d, SpikeFlatten, SpikeLinear, Spi
 from .nn.connection import SpikeConnection
 
 HOSTS = ("snntorch", "norse")
-
-
-class Replacement(NamedTuple):
-    """What `replace_neurons` put in the place of a neuron, and what could not be kept."""
-
-    path: str
-    old: str
-    new: str
-    lost: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.old} -> {self.new}" + "".join(f"\n  {what}" for what in self.lost)
 
 
 class Host(Protocol):
@@ -47,16 +35,28 @@ class Host(Protocol):
     def neuron_on_times(self, module: Any) -> IF | None:
         """The neuron of a single-spike module. Raises ValueError if an option has no meaning on times."""
 
+    def listens_when_silent(self, module: Any) -> bool:
+        """Whether this is a single-spike module whose silent neurons read the gradient of their spikes."""
+
     def pool_on_times(self, module: Any) -> EarliestSpikePool2d | None:
         """The pool on times of the host's first-spike pool."""
 
     def refires(self, module: Any) -> bool:
         """Whether this is a neuron of the host, which may fire more than once."""
 
+    def stays(self, module: Any) -> str | None:
+        """Why `replace_neurons` leaves a module of the host where it is, and what to do; None for others."""
+
+    def first_spike_pool(self, pool: Any, model: nn.Module) -> nn.Module:
+        """The first-spike pool in place of a max-pool of spikes. Raises ValueError."""
+
+    def calibrate(self, model: nn.Module, trains: Tensor, fraction: float) -> dict[str, float]:
+        """The adapter's `calibrate`."""
+
     def single_spike(self, module: Any) -> tuple[nn.Module, tuple[str, ...]]:
         """The single-spike module for a neuron of the host, and what is lost. Raises ValueError."""
 
-    def neuron_in_steps(self, neuron: IF, last: bool) -> nn.Module:
+    def neuron_in_steps(self, neuron: IF, last: bool, silent_gradient: bool) -> nn.Module:
         """The single-spike module of the host for a neuron on times."""
 
     def pool_in_steps(self, pool: EarliestSpikePool2d, last: bool) -> nn.Module:
@@ -72,11 +72,12 @@ def _adapter(name: str) -> Host:
     return host
 
 
-def _hosts() -> list[Host]:
+def loaded_hosts() -> list[Host]:
+    """The adapters of the hosts that have been imported."""
     return [_adapter(name) for name in HOSTS if name in sys.modules]
 
 
-def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool = False) -> SpikeSequential:
+def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool | None = None) -> SpikeSequential:
     """The network on spike times that equals a step-by-step model, sharing its parameters.
 
     Training one trains the other: weights and biases are the same `Parameter` objects, so that an
@@ -90,7 +91,8 @@ def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool = Fal
             steps or not. Resets in it are carried out on the way.
         t_max: number of steps, after which everything is silent.
         silent_gradient: whether silent neurons of the last layer learn from a gradient that reaches
-            them, as they do in steps if the decoder or the loss is given their potential.
+            them, as they do in steps if the decoder or the loss is given their potential, or if they
+            have `silent_gradient=True` themselves. None is True where the model ends with neurons.
 
     Returns:
         A `SpikeSequential`: times [batch, *] -> times.
@@ -104,14 +106,22 @@ def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool = Fal
     Source: docs/three-modes.md.
     """
     _checks.whole_and_positive("t_max", t_max)
-    hosts = _hosts()
+    hosts = loaded_hosts()
     builder = Builder(t_max, hosts)
+    listening: list[str] = []
     for path, module in _chain(model, hosts, t_max):
+        if listening:
+            raise NoTimeMode(
+                f"{listening[0]} has silent_gradient=True, which only the last neurons can have on spike "
+                "times. Set it to False; snnTorch's output=True turns it on"
+            )
         builder.add(path, module)
+        if any(host.listens_when_silent(module) for host in hosts):
+            listening.append(f"{path or 'the model'} ({type(module).__name__})")
     network = builder.finish()
     last = next(layer for layer in reversed(network) if not isinstance(layer, nn.Flatten))
     if isinstance(last, SpikeConnection):
-        last.silent_gradient = silent_gradient
+        last.silent_gradient = silent_gradient is not False
     elif silent_gradient:
         raise ValueError(f"silent_gradient needs a last layer with neurons, got {type(last).__name__}")
     return network.train(model.training)
@@ -411,7 +421,7 @@ def _in_steps(layer: nn.Module, adapter: Host, last: bool, flat: bool) -> Iterat
         yield from connection_in_steps(layer)
         if flat:
             yield nn.Flatten()
-        yield adapter.neuron_in_steps(layer.neuron, last)
+        yield adapter.neuron_in_steps(layer.neuron, last, layer.silent_gradient)
     else:
         raise ValueError("it is no layer of ssnn_plugin.nn")
 
@@ -446,48 +456,3 @@ def connection_in_steps(layer: SpikeConnection) -> Iterator[nn.Module]:
     yield connection
     if isinstance(layer, SpikeConv2d) and layer.output_pool is not None:
         yield nn.AvgPool2d(*layer.output_pool.window)
-
-
-def replace_neurons(model: nn.Module) -> list[Replacement]:
-    """Swap the neurons of snnTorch and Norse in a model for single-spike ones, in place, keeping weights.
-
-    Handled are snnTorch's Leaky, Lapicque and Synaptic, and Norse's IAF, LIF and LIFBox, cells and
-    layers. Their surrogate gradients give way to the latency rule, without which there is no time mode.
-
-    Returns:
-        What was changed, one entry per neuron, with what could not be kept.
-
-    Raises:
-        ValueError: a neuron that cannot be replaced, such as a recurrent one, by its path and class; then
-            nothing has been changed. A model that is a neuron itself.
-
-    >>> import snntorch, torch
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2), snntorch.Leaky(beta=0.5, init_hidden=True))
-    >>> print(*replace_neurons(model))
-    1: Leaky -> SingleSpike
-      reset_mechanism 'subtract': a neuron that fires once is not reset
-      spike_grad: the latency rule replaces the surrogate
-    """
-    hosts = _hosts()
-    new: dict[nn.Module, tuple[nn.Module, tuple[str, ...]]] = {}
-    found = []
-    for path, module in model.named_modules(remove_duplicate=False):
-        host = next((host for host in hosts if host.refires(module)), None)
-        if host is None:
-            continue
-        if not path:
-            raise ValueError(
-                f"model is a neuron itself ({type(module).__name__}): pass the model it is part of"
-            )
-        try:
-            new[module] = new.get(module) or host.single_spike(module)
-        except ValueError as error:
-            raise ValueError(f"{path} ({type(module).__name__}) cannot be replaced: {error}") from error
-        found.append((path, module))
-    changed = []
-    for path, module in found:
-        neuron, lost = new[module]
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, neuron.train(module.training))
-        changed.append(Replacement(path, type(module).__name__, type(neuron).__name__, lost))
-    return changed

@@ -16,21 +16,25 @@ UNDECIDED = -1
 
 class _TimesToSpikes(torch.autograd.Function):
     @staticmethod
-    def forward(times: Tensor, t_max: int) -> Tensor:
+    def forward(times: Tensor, t_max: int, silent_gradient: bool) -> Tensor:
         bins = torch.arange(t_max, device=times.device, dtype=times.dtype)
         return (times.floor() == bins.reshape(-1, *[1] * times.ndim)).to(times.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.silent_gradient = inputs[2]
         ctx.save_for_backward(output)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
         (spikes,) = ctx.saved_tensors
-        return -(grads[0] * spikes).sum(0), None
+        of_spikes = (grads[0] * spikes).sum(0)
+        if ctx.silent_gradient:
+            of_spikes = torch.where(spikes.any(0), of_spikes, grads[0][-1])
+        return -of_spikes, None, None
 
 
-def times_to_spikes(times: Tensor, t_max: int) -> Tensor:
+def times_to_spikes(times: Tensor, t_max: int, *, silent_gradient: bool = False) -> Tensor:
     """Spike train of first-spike times: [*] -> [t_max, *], one 1 in the bin floor(t), else 0.
 
     Its backward hands -dL/dS of the spike's own bin to the time, the inverse of `spikes_to_times`.
@@ -38,6 +42,8 @@ def times_to_spikes(times: Tensor, t_max: int) -> Tensor:
     Args:
         times: spike times >= 0, any shape; `inf`, and any time at `t_max` or later, is silence.
         t_max: number of bins.
+        silent_gradient: whether the time of a silent neuron gets that of the last bin, as output neurons
+            need it behind which a host's loss on spike trains stands.
 
     Raises:
         TypeError: a dtype other than float32 or float64.
@@ -52,7 +58,7 @@ def times_to_spikes(times: Tensor, t_max: int) -> Tensor:
     _checks.whole_and_positive("t_max", t_max)
     _checks.floating("times", times)
     _checks.spike_times("times", times)
-    return _TimesToSpikes.apply(times, int(t_max))  # type: ignore[no-any-return]
+    return _TimesToSpikes.apply(times, int(t_max), silent_gradient)  # type: ignore[no-any-return]
 
 
 class _SpikesToTimes(torch.autograd.Function):
@@ -72,21 +78,25 @@ class _SpikesToTimes(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor | None, None]:
         (times,) = ctx.saved_tensors
         shape, dtype = ctx.train
-        silent = times.isinf()
-        first = times.masked_fill(silent, 0).long().unsqueeze(0)
-        error = (-grads[0]).masked_fill(silent, 0).to(dtype).unsqueeze(0)
-        of_potential = (
-            None if ctx.potential is None else (-grads[0]).masked_fill(~silent, 0).to(ctx.potential)
-        )
-        return error.new_zeros(shape).scatter(0, first, error), of_potential, None
+        silent, error = times.isinf(), -grads[0]
+        of_potential = None
+        if ctx.potential is not None:
+            of_potential = error.masked_fill(~silent, 0).to(ctx.potential)
+            error = error.masked_fill(silent, 0)
+        # A loss on a time of inf, without a stand-in, may have no finite gradient.
+        error = error.masked_fill(silent & ~error.isfinite(), 0).to(dtype)
+        bins = times.masked_fill(silent, shape[0] - 1).long()
+        train = error.new_zeros(shape).scatter(0, bins.unsqueeze(0), error.unsqueeze(0))
+        return train, of_potential, None
 
 
 def spikes_to_times(spikes: Tensor, potential: Tensor | None = None) -> Tensor:
     """First-spike times of a spike train: [time, *] -> [*], `inf` for a neuron that never fires.
 
     Later spikes are ignored. The backward hands -dL/dt to the first spike. A silent neuron has no
-    spike to hand it to: without a potential it gets nothing, so that silence is no error and gives
-    no NaN; with one, -dL/dt goes to it, which is what `silent_gradient=True` does on spike times.
+    spike to hand it to: without a potential -dL/dt goes to its last bin, as snnTorch does, where a neuron
+    with `silent_gradient=True` reads it and others do not; with one it goes to the potential.
+    Either is what `silent_gradient=True` does on spike times.
 
     Args:
         spikes: time first; anything but 0 is a spike. Any trailing shape, device and dtype.

@@ -271,8 +271,8 @@ class EarlyLabelLoss(nn.Module):
         _checks.floating("times", times)
         _checks.labels_of_any_shape(labels, times)
         _checks.spike_times("times", times)
-        of_label = times.gather(1, labels.long().unsqueeze(1)).squeeze(1)
-        loss = self.alpha * torch.expm1(fill_silent(of_label, self.t_max) / (self.beta * self.tau))
+        of_label = fill_silent(times, self.t_max).gather(1, labels.long().unsqueeze(1)).squeeze(1)
+        loss = self.alpha * torch.expm1(of_label / (self.beta * self.tau))
         if self.silent == "ignore":
             loss = loss.masked_fill(of_label >= self.t_max, 0)
         return _reduce(loss, self.reduction)

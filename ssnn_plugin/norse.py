@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import _checks, decode, encode
+from . import _checks, decode, encode, step_calibration
 from .functional import (
     fill_silent,
     first_spike_pool2d_sequence,
@@ -24,9 +24,11 @@ from .functional import (
     single_spike_step,
 )
 from .functional.connection import Size2d, pool_window
+from .functional.silent import warn_if_none
 from .functional.step import floating, within
 from .neurons import IF
 from .nn import EarliestSpikePool2d
+from .step_calibration import Run, StepNeuron
 from .surrogate import LatchGradient
 
 try:
@@ -52,6 +54,7 @@ __all__ = [
     "SingleSpikeIFParameters",
     "SingleSpikeIFState",
     "SpikesToTimesDecoder",
+    "calibrate",
     "single_spike_if_step",
 ]
 
@@ -69,12 +72,15 @@ class SingleSpikeIFParameters(NamedTuple):
             Norse's `threshold` ("super", "triangle", ...) replaces it by that surrogate. In
             `SingleSpikeIF`, which takes a window at once, also a rule of `ssnn_plugin.surrogate`.
         alpha: of the surrogate.
+        silent_gradient: whether a loss on the spikes reaches neurons that have not fired, as the outputs of a
+            network need it that falls silent: dS/dV = 1 before the spike too. Hidden neurons do without.
     """
 
     v_th: float | Tensor = 1.0
     tau_mem_inv: float | Tensor = 0.0
     method: str | LatchGradient = LATENCY
     alpha: float | Tensor = 100.0
+    silent_gradient: bool = False
 
 
 # Fields of Norse's parameters that this neuron has as 0, and that mean nothing to a neuron without reset.
@@ -97,7 +103,8 @@ def own_parameters(p: Any, dt: float) -> Any:
     """
     ours = SingleSpikeIFParameters._fields
     names = p._fields if isinstance(p, tuple) and hasattr(p, "_fields") else ours
-    if isinstance(p, type) or not all(hasattr(p, name) for name in ("v_th", "method", "alpha", *names)):
+    needed = ("v_th", "method", "alpha", *(name for name in names if name != "silent_gradient"))
+    if isinstance(p, type) or not all(hasattr(p, name) for name in needed):
         raise TypeError(f"p must be SingleSpikeIFParameters or Norse's IAFParameters, got {p!r}")
     if names == ours:
         return p
@@ -146,7 +153,12 @@ def _neuron(p: SingleSpikeIFParameters, dt: float, like: Tensor) -> dict[str, An
         alpha = torch.as_tensor(p.alpha, device=like.device, dtype=like.dtype)
         surrogate = partial(norse_threshold, method=p.method, alpha=alpha)
     v_th = within(p.v_th, 0, None) if isinstance(p.v_th, Tensor) else p.v_th
-    return {"threshold": v_th, "beta": decay_per_step(p, dt), "spike_grad": surrogate}
+    return {
+        "threshold": v_th,
+        "beta": decay_per_step(p, dt),
+        "spike_grad": surrogate,
+        "silent_gradient": getattr(p, "silent_gradient", False),
+    }
 
 
 def decay_per_step(p: SingleSpikeIFParameters, dt: float) -> float | Tensor:
@@ -162,6 +174,10 @@ def _checked(p: Any, dt: float) -> Any:
     methods = (LATENCY, "heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc")
     if not isinstance(p.method, LatchGradient):
         _checks.one_of("method", p.method, methods)
+    if getattr(p, "silent_gradient", False) and p.method != LATENCY:
+        raise ValueError(
+            f"silent_gradient must be False with method {p.method!r}: it belongs to {LATENCY!r}, got True"
+        )
     v_th, lost = torch.as_tensor(p.v_th), torch.as_tensor(dt * p.tau_mem_inv)
     if _checks.has_values(v_th) and not bool((v_th >= 0).all()):
         raise ValueError(f"v_th must be at least 0, got {p.v_th!r}")
@@ -298,7 +314,10 @@ class SingleSpikeIF(SNN):  # type: ignore[misc]
         _checks.not_exported_by_a_host(self)
         start = None if state is None else state.v
         currents = _dense(input_tensor)
-        spikes, v = single_spike_sequence(currents, start, **_neuron(self.p, self.dt, currents))
+        neuron = _neuron(self.p, self.dt, currents)
+        spikes, v = single_spike_sequence(currents, start, **neuron)
+        if v.requires_grad and _checks.has_values(v):
+            warn_if_none(v[-1] > torch.as_tensor(neuron["threshold"]).to(v))
         return _laid_out(spikes, input_tensor), SingleSpikeIFState(v if self.record_states else v[-1])
 
 
@@ -411,7 +430,7 @@ class SpikesToTimesDecoder(nn.Module):
     axis being Norse's `spike_count`, of which there is one.
 
     A gradient goes to the first spike; a silent neuron's goes to its potential at the end of the
-    window if that is passed, else it is dropped.
+    window if that is passed, else to its last step, where `silent_gradient=True` of the parameters reads it.
 
     >>> import torch
     >>> decoder = SpikesToTimesDecoder(t_silent=3, convert_indices_to_times=False)
@@ -439,6 +458,45 @@ class SpikesToTimesDecoder(nn.Module):
         return (fill_silent(times, self.t_silent / unit) * unit).unsqueeze(0)
 
 
+def calibrate(
+    model: nn.Module,
+    trains: Tensor,
+    fraction: float = 0.5,
+    *,
+    tolerance: float = 0.01,
+    run: Run | None = None,
+) -> dict[str, float]:
+    """Raise the weights of one layer after the other so that a wanted part of its neurons fires.
+
+    A start for training: single-spike neurons that never fire learn nothing, and torch's default weights,
+    of mean 0, leave most of them silent. The weights in front of each neuron are raised by one constant,
+    found on a batch; a bias and all else stay as they are.
+
+    Args:
+        model: a model with `SingleSpikeIF` or `SingleSpikeIFCell` neurons.
+        trains: a batch of spike trains [T, batch, *], as the model reads them.
+        fraction: of the (sample, neuron) pairs that shall fire within the window, above 0 and at most 1.
+        tolerance: how far off will do. A layer of few pairs, or of many that fire together, gets as close
+            as it can.
+        run: how the model reads a window, `run(model, trains)`. None is one call with all
+            steps, or, for a `SequentialState` of cells, a call per step with the state of the last.
+
+    Returns:
+        The fraction that each layer reached, under the name of its neuron, in order.
+
+    Raises:
+        ValueError: a fraction out of reach or range; a neuron without weights of its own in front, or
+            not called once a step; normalisation between the two. The model is left as it was.
+
+    >>> import torch
+    >>> model = SequentialState(nn.Linear(64, 50, bias=False), SingleSpikeIF())
+    >>> reached = calibrate(model, LatencyEncoder(32)(torch.rand(20, 64)), fraction=0.4)
+    >>> round(reached["1"], 1)
+    0.4
+    """
+    return step_calibration.calibrate(model, trains, fraction, host=HOST, tolerance=tolerance, run=run)
+
+
 class _Norse:
     """Norse's answers to `convert.Host`."""
 
@@ -459,6 +517,24 @@ class _Norse:
         beta = _one_value("tau_mem_inv", decay_per_step(p, module.dt))
         return IF(_one_value("v_th", p.v_th), beta=beta)
 
+    def step_neuron(self, module: Any) -> StepNeuron | None:
+        if not isinstance(module, SingleSpikeIF | SingleSpikeIFCell):
+            return None
+        beta = torch.as_tensor(decay_per_step(module.p, module.dt))
+        return StepNeuron(torch.as_tensor(module.p.v_th), beta, isinstance(module, SingleSpikeIF))
+
+    def run_window(self, model: nn.Module, trains: Tensor) -> Any:
+        cells = any(isinstance(child, SingleSpikeIFCell) for child in model.children())
+        if not (isinstance(model, SequentialState) and cells):
+            return model(trains)
+        state = None
+        for step in trains:
+            outputs, state = model(step, state)
+        return outputs, state
+
+    def listens_when_silent(self, module: Any) -> bool:
+        return isinstance(module, SingleSpikeIF | SingleSpikeIFCell) and getattr(module.p, "silent_gradient", False)
+
     def pool_on_times(self, module: Any) -> EarliestSpikePool2d | None:
         if not isinstance(module, FirstSpikePool2dCell):
             return None
@@ -469,6 +545,18 @@ class _Norse:
         spiking = isinstance(module, SNN | SNNCell | SNNRecurrent | SNNRecurrentCell)
         ours = isinstance(module, SingleSpikeIF | SingleSpikeIFCell)
         return spiking and not ours and not isinstance(module, LI | LICell | LIBoxCell)
+
+    def stays(self, module: Any) -> str | None:
+        return None
+
+    def first_spike_pool(self, pool: Any, model: nn.Module) -> nn.Module:
+        raise ValueError(
+            "Norse's containers note which layers have a state when they are built. Build the model with "
+            "FirstSpikePool2d (FirstSpikePool2dCell for a step per call) in its place, or in that of its Lift"
+        )
+
+    def calibrate(self, model: nn.Module, trains: Tensor, fraction: float) -> dict[str, float]:
+        return calibrate(model, trains, fraction)
 
     def single_spike(self, module: Any) -> tuple[nn.Module, tuple[str, ...]]:
         p = module.p
@@ -490,9 +578,9 @@ class _Norse:
             return SingleSpikeIF(new_p, module.dt, record_states=module.record_states), tuple(lost)
         return SingleSpikeIFCell(new_p, module.dt), tuple(lost)
 
-    def neuron_in_steps(self, neuron: IF, last: bool) -> nn.Module:
+    def neuron_in_steps(self, neuron: IF, last: bool, silent_gradient: bool) -> nn.Module:
         dt = 1.0  # a step is a bin, which keeps 1 - dt tau_mem_inv closest to beta
-        p = SingleSpikeIFParameters(v_th=neuron.threshold, tau_mem_inv=1 - neuron.beta)
+        p = SingleSpikeIFParameters(neuron.threshold, 1 - neuron.beta, silent_gradient=silent_gradient)
         return SingleSpikeIF(p, dt)
 
     def pool_in_steps(self, pool: EarliestSpikePool2d, last: bool) -> nn.Module:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _checks, decode, encode, losses, metrics
+from . import _checks, decode, encode, losses, metrics, step_calibration
 from .functional import (
     first_spike_pool2d_sequence,
     first_spike_pool2d_step,
@@ -21,10 +21,12 @@ from .functional import (
     single_spike_step,
 )
 from .functional.connection import Size2d, pool_window
+from .functional.silent import warn_if_none
 from .functional.step import NEEDS_A_WINDOW, floating, within
 from .kernels.operators import output_size
 from .neurons import IF
 from .nn import EarliestSpikePool2d
+from .step_calibration import Run, StepNeuron
 from .surrogate import LatchGradient
 
 try:
@@ -36,6 +38,7 @@ __all__ = [
     "FirstSpikePool2d",
     "SingleSpike",
     "accuracy_temporal",
+    "calibrate",
     "ce_temporal_loss",
     "latency",
     "mse_temporal_loss",
@@ -105,6 +108,9 @@ class SingleSpike(_Stateful):
         learn_beta, learn_threshold, learn_graded_spikes_factor: as `snntorch.Leaky`.
         reset_mechanism: None or "none": a neuron that fires once is not reset.
         reset_delay: refused, as there is no reset to delay.
+        silent_gradient: whether a loss on the spikes reaches neurons that have not fired, as the outputs of a
+            network need it that falls silent: dS/dV = 1 before the spike too. None is True with `init_hidden`
+            and `output`, which mark the last neurons; False with a surrogate. Hidden neurons do without.
         sequence: whether a call takes all steps at once, [T, batch, *], without a loop over them.
 
     Shape: [batch, *] -> (spikes, mem) of that shape, or spikes alone with `init_hidden=True` and
@@ -113,7 +119,8 @@ class SingleSpike(_Stateful):
     float32, as in `Leaky`.
 
     Raises:
-        ValueError: a negative threshold; a `reset_mechanism`, `reset_delay`; `state_quant` with `sequence`.
+        ValueError: a negative threshold; a `reset_mechanism`, `reset_delay`; `state_quant` with `sequence`;
+            `silent_gradient` with a surrogate.
         TypeError: `mem` passed with `init_hidden=True`.
 
     >>> import torch
@@ -144,6 +151,7 @@ class SingleSpike(_Stateful):
         learn_graded_spikes_factor: bool = False,
         reset_delay: bool | None = None,
         *,
+        silent_gradient: bool | None = None,
         sequence: bool = False,
     ) -> None:
         _check_no_reset(reset_mechanism)
@@ -162,6 +170,12 @@ class SingleSpike(_Stateful):
                 f"state_quant must be False with sequence=True, got {state_quant!r}: "
                 "it makes each step wait for the last"
             )
+        latency_rule = spike_grad is None and not surrogate_disable
+        if silent_gradient and not latency_rule:
+            raise ValueError(
+                "silent_gradient must be left out with spike_grad or surrogate_disable: it belongs to the "
+                f"latency rule, got {silent_gradient!r}"
+            )
         super().__init__(
             beta=beta,
             threshold=threshold,
@@ -176,6 +190,9 @@ class SingleSpike(_Stateful):
             learn_graded_spikes_factor=learn_graded_spikes_factor,
         )
         self.surrogate_disable, self.inhibition, self.sequence = surrogate_disable, inhibition, sequence
+        self.silent_gradient = latency_rule and (
+            init_hidden and output if silent_gradient is None else silent_gradient
+        )
         # None is the latency rule; the default surrogate of `Leaky` would also keep it from being pickled.
         self.spike_grad = _without_gradient if surrogate_disable else spike_grad
 
@@ -188,9 +205,17 @@ class SingleSpike(_Stateful):
     def reset_mechanism(self, mechanism: str) -> None:
         _check_no_reset(mechanism)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # snnTorch resets a neuron by setting `mem`: the end of a window, which may have been silent.
+        if name == "mem" and self.__dict__.get("_learning") and not value.requires_grad and not value.any():
+            self.__dict__["_learning"] = False
+            warn_if_none(self.mem > self.threshold)
+        super().__setattr__(name, value)
+
     def extra_repr(self) -> str:
         numbers = (f"{name}={_short(getattr(self, name))}" for name in ("beta", "threshold"))
-        flags = (f"{name}={getattr(self, name)}" for name in ("init_hidden", "output", "sequence"))
+        names = ("init_hidden", "output", "silent_gradient", "sequence")
+        flags = (f"{name}={getattr(self, name)}" for name in names)
         return ", ".join((*numbers, *flags))
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
@@ -205,12 +230,17 @@ class SingleSpike(_Stateful):
             "threshold": threshold,
             "beta": within(self.beta, 0, 1),
             "spike_grad": self.spike_grad,
+            "silent_gradient": self.silent_gradient,
         }
         if self.sequence:
             spikes, mem = single_spike_sequence(input_, state, **neuron)
+            if mem.requires_grad:
+                warn_if_none(mem[-1] > threshold)
         else:
             quantize = self.state_quant or None
             spikes, mem = single_spike_step(input_, state, quantize=quantize, **neuron)
+            if not torch.compiler.is_compiling():
+                self.__dict__["_learning"] = mem.requires_grad
         if self.inhibition:
             spikes = _only_the_highest(spikes, mem, mem > threshold)
         return self._outputs(spikes * self.graded_spikes_factor.to(spikes.dtype), mem)
@@ -244,6 +274,64 @@ def _only_the_highest(spikes: Tensor, mem: Tensor, above: Tensor) -> Tensor:
     """Of the neurons [..., features] that may still fire, the one with the highest potential."""
     highest = mem.masked_fill(above & (spikes == 0), -torch.inf).argmax(-1, keepdim=True)
     return spikes * torch.zeros_like(spikes).scatter(-1, highest, 1.0)
+
+
+class SingleSpikeLapicque(SingleSpike):
+    """`SingleSpike` where a `snntorch.Lapicque` was: with its names and its checkpoints."""
+
+    def init_lapicque(self) -> Tensor:
+        """As `reset_mem`."""
+        mem: Tensor = self.reset_mem()
+        return mem
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        host = [prefix + name for name in ("R", "C", "time_step")]
+        if all(name in state_dict for name in host):
+            beta, gain = _lapicque(*(state_dict.pop(name) for name in host))
+            state_dict[prefix + "beta"] = beta.reshape(self.beta.shape)
+            state_dict[prefix + "threshold"] = state_dict[prefix + "threshold"] / gain
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class SingleSpikeSynaptic(SingleSpike):
+    """`SingleSpike` where a `snntorch.Synaptic` was: with its states, its names and its checkpoints.
+
+    An input acts at once, so that the synaptic current `syn` is 0.
+
+    Shape: [batch, *] and states -> (spikes, syn, mem), or spikes alone, as `snntorch.Synaptic`.
+    """
+
+    def reset_mem(self) -> tuple[Tensor, Tensor]:
+        """States (syn, mem) of zeros."""
+        mem = super().reset_mem()
+        return torch.zeros_like(mem), mem
+
+    def init_synaptic(self) -> tuple[Tensor, Tensor]:
+        """As `reset_mem`."""
+        return self.reset_mem()
+
+    def forward(  # type: ignore[override]
+        self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Currents [batch, *] and states -> spikes and states."""
+        outputs = super().forward(input_, mem)
+        if isinstance(outputs, Tensor):
+            return outputs
+        spikes, mem = outputs
+        return spikes, torch.zeros_like(mem), mem
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if prefix + "alpha" in state_dict:
+            gain = _charge(state_dict.pop(prefix + "alpha"))
+            state_dict[prefix + "threshold"] = state_dict[prefix + "threshold"] / gain
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+REPLACED: dict[type, type[SingleSpike]] = {
+    snn.Leaky: SingleSpike,
+    snn.Lapicque: SingleSpikeLapicque,
+    snn.Synaptic: SingleSpikeSynaptic,
+}
 
 
 class FirstSpikePool2d(_Stateful):
@@ -314,6 +402,40 @@ def reset(net: nn.Module) -> None:
             module.reset_mem()
 
 
+def calibrate(
+    net: nn.Module, trains: Tensor, fraction: float = 0.5, *, tolerance: float = 0.01, run: Run | None = None
+) -> dict[str, float]:
+    """Raise the weights of one layer after the other so that a wanted part of its neurons fires.
+
+    A start for training: single-spike neurons that never fire learn nothing, and torch's default weights,
+    of mean 0, leave most of them silent. The weights in front of each neuron are raised by one constant,
+    found on a batch; a bias and all else stay as they are.
+
+    Args:
+        net: a model with `SingleSpike` neurons.
+        trains: a batch of spike trains [T, batch, *], as the model reads them.
+        fraction: of the (sample, neuron) pairs that shall fire within the window, above 0 and at most 1.
+        tolerance: how far off will do. A layer of few pairs, or of many that fire together, gets as close
+            as it can.
+        run: how the model reads a window, `run(model, trains)`. None is a call per step for
+            an `nn.Sequential` with hidden states, else one call with all steps.
+
+    Returns:
+        The fraction that each layer reached, under the name of its neuron, in order.
+
+    Raises:
+        ValueError: a fraction out of reach or range; a neuron without weights of its own in front, or
+            not called once a step; normalisation between the two. The model is left as it was.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(64, 50, bias=False), SingleSpike(init_hidden=True, output=True))
+    >>> reached = calibrate(net, latency(torch.rand(20, 64), num_steps=32), fraction=0.4)
+    >>> round(reached["1"], 1)
+    0.4
+    """
+    return step_calibration.calibrate(net, trains, fraction, host=HOST, tolerance=tolerance, run=run)
+
+
 def latency(data: Tensor, num_steps: int, *, x_max: float = 1.0) -> Tensor:
     """Intensities [batch, *] -> spike trains [num_steps, batch, *], the brighter the earlier.
 
@@ -335,8 +457,9 @@ class _TemporalLoss:
     def __call__(self, spk_out: Tensor, targets: Tensor, mem: Tensor | None = None) -> Tensor:
         """Loss of spike trains [T, batch, classes, *] against targets.
 
-        `mem`, recorded [T, batch, classes, *] or of the last step, lets silent neurons learn: the
-        gradient of their stand-in time goes to their potential at the end of the window.
+        The gradient of a silent neuron's stand-in time goes to the last bin of its train, which a neuron
+        reads with `silent_gradient=True`; or to its potential at the end of the window, given `mem`,
+        recorded [T, batch, classes, *] or of the last step.
         """
         loss: Tensor = self._loss(len(spk_out))(first_spike_times(spk_out, mem), targets)
         return loss
@@ -531,7 +654,7 @@ class _SnnTorch:
     def neuron_on_times(self, module: Any) -> IF | None:
         if not isinstance(module, SingleSpike):
             return None
-        _checks.own_forward(module, SingleSpike)
+        _checks.own_forward(module, SingleSpike, SingleSpikeSynaptic)
         refused = {
             "learn_beta": isinstance(module.beta, nn.Parameter),
             "learn_threshold": isinstance(module.threshold, nn.Parameter),
@@ -547,6 +670,23 @@ class _SnnTorch:
         beta = _checks.one_value("beta", module.beta.clamp(0, 1))
         return IF(_checks.one_value("threshold", module.threshold), beta=beta)
 
+    def step_neuron(self, module: Any) -> StepNeuron | None:
+        if not isinstance(module, SingleSpike):
+            return None
+        return StepNeuron(module.threshold.clamp(min=0), module.beta.clamp(0, 1), module.sequence)
+
+    def run_window(self, model: nn.Module, trains: Tensor) -> Any:
+        reset(model)
+        by_step = type(model).forward is nn.Sequential.forward and not any(
+            module.sequence for module in model.modules() if isinstance(module, _Stateful)
+        )
+        outputs = [model(step) for step in trains] if by_step else model(trains)
+        reset(model)
+        return outputs
+
+    def listens_when_silent(self, module: Any) -> bool:
+        return isinstance(module, SingleSpike) and module.silent_gradient
+
     def pool_on_times(self, module: Any) -> EarliestSpikePool2d | None:
         if not isinstance(module, FirstSpikePool2d):
             return None
@@ -556,13 +696,34 @@ class _SnnTorch:
     def refires(self, module: Any) -> bool:
         return isinstance(module, snn.SpikingNeuron) and not isinstance(module, _Stateful)
 
+    def stays(self, module: Any) -> str | None:
+        if isinstance(module, snn.LeakyParallel):
+            return (
+                "it owns its input weights and takes all steps at once: put a Linear with them and a "
+                "SingleSpike(sequence=True) in its place"
+            )
+        if type(module) in REPLACED and module.reset_mechanism == "none":
+            return "a membrane read-out, as its reset_mechanism is 'none'; for spikes put a SingleSpike there"
+        return None
+
+    def first_spike_pool(self, pool: Any, model: nn.Module) -> nn.Module:
+        if not all(m.init_hidden for m in model.modules() if isinstance(m, snn.SpikingNeuron)):
+            raise ValueError(
+                "it has to keep its state, and the neurons of the model are given theirs. Write "
+                "FirstSpikePool2d into the model, with a state like theirs"
+            )
+        return FirstSpikePool2d(*_checks.plain_max_pool(pool), init_hidden=True)
+
+    def calibrate(self, model: nn.Module, trains: Tensor, fraction: float) -> dict[str, float]:
+        return calibrate(model, trains, fraction)
+
     def single_spike(self, module: Any) -> tuple[nn.Module, tuple[str, ...]]:
         beta, gain, lost = _integration(module)
         threshold = module.threshold if gain is None else module.threshold.detach() / gain
         lost.append(f"reset_mechanism {module.reset_mechanism!r}: a neuron that fires once is not reset")
         if not module.surrogate_disable:
             lost.append("spike_grad: the latency rule replaces the surrogate")
-        neuron = SingleSpike(
+        neuron = REPLACED[type(module)](
             beta=beta.detach(),
             threshold=threshold.detach(),
             surrogate_disable=module.surrogate_disable,
@@ -580,10 +741,11 @@ class _SnnTorch:
                 lost.append(f"learn_{name}: what is learned there has another meaning now, and is fixed")
         return neuron, tuple(lost)
 
-    def neuron_in_steps(self, neuron: IF, last: bool) -> nn.Module:
+    def neuron_in_steps(self, neuron: IF, last: bool, silent_gradient: bool) -> nn.Module:
         # In double precision, so that both modes compare with the same number.
         beta, threshold = (torch.tensor(x, dtype=torch.float64) for x in (neuron.beta, neuron.threshold))
-        return SingleSpike(beta=beta, threshold=threshold, init_hidden=True, output=last)
+        options: dict[str, Any] = {"init_hidden": True, "output": last, "silent_gradient": silent_gradient}
+        return SingleSpike(beta=beta, threshold=threshold, **options)
 
     def pool_in_steps(self, pool: EarliestSpikePool2d, last: bool) -> nn.Module:
         return FirstSpikePool2d(pool.kernel_size, pool.stride, pool.padding, init_hidden=True, output=last)
@@ -600,18 +762,29 @@ def _integration(module: Any) -> tuple[Tensor, Tensor | None, list[str]]:
     if type(module) is snn.Leaky:
         return module.beta, None, []
     if type(module) is snn.Lapicque:
-        beta, gain = 1 - module.time_step / (module.R * module.C), module.time_step / module.C
-        if bool((beta < 0).any()):
-            raise ValueError(f"its time step exceeds R C: what it keeps of the potential is {_short(beta)}")
+        beta, gain = _lapicque(module.R, module.C, module.time_step)
         return beta, gain, [f"R, C: an input counts {_short(gain)} times, which the threshold makes up for"]
     if type(module) is snn.Synaptic:
-        kept = module.alpha.detach().clamp(0, 1)
-        if bool((kept == 1).any()):
-            raise ValueError("alpha = 1 is a synaptic current that never ends")
         charge = "an input acts at once, with the whole charge of its synaptic current"
-        lost = [f"alpha {_short(kept)}: {charge}", "state: a step returns (spk, mem), without syn"]
-        return module.beta, 1 / (1 - kept), lost
+        lost = [f"alpha {_short(module.alpha)}: {charge}", "state: syn stays 0"]
+        return module.beta, _charge(module.alpha), lost
     raise ValueError("only Leaky, Lapicque and Synaptic have a single-spike counterpart")
+
+
+def _lapicque(R: Tensor, C: Tensor, time_step: Tensor) -> tuple[Tensor, Tensor]:
+    """What a step of a Lapicque neuron keeps of the potential, and how often it counts an input."""
+    beta = 1 - time_step / (R * C)
+    if bool((beta < 0).any()):
+        raise ValueError(f"its time step exceeds R C: what it keeps of the potential is {_short(beta)}")
+    return beta, time_step / C
+
+
+def _charge(alpha: Tensor) -> Tensor:
+    """What a synaptic current adds up to."""
+    kept = alpha.detach().clamp(0, 1)
+    if bool((kept == 1).any()):
+        raise ValueError("alpha = 1 is a synaptic current that never ends")
+    return 1 / (1 - kept)
 
 
 def _short(value: Tensor) -> str:

@@ -157,7 +157,7 @@ class TestEventDriven(TestSpikeLinear):
         if neuron.delay:
             return super().build(weight, bias, neuron, t_max)
         steps = TestSnnTorchSteps().build(weight, bias, neuron, t_max)
-        return to_event_driven(steps, t_max=t_max)
+        return to_event_driven(steps, t_max=t_max, silent_gradient=False)
 
     def nir_round_trip(self, module):
         return None

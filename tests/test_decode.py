@@ -68,21 +68,25 @@ def test_half_precision_trains_of_many_bins_give_exact_times(dtype):
     assert train.grad.nonzero().tolist() == [[t, i] for i, t in enumerate(bins.tolist())]
 
 
-def test_only_the_first_of_many_spikes_gets_the_gradient():
+def test_the_first_spike_or_the_last_bin_of_a_silent_train_gets_the_gradient():
     train = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]], requires_grad=True)
     decode.spikes_to_times(train).backward(torch.tensor([2.0, 3.0, 5.0]))
-    assert train.grad.tolist() == [[0, 0, 0], [-2, 0, 0], [0, -3, 0]]
+    assert train.grad.tolist() == [[0, 0, 0], [-2, 0, 0], [0, -3, -5]]
 
 
-@pytest.mark.parametrize("error", [1.0, INF, math.nan])
-def test_silence_has_no_gradient_whatever_arrives(error):
+@pytest.mark.parametrize("error", [INF, -INF, math.nan])
+def test_what_a_loss_makes_of_an_infinite_time_is_no_gradient(error):
     train = torch.zeros(4, 2, requires_grad=True)
     decode.spikes_to_times(train).backward(torch.full((2,), error))
     assert train.grad.tolist() == [[0.0, 0.0]] * 4
 
-    times = torch.tensor([INF, 9.0], requires_grad=True)
-    decode.times_to_spikes(times, 4).backward(torch.ones(4, 2))
-    assert times.grad.tolist() == [0.0, 0.0]
+
+@pytest.mark.parametrize(("silent_gradient", "expected"), [(False, [0, 0, -5]), (True, [-9, -10, -5])])
+def test_the_last_bin_may_stand_for_the_time_of_a_silent_neuron(silent_gradient, expected):
+    times = torch.tensor([INF, 9.0, 1.0], requires_grad=True)
+    spikes = decode.times_to_spikes(times, 4, silent_gradient=silent_gradient)
+    spikes.backward(torch.arange(12.0).reshape(4, 3))
+    assert times.grad.tolist() == expected
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -91,6 +95,9 @@ def test_gradient_of_the_round_trip_is_the_identity(shape):
     error = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     decode.spikes_to_times(decode.times_to_spikes(times, 9)).backward(error)
     assert torch.equal(times.grad, error.masked_fill(times.isinf(), 0))
+    times.grad = None
+    decode.spikes_to_times(decode.times_to_spikes(times, 9, silent_gradient=True)).backward(error)
+    assert torch.equal(times.grad, error)
 
 
 @pytest.mark.parametrize(

@@ -843,7 +843,8 @@ def test_every_mode_is_the_naive_loop(window):
     names = ["spk", "mem", "currents", "start", "threshold", "beta"]
     for mode, (call, options) in MODES.items():
         currents, start, threshold, beta, *grads = map(torch.from_numpy, window)
-        neuron = SingleSpike(beta, threshold, learn_beta=True, learn_threshold=True, **options)
+        learned = {"learn_beta": True, "learn_threshold": True, "silent_gradient": False}
+        neuron = SingleSpike(beta, threshold, **learned, **options)
         leaves = [currents.requires_grad_(), start.requires_grad_(), neuron.threshold, neuron.beta]
         spk, mem = call(neuron, currents, start)
         assert (spk.sum(0) <= 1).all()
@@ -938,7 +939,8 @@ def test_a_network_on_trains_is_the_one_on_times(silent_gradient, sequence):
 
     spikes = decode.times_to_spikes(times, steps)
     mode = {"init_hidden": not sequence, "output": True, "sequence": sequence}
-    hidden, pool, last = SingleSpike(0.875, **mode), FirstSpikePool2d(2, **mode), SingleSpike(0.875, **mode)
+    hidden, last = (SingleSpike(0.875, silent_gradient=False, **mode) for _ in range(2))
+    pool = FirstSpikePool2d(2, **mode)
     conv, linear = on_times[0], on_times[3]
 
     def currents(x):
@@ -1117,7 +1119,7 @@ def test_losses_of_outputs_with_trailing_shapes(criterion):
     loss.backward()
     expected.backward()
     torch.testing.assert_close(spk.grad, flat.grad.reshape(STEPS, 2, 2, 4, 3).permute(0, 1, 4, 2, 3))
-    assert spk.grad.count_nonzero() <= (times < STEPS).sum()
+    assert spk.grad.count_nonzero() <= times.numel()
 
 
 def test_our_losses_have_names_that_backprop_knows():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .silent import warn_if_none
 
 REDUCTIONS = ("mean", "sum")
 
@@ -32,7 +33,7 @@ def fill_silent(times: Tensor, t_max: float) -> Tensor:
     """Replace silence by the finite stand-in `t_max` and let the gradient through, for losses of your own.
 
     A loss needs the stand-in to ask a silent neuron to fire; whether the neuron listens is the
-    layer's `silent_gradient`.
+    layer's `silent_gradient`. In training a batch in which nothing fired gives a `SilentNetworkWarning`.
 
     Args:
         times: spike times of any shape; `inf`, and any time after `t_max`, is silence.
@@ -46,6 +47,8 @@ def fill_silent(times: Tensor, t_max: float) -> Tensor:
     tensor([  3., 256.])
     """
     _checks.positive("t_max", t_max)
+    if times.requires_grad:
+        warn_if_none(times < t_max)
     return _FillSilent.apply(times, float(t_max))  # type: ignore[no-any-return]
 
 

@@ -5,6 +5,7 @@ The weights are those of a linear [out, in] or a convolutional layer [out, in / 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,38 @@ from .. import _checks
 from ..neurons import Neuron, ReLPSP
 
 REDUCTIONS = ("sum", "mean")
+
+
+class SilentNetworkWarning(UserWarning):
+    """No neuron of a layer fired in a whole training batch, so that next to nothing can be learned."""
+
+
+SILENT = """\
+In training no neuron of a layer fired in a whole batch. Silent neurons pass no gradient on, so the network
+may never learn. What helps:
+- start from weights that let neurons fire: calibrate(model, trains) of ssnn_plugin.snntorch or .norse,
+  ssnn_plugin.nn.calibrate on spike times; torch's default weights leave most neurons silent;
+- let silent outputs learn: silent_gradient=True for the last neurons, or pass the loss their potential;
+- leave out biases (bias=False): a bias is a current in every step;
+- a smaller learning rate.
+docs/training.md has the details. This is said once; warnings.simplefilter("ignore", SilentNetworkWarning)
+turns it off."""
+
+
+def warn_if_none(fired: Tensor) -> None:
+    """Warn if no neuron fired, once: Python shows a warning of one text and place a single time.
+
+    Args:
+        fired: which neurons fired, any shape.
+    """
+    if not _checks.has_values(fired) or not fired.numel():
+        return
+    try:
+        silent = not bool(fired.any())
+    except RuntimeError:  # under vmap there is no value to look at
+        return
+    if silent:
+        warnings.warn(SILENT, SilentNetworkWarning, stacklevel=1)
 
 
 def weight_sum_cost(weight: Tensor, threshold: float, *, reduction: str = "sum") -> Tensor:

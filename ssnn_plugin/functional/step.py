@@ -58,24 +58,28 @@ class _Integrate(torch.autograd.Function):
 
 
 class _Fire(torch.autograd.Function):
-    """A spike where V exceeds the threshold for the first time: dS/dV = 1 there, 0 elsewhere."""
+    """A spike where V exceeds the threshold for the first time: dS/dV = 1 there, 0 elsewhere.
+
+    With `silent_gradient` dS/dV is 1 before that bin too.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(potential: Tensor, spent: Tensor, threshold: Number) -> Tensor:
+    def forward(potential: Tensor, spent: Tensor, threshold: Number, silent_gradient: bool) -> Tensor:
         return ((potential > threshold) & ~spent).to(potential.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.threshold = _shape(inputs[2])
-        ctx.save_for_backward(output)
+        potential, spent, threshold, silent_gradient = inputs
+        ctx.threshold = _shape(threshold)
+        ctx.save_for_backward(~spent if silent_gradient else (potential > threshold) & ~spent)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         grad = grads[0] * ctx.saved_tensors[0]
         grad_threshold = -grad.sum_to_size(ctx.threshold) if ctx.needs_input_grad[2] else None
-        return grad, None, grad_threshold
+        return grad, None, grad_threshold, None
 
 
 def single_spike_step(
@@ -86,6 +90,7 @@ def single_spike_step(
     beta: Number = 1.0,
     spike_grad: Callable[[Tensor], Tensor] | None = None,
     quantize: Callable[[Tensor], Tensor] | None = None,
+    silent_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One bin of neurons that fire at most once: V <- beta V + I, a spike where V first exceeds threshold.
 
@@ -98,6 +103,9 @@ def single_spike_step(
         spike_grad: a surrogate, called with V - threshold; it replaces the latency rule, and V is
             differentiated as it is computed. None is the latency rule.
         quantize: applied to the potential of neurons that have not fired.
+        silent_gradient: whether the latency rule also reads the gradient of a spike that did not come, in
+            the bins before a neuron fires. It is for outputs: losses on first spikes hand what they
+            want of a silent neuron to its last bin, and nothing to other bins without a spike.
 
     Returns:
         (spikes, potential), both [*] in that dtype. A NaN current silences a neuron and
@@ -129,7 +137,7 @@ def single_spike_step(
     if quantize is not None:
         v = torch.where(spent, v, quantize(v).to(v.dtype))
     if spike_grad is None:
-        return _Fire.apply(v, spent, threshold), v
+        return _Fire.apply(v, spent, threshold, silent_gradient), v
     return spike_grad(v - threshold).to(v.dtype) * ~spent, v
 
 
@@ -140,7 +148,7 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        currents: Tensor, potential: Tensor, beta: Tensor, threshold: Tensor
+        currents: Tensor, potential: Tensor, beta: Tensor, threshold: Tensor, silent_gradient: bool
     ) -> tuple[Tensor, Tensor]:
         # ONNX has no operator of ours.
         window = plain_window if torch.onnx.is_in_onnx_export() else single_spike_window
@@ -149,20 +157,24 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, start, _, threshold = inputs
+        _, start, _, threshold, ctx.silent_gradient = inputs
         ctx.save_for_backward(start, threshold, output[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         start, threshold, potentials = ctx.saved_tensors
-        grad, grad_start = single_spike_window_grad(*grads, potentials, start, threshold)
+        of_spikes, of_potentials = grads
+        if ctx.silent_gradient:
+            of_potentials = of_potentials + of_spikes.masked_fill(potentials > threshold, 0)
+        grad, grad_start = single_spike_window_grad(of_spikes, of_potentials, potentials, start, threshold)
         grad_beta = grad_threshold = None
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
             before = torch.cat([start.unsqueeze(0), potentials[:-1]])
-            at_spike = (potentials > threshold) & ~(before > threshold)
+            alive = ~(before > threshold)
+            read = alive if ctx.silent_gradient else alive & (potentials > threshold)
             grad_beta = (grad * before).sum(0)
-            grad_threshold = -(grads[0] * at_spike).sum(0)
-        return grad, grad_start, grad_beta, grad_threshold
+            grad_threshold = -(of_spikes * read).sum(0)
+        return grad, grad_start, grad_beta, grad_threshold, None
 
 
 def single_spike_sequence(
@@ -172,6 +184,7 @@ def single_spike_sequence(
     threshold: Number = 1.0,
     beta: Number = 1.0,
     spike_grad: Callable[[Tensor], Tensor] | LatchGradient | None = None,
+    silent_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`single_spike_step` in every bin of a window, without a loop over them.
 
@@ -181,7 +194,8 @@ def single_spike_sequence(
     Args:
         currents: [T, *].
         potential: state [*] before the first bin; None is zeros.
-        threshold, beta, spike_grad: as for `single_spike_step`; a rule of `ssnn_plugin.surrogate` too.
+        threshold, beta, spike_grad, silent_gradient: as for `single_spike_step`; `spike_grad` also a rule of
+            `ssnn_plugin.surrogate`, by which silent neurons learn anyhow.
 
     Returns:
         (spikes, potentials), both [T, *]; `potentials[-1]` is the state after the window.
@@ -207,7 +221,7 @@ def single_spike_sequence(
             torch.as_tensor(value, dtype=start.dtype, device=start.device).expand_as(start)
             for value in (beta, threshold)
         )
-        spikes, potentials = _Sequence.apply(currents, start, *constants)
+        spikes, potentials = _Sequence.apply(currents, start, *constants, silent_gradient)
         return spikes, potentials
     if isinstance(spike_grad, LatchGradient):
         return _latched(currents, start, threshold, beta, spike_grad)
