@@ -26,11 +26,12 @@ from .functional.connection import Size2d, pool_window
 from .functional.step import within
 from .neurons import IF
 from .nn import EarliestSpikePool2d
+from .nn.binwise import Response
 
 try:
     from norse.torch.functional.threshold import threshold as norse_threshold
     from norse.torch.module.iaf import IAF, IAFCell
-    from norse.torch.module.leaky_integrator import LI, LICell
+    from norse.torch.module.leaky_integrator import LI, LICell, LILinearCell
     from norse.torch.module.leaky_integrator_box import LIBoxCell
     from norse.torch.module.lif import LIF, LIFCell
     from norse.torch.module.lif_box import LIFBoxCell
@@ -335,27 +336,85 @@ class SpikesToTimesDecoder(nn.Module):
         last = (len(spike_input) - 1) * unit
         if self.t_silent < last and not math.isclose(self.t_silent, last):
             raise ValueError(f"t_silent must not be before the last step at {last}, got {self.t_silent!r}")
-        times = decode.spikes_to_times(spike_input, potential)
+        return self.in_its_unit(decode.first_spikes(spike_input, potential))
+
+    def in_its_unit(self, times: Tensor) -> Tensor:
+        """Times in steps [batch, *] -> [1, batch, *], in seconds if wanted, finite."""
+        unit = self.dt if self.convert_indices_to_times else 1.0
         return (fill_silent(times, self.t_silent / unit) * unit).unsqueeze(0)
+
+
+class _LatencyTimes(nn.Module):
+    """`LatencyEncoder` for a network on spike times: intensities -> times."""
+
+    def __init__(self, encoder: LatencyEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, values: Tensor) -> Tensor:
+        return encode.latency(values, self.encoder.seq_length, x_max=self.encoder.x_max)
+
+
+class _DecodedTimes(nn.Module):
+    """`SpikesToTimesDecoder` for a network on spike times: `inf` -> `t_silent`, in its unit."""
+
+    def __init__(self, decoder: SpikesToTimesDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, times: Tensor) -> Tensor:
+        return self.decoder.in_its_unit(times)
 
 
 class _Norse:
     """Norse's answers to `convert.Host`."""
 
-    def is_container(self, module: nn.Module) -> bool:
-        return isinstance(module, Lift | SequentialState)
+    def is_leaf(self, module: nn.Module) -> bool:
+        stateful = SNN | SNNCell | SNNRecurrent | SNNRecurrentCell | FirstSpikePool2dCell | LILinearCell
+        return isinstance(module, stateful | LatencyEncoder | SpikesToTimesDecoder)
+
+    def lifted(self, module: nn.Module) -> nn.Module | None:
+        inner: nn.Module | None = module.lifted_module if isinstance(module, Lift) else None
+        return inner
 
     def keeps_its_state(self, module: Any) -> bool | None:
-        stateful = SingleSpikeIF | SingleSpikeIFCell | FirstSpikePool2dCell | SequentialState
-        return False if isinstance(module, stateful) else None
+        stateless = isinstance(module, LatencyEncoder | SpikesToTimesDecoder)
+        return False if self.is_leaf(module) and not stateless else None
+
+    def output(self, module: Any) -> int:
+        return 0
+
+    def is_single_spike(self, module: Any) -> bool:
+        return isinstance(module, SingleSpikeIF | SingleSpikeIFCell)
+
+    def constants(self, module: Any) -> tuple[Tensor | float, Tensor | float]:
+        _check_time_mode(module)
+        v_th = module.p.v_th
+        return within(v_th, 0, math.inf) if isinstance(v_th, Tensor) else v_th, decay_per_step(
+            module.p, module.dt
+        )
+
+    def read_out(self, module: Any) -> tuple[nn.Module | None, Response] | None:
+        if isinstance(module, LILinearCell):
+            weights = nn.Linear(module.input_size, module.hidden_size, bias=False, device="meta")
+            weights.weight = module.input_weights
+            return weights, _li_response
+        if isinstance(module, LI | LICell):
+            return None, _li_response
+        return (None, _li_box_response) if isinstance(module, LIBoxCell) else None
+
+    def border_on_times(self, module: Any, t_max: int) -> nn.Module | None:
+        if isinstance(module, LatencyEncoder):
+            if module.seq_length != t_max:
+                raise ValueError(f"seq_length must be t_max = {t_max}, got {module.seq_length}")
+            return _LatencyTimes(module)
+        return _DecodedTimes(module) if isinstance(module, SpikesToTimesDecoder) else None
 
     def neuron_on_times(self, module: Any) -> IF | None:
         if not isinstance(module, SingleSpikeIF | SingleSpikeIFCell):
             return None
-        _checks.own_forward(module, SingleSpikeIF, SingleSpikeIFCell)
+        _check_time_mode(module)
         p = module.p
-        if p.method != LATENCY:
-            raise ValueError(f"method {p.method!r} has no meaning on spike times. Use {LATENCY!r}")
         beta = _one_value("tau_mem_inv", decay_per_step(p, module.dt))
         return IF(_one_value("v_th", p.v_th), beta=beta)
 
@@ -420,6 +479,35 @@ def _integration(module: Any) -> tuple[Any, Any, Any, list[str]]:
         return p.v_leak, leak, module.dt * leak, []
     lost = ["tau_syn_inv: an input acts at once, with the whole charge of its synaptic current"]
     return p.v_leak, leak, leak / _plain(p.tau_syn_inv), lost
+
+
+def _check_time_mode(module: Any) -> None:
+    """Refuse the options of a neuron that have no meaning on spike times."""
+    _checks.own_forward(module, SingleSpikeIF, SingleSpikeIFCell)
+    if module.p.method != LATENCY:
+        raise ValueError(f"method {module.p.method!r} has no meaning on spike times. Use {LATENCY!r}")
+
+
+def _li_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The potential of a leaky integrator at rest, 0, 1, ... steps after a current of 1, and its rest."""
+    p = module.p
+    current, v, response = 1.0, torch.zeros_like(torch.as_tensor(p.v_leak)), []
+    for _ in range(t_max):
+        v = v + module.dt * p.tau_mem_inv * (current - v)
+        current = current - module.dt * p.tau_syn_inv * current
+        response.append(v)
+    return torch.stack(response).to(like.device, like.dtype), _rest(p, like)
+
+
+def _li_box_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_li_response`, for an integrator without a synaptic current."""
+    share = module.dt * torch.as_tensor(module.p.tau_mem_inv).to(like.device, like.dtype)
+    ages = torch.arange(t_max, device=like.device, dtype=like.dtype)
+    return share * (1 - share) ** ages.reshape(-1, *[1] * share.ndim), _rest(module.p, like)
+
+
+def _rest(p: Any, like: Tensor) -> Tensor:
+    return torch.as_tensor(p.v_leak).detach().to(like.device, like.dtype)
 
 
 def _plain(value: Any) -> Any:

@@ -1,9 +1,11 @@
 """Layers on spike times: thin modules over `ssnn_plugin.functional`."""
 
 from ..functional.pool import AveragePool
+from .binwise import BinwiseLayer, Currents, SpikeReadout
 from .calibration import calibrate
 from .classifier import SpikeClassifier
 from .conv import SpikeConv2d
+from .event_driven import EventDrivenNetwork
 from .linear import SpikeLinear
 from .pool import EarliestSpikePool2d, SpikeFlatten
 from .residual import AddedCurrentResidual, EarliestSpikeResidual
@@ -14,13 +16,17 @@ from .standardization import WeightStandardization
 __all__ = [
     "AddedCurrentResidual",
     "AveragePool",
+    "BinwiseLayer",
+    "Currents",
     "EarliestSpikePool2d",
     "EarliestSpikeResidual",
+    "EventDrivenNetwork",
     "MinMaxScaling",
     "SpikeClassifier",
     "SpikeConv2d",
     "SpikeFlatten",
     "SpikeLinear",
+    "SpikeReadout",
     "SpikeSequential",
     "WeightStandardization",
     "calibrate",
