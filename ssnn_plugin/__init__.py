@@ -3,7 +3,9 @@
 from . import decode, encode, functional, losses, metrics, nn, online
 from ._trace import NoTimeMode
 from .convert import Replacement, replace_neurons, to_event_driven, to_step_mode
+from .fold import fold_batchnorm
 from .neurons import IF, LIF, AlphaPSP, ExpPSP, ReLPSP
+from .verify import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -15,8 +17,10 @@ __all__ = [
     "NoTimeMode",
     "ReLPSP",
     "Replacement",
+    "Verification",
     "decode",
     "encode",
+    "fold_batchnorm",
     "functional",
     "losses",
     "metrics",
@@ -25,4 +29,5 @@ __all__ = [
     "replace_neurons",
     "to_event_driven",
     "to_step_mode",
+    "verify",
 ]

@@ -51,6 +51,9 @@ class Modules(Protocol):
     def lifted(self, module: nn.Module) -> nn.Module | None:
         """The module that a container applies to every step."""
 
+    def takes_a_window(self, module: nn.Module) -> bool:
+        """Whether a stateful module takes all steps in one call."""
+
     def output(self, module: nn.Module) -> int:
         """Which of the things that it returns is handed on: 0, or 1 for a read-out of the potential."""
 
@@ -83,11 +86,14 @@ class Traced:
         takes: "step" for the input of one step per call, "window" for [T, batch, *], "values" for the
             same values [batch, *] in every step.
         steps: number of steps of a loop of fixed length; None if there is none.
+        returned: where in what `forward` returns the spikes, or the values of a read-out, are; None if
+            they are not returned.
     """
 
     stages: list[Stage]
     takes: str
     steps: int | None
+    returned: tuple[int, ...] | None
 
 
 class _WindowProxy(fx.Proxy):
@@ -110,7 +116,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, modules: Modules) -> None:
         super().__init__()
         self.modules = modules
-        self.sized = False
+        self.sized = self.lifts = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m, self.modules)
@@ -120,6 +126,7 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         inner = self.modules.lifted(m)
         if inner is not None:
+            self.lifts = True
             given = args[0] if isinstance(args[0], tuple) else args
             return inner(*given) if "state" in signature(inner.forward).parameters else inner(given[0])
         if unwrapped(m) is not m:
@@ -192,7 +199,7 @@ def follow_forward(model: nn.Module, modules: Modules) -> Traced:
         kept = _restore(before)
     if kept:
         raise NoTimeMode(f"{name} keeps {kept} of its own between steps, which has no time mode")
-    return _Steps(model, graph, modules, tracer.sized).traced()
+    return _Steps(model, graph, modules, tracer).traced()
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
@@ -225,14 +232,18 @@ class _Place:
 class _Steps:
     """Reads a graph of several steps as one step that is repeated."""
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, modules: Modules, sized: bool) -> None:
-        self.model, self.modules, self.sized = model, modules, sized
+    def __init__(self, model: nn.Module, graph: fx.Graph, modules: Modules, tracer: _Tracer) -> None:
+        self.model, self.modules, self.sized, self.lifts = model, modules, tracer.sized, tracer.lifts
         self.name = type(model).__name__
         self.nodes = list(graph.nodes)
         self.input = next((node for node in self.nodes if node.op == "placeholder"), None)
         self.places: list[_Place] = []
         self.place_of: dict[fx.Node, tuple[_Place, int]] = {}
         self.formulas: dict[tuple[fx.Node, int], str] = {}
+        self.filled: dict[Any, list[fx.Node]] = {}
+        for node in self.nodes:
+            if node.target is operator.setitem and isinstance(node.args[2], fx.Node):
+                self.filled.setdefault(node.args[0], []).append(node.args[2])
         self._find_places()
         self.loops = any(len(place.calls) > 1 for place in self.places)
 
@@ -396,7 +407,8 @@ class _Steps:
         takes = "values" if static else "window" if self._takes_a_window() else "step"
         lengths = {len(place.calls) for place in order}
         steps = max(lengths, default=0) if self.loops and not self.sized else None
-        return Traced(stages, takes, steps)
+        last = order[-1] if order and not values else None
+        return Traced(stages, takes, steps, self._where_returned(last))
 
     def _driver(self, call: fx.Node, place: _Place) -> fx.Node:
         given = next(iter((*call.args, *call.kwargs.values())), None)
@@ -424,52 +436,70 @@ class _Steps:
         return "x[" not in formula
 
     def _takes_a_window(self) -> bool:
-        return self.loops or any(
-            getattr(place.module, "sequence", False) or self.modules.keeps_its_state(place.module) is False
-            for place in self.places
-        )
+        windows = any(self.modules.takes_a_window(place.module) for place in self.places)
+        return self.loops or self.lifts or windows
 
     # The output
 
     def _returned(self) -> tuple[list[_Place], list[fx.Node]]:
         """The places whose spikes or states are returned, and the values behind them, one for each step."""
         (output,) = (node for node in self.nodes if node.op == "output")
-        filled: dict[Any, list[fx.Node]] = {}
-        for node in self.nodes:
-            if node.target is operator.setitem and isinstance(node.args[2], fx.Node):
-                filled.setdefault(node.args[0], []).append(node.args[2])
         ends: list[_Place] = []
         values: list[fx.Node] = []
 
-        def look(value: Any, in_record: bool) -> None:
+        def look(value: Any) -> None:
             if isinstance(value, dict):
                 value = list(value.values())
             if isinstance(value, tuple | list):
                 for part in value:
-                    look(part, in_record)
+                    look(part)
             if not isinstance(value, fx.Node):
                 return
-            if value in filled:
-                look(filled[value], True)
+            if value in self.filled:
+                look(self.filled[value])
             elif value in self.place_of:
                 ends.append(self.place_of[value][0])
             elif value.target in RECORDS or value.target in HARMLESS:
-                look(value.args[0], True)
+                look(value.args[0])
             elif value.target is operator.getitem and value.args[0] in self.place_of:
                 ends.append(self.place_of[value.args[0]][0])  # type: ignore[index]
             elif value.op != "placeholder":
-                self._refuse_records(value, filled)
+                self._refuse_records(value)
                 values.append(value)
 
-        look(output.args[0], False)
+        look(output.args[0])
         return list(dict.fromkeys(ends)), values
 
-    def _refuse_records(self, value: fx.Node, filled: dict[Any, list[fx.Node]]) -> None:
+    def _where_returned(self, last: _Place | None) -> tuple[int, ...] | None:
+        """Where the output of the last place, or of what stands behind it, is among the returned things."""
+
+        def is_it(value: Any) -> bool:
+            while isinstance(value, fx.Node) and (value.target in RECORDS or value.target in HARMLESS):
+                value = value.args[0]
+                value = value[0] if isinstance(value, tuple | list) else value
+            if isinstance(value, fx.Node) and value in self.filled:
+                value = self.filled[value][0]
+            if not isinstance(value, fx.Node):
+                return False
+            if last is None:
+                return value.op in ("call_module", "call_function", "call_method") and value not in self.place_of
+            if value.target is operator.getitem and value.args[0] in last.calls:
+                return bool(value.args[1] == self.modules.output(last.module))
+            return value in last.calls
+
+        (output,) = (node for node in self.nodes if node.op == "output")
+        given = output.args[0]
+        if not isinstance(given, tuple | list):
+            return () if is_it(given) else None
+        found = [number for number, value in enumerate(given) if is_it(value)]
+        return (found[0],) if found else None
+
+    def _refuse_records(self, value: fx.Node) -> None:
         """Refuse what is computed from all steps together."""
         waiting, seen = [value], {value}
         while waiting:
             node = waiting.pop()
-            record = node in filled or (
+            record = node in self.filled or (
                 node.target in RECORDS and len({self._step(one) for one in node.all_input_nodes}) > 1
             )
             if record:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import _checks
 from ._assembly import Assembly
 from ._builder import Builder
-from ._trace import NoTimeMode, follow_forward, is_leaf, unwrapped
+from ._trace import NoTimeMode, Traced, follow_forward, is_leaf, unwrapped
 from .neurons import IF
 from .nn import (
     BinwiseLayer,
@@ -54,6 +54,9 @@ class Host(Protocol):
 
     def lifted(self, module: nn.Module) -> nn.Module | None:
         """The module that a container of the host applies to every step."""
+
+    def takes_a_window(self, module: nn.Module) -> bool:
+        """Whether a stateful module of the adapter takes all steps in one call."""
 
     def output(self, module: Any) -> int:
         """Which of the things that a leaf returns is handed on: 0, or 1 for a read-out of the potential."""
@@ -149,14 +152,8 @@ def to_event_driven(
     Source: docs/three-modes.md.
     """
     _checks.whole_and_positive("t_max", t_max)
-    model = unwrapped(model)
-    _refuse_hooks(model)
     hosts = _hosts()
-    modules = _HostModules(hosts)
-    path = ""
-    if is_leaf(model, modules):
-        model, path = nn.Sequential(model).train(model.training), "0"
-    traced = follow_forward(model, modules)
+    traced, path = follow(model)
     if traced.steps is not None and traced.steps != t_max:
         raise NoTimeMode(f"{type(model).__name__} runs {traced.steps} steps, but t_max is {t_max}")
     takes = "values" if constant_input else traced.takes
@@ -180,6 +177,16 @@ def to_event_driven(
     return network.train(model.training)
 
 
+def follow(model: nn.Module) -> tuple[Traced, str]:
+    """What a model computes in a step, and the path of a model that is a single module."""
+    model = unwrapped(model)
+    _refuse_hooks(model)
+    modules = _HostModules(_hosts())
+    if is_leaf(model, modules):
+        return follow_forward(nn.Sequential(model).train(model.training), modules), "0"
+    return follow_forward(model, modules), ""
+
+
 class _HostModules:
     """The hosts' answers together, see `_trace.Modules`."""
 
@@ -196,6 +203,9 @@ class _HostModules:
     def lifted(self, module: nn.Module) -> nn.Module | None:
         answers = (host.lifted(module) for host in self.hosts)
         return next((answer for answer in answers if answer is not None), None)
+
+    def takes_a_window(self, module: nn.Module) -> bool:
+        return any(host.takes_a_window(module) for host in self.hosts)
 
     def output(self, module: nn.Module) -> int:
         return next((host.output(module) for host in self.hosts if host.is_leaf(module)), 0)

@@ -381,6 +381,9 @@ class _Norse:
         stateless = isinstance(module, LatencyEncoder | SpikesToTimesDecoder)
         return False if self.is_leaf(module) and not stateless else None
 
+    def takes_a_window(self, module: nn.Module) -> bool:
+        return isinstance(module, SNN | SNNRecurrent | FirstSpikePool2d | LatencyEncoder | SpikesToTimesDecoder)
+
     def output(self, module: Any) -> int:
         return 0
 

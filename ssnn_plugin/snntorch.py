@@ -476,6 +476,9 @@ class _SnnTorch:
     def keeps_its_state(self, module: Any) -> bool | None:
         return True if isinstance(module, snn.SpikingNeuron) else None
 
+    def takes_a_window(self, module: nn.Module) -> bool:
+        return isinstance(module, _Stateful) and module.sequence
+
     def output(self, module: Any) -> int:
         return 0 if self.read_out(module) is None else 1
 

@@ -127,8 +127,8 @@ class SpikeReadout(nn.Module):
             return currents[-1] if self.last_bin else currents
         response, rest = self.response(self.membrane, self.t_max, currents)
         if self.last_bin:
-            return (response.flip(0) * currents).sum(0) + rest
-        return _by_age(response, self.t_max).mul(currents).sum(1) + rest
+            return (_along(response.flip(0), currents) * currents).sum(0) + rest
+        return _integrate(currents, response) + rest
 
     def _linear(self) -> nn.Linear | None:
         """The only module of the weights, if it is a Linear on spike times."""
@@ -167,9 +167,12 @@ def _along(response: Tensor, like: Tensor) -> Tensor:
     return response.reshape(len(response), *[1] * (like.ndim - response.ndim), *response.shape[1:])
 
 
-def _by_age(response: Tensor, t_max: int) -> Tensor:
-    """[now, bin, *]: the response now to a current in a bin, 0 before it."""
-    now, then = torch.arange(t_max).unsqueeze(1), torch.arange(t_max).unsqueeze(0)
-    age = (now - then).to(response.device)
+def _integrate(currents: Tensor, response: Tensor) -> Tensor:
+    """The sum of the currents up to each bin, each weighted by the response at its age."""
+    bins = torch.arange(len(currents), device=currents.device)
+    age = bins.unsqueeze(1) - bins.unsqueeze(0)
     table = response[age.clamp(min=0)]
-    return table * (age >= 0).reshape(t_max, t_max, *[1] * (table.ndim - 2))
+    table = table * (age >= 0).reshape(*age.shape, *[1] * (table.ndim - 2))
+    if table[0, 0].numel() == 1:
+        return torch.tensordot(table.reshape(age.shape), currents, 1)
+    return torch.einsum("nb...,bz...->nz...", table, currents)
