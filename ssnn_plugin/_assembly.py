@@ -9,7 +9,8 @@ from torch import fx, nn
 
 from . import _checks
 from ._builder import Builder, check_plain_weights
-from ._trace import INPUT, SUPPORTED, NoTimeMode, Stage
+from ._segment import INPUT, Stage
+from ._trace import SUPPORTED, NoTimeMode
 from .nn import BinwiseLayer, EventDrivenNetwork, SpikeFlatten, SpikeReadout
 from .nn.binwise import Currents
 from .nn.connection import SpikeConnection
@@ -121,9 +122,7 @@ class Assembly:
         if read_out is not None:
             self.read_out = self._where(stage.path, module)
             weights, response = read_out
-            return [
-                SpikeReadout(self._currents(stage, weights), module, response, last_bin=self.last_bin)
-            ]
+            return [SpikeReadout(self._currents(stage, weights), module, response, last_bin=self.last_bin)]
         if not host.is_single_spike(module):
             return self._by_events(stage, module)
         try:
@@ -163,13 +162,16 @@ class Assembly:
         if any(parameter.dtype not in _checks.DTYPES for parameter in stage.currents.parameters()):
             raise error
         for path, part in stage.parts or _modules(stage.currents):
-            if isinstance(part, nn.RNNBase | nn.RNNCellBase) or any(host.is_leaf(part) for host in self.hosts):
+            if isinstance(part, nn.RNNBase | nn.RNNCellBase) or any(
+                host.is_leaf(part) for host in self.hosts
+            ):
                 raise error
             mixes = isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training
             if mixes:
                 raise NoTimeMode(
-                    f"{self._where(path, part)} has no time mode: it mixes the samples of a step in training. Call "
-                    "model.eval() first, or fold it into the weights with ssnn_plugin.fold_batchnorm(model)"
+                    f"{self._where(path, part)} has no time mode: it mixes the samples of a step in "
+                    "training. Call model.eval() first, or fold it into the weights with "
+                    "ssnn_plugin.fold_batchnorm(model)"
                 ) from error
 
     def _currents(self, stage: Stage, weights: nn.Module | None = None) -> Currents:
@@ -182,9 +184,9 @@ class Assembly:
     def _end(self, stage: Stage) -> list[nn.Module]:
         """What stands behind the last neuron: a flattening, or a read-out with weights."""
         parts = stage.parts or []
-        if stage.parts and all(isinstance(part, nn.Flatten | nn.Identity) for _, part in parts):
-            if INPUT not in stage.sources:
-                return [SpikeFlatten()] if any(isinstance(part, nn.Flatten) for _, part in parts) else []
+        shapes = bool(parts) and all(isinstance(part, nn.Flatten | nn.Identity) for _, part in parts)
+        if shapes and INPUT not in stage.sources:
+            return [SpikeFlatten()] if any(isinstance(part, nn.Flatten) for _, part in parts) else []
         weighted = any(isinstance(part, WEIGHTED) for part in stage.currents.modules())
         if not weighted or INPUT in stage.sources:
             if stage.parts is None:

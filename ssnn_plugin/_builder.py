@@ -219,11 +219,8 @@ def check_plain_weights(module: nn.Module) -> None:
         ValueError: pruned or parametrized weights, with what makes them plain.
     """
     if parametrize.is_parametrized(module):
-        kinds = ", ".join(
-            type(one).__name__ for parts in module.parametrizations.values() for one in parts  # type: ignore[union-attr, operator]
-        )
         raise ValueError(
-            f"its weights are parametrized ({kinds}). Make them plain with "
+            "its weights are parametrized. Make them plain with "
             "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
         )
     if "weight_orig" in module._parameters:

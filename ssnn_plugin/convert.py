@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from . import _checks
 from ._assembly import Assembly
 from ._builder import Builder
-from ._trace import NoTimeMode, Traced, follow_forward, is_leaf, unwrapped
+from ._steps import Traced, follow_forward
+from ._trace import NoTimeMode, is_leaf, unwrapped
 from .neurons import IF
 from .nn import (
     BinwiseLayer,
@@ -58,20 +59,29 @@ class Host(Protocol):
     def takes_a_window(self, module: nn.Module) -> bool:
         """Whether a stateful module of the adapter takes all steps in one call."""
 
+    def returns_its_state(self, module: Any) -> bool:
+        """Whether a stateful module of the host returns its state beside its output."""
+
+    def encodes(self, module: nn.Module) -> bool:
+        """Whether this is an encoder of the adapter."""
+
     def output(self, module: Any) -> int:
         """Which of the things that a leaf returns is handed on: 0, or 1 for a read-out of the potential."""
 
     def constants(self, module: Any) -> tuple[Tensor | float, Tensor | float]:
-        """Threshold and leak of a single-spike module, as they are now. Raises ValueError as `neuron_on_times`."""
+        """Threshold and leak of a single-spike module, as they are now. Raises as `neuron_on_times`."""
 
     def is_single_spike(self, module: Any) -> bool:
         """Whether this is a single-spike neuron of the adapter."""
 
     def read_out(self, module: Any) -> tuple[nn.Module | None, Response] | None:
-        """The weights in a read-out, if it has some, and its response to a current; None for other modules."""
+        """The weights in a read-out, if any, and its response to a current; None for other modules."""
 
-    def border_on_times(self, module: Any, t_max: int) -> nn.Module | None:
-        """What an encoder or a decoder of the adapter is for a network on spike times; None for others."""
+    def border_on_times(self, module: Any, t_max: int | None) -> nn.Module | None:
+        """What an encoder or a decoder of the adapter is for a network on spike times; None for others.
+
+        Raises ValueError for encoders whose spikes cannot be times, or that do not fit `t_max`, if given.
+        """
 
     def keeps_its_state(self, module: Any) -> bool | None:
         """Whether a stateful module of the adapter keeps its state or has to be given it; None for others."""
@@ -153,7 +163,7 @@ def to_event_driven(
     """
     _checks.whole_and_positive("t_max", t_max)
     hosts = _hosts()
-    traced, path = follow(model)
+    traced, path = follow(model, t_max)
     if traced.steps is not None and traced.steps != t_max:
         raise NoTimeMode(f"{type(model).__name__} runs {traced.steps} steps, but t_max is {t_max}")
     takes = "values" if constant_input else traced.takes
@@ -161,7 +171,7 @@ def to_event_driven(
         t_max,
         hosts,
         binwise=binwise,
-        constant_input=takes == "values",
+        constant_input=constant_input or traced.static,
         last_bin=last_bin,
         alone=path,
     )
@@ -169,7 +179,7 @@ def to_event_driven(
         assembly.add(stage)
     network = assembly.network(takes)
     layers: list[nn.Module] = list(network)
-    last = next((layer for layer in reversed(layers) if not isinstance(layer, nn.Flatten)))
+    last = next(layer for layer in reversed(layers) if not isinstance(layer, nn.Flatten))
     if isinstance(last, SpikeConnection | BinwiseLayer):
         last.silent_gradient = silent_gradient
     elif silent_gradient:
@@ -177,11 +187,12 @@ def to_event_driven(
     return network.train(model.training)
 
 
-def follow(model: nn.Module) -> tuple[Traced, str]:
+def follow(model: nn.Module, t_max: int | None = None) -> tuple[Traced, str]:
     """What a model computes in a step, and the path of a model that is a single module."""
-    model = unwrapped(model)
+    model, hosts = unwrapped(model), _hosts()
     _refuse_hooks(model)
-    modules = _HostModules(_hosts())
+    _refuse_borders(model, hosts, t_max)
+    modules = _HostModules(hosts)
     if is_leaf(model, modules):
         return follow_forward(nn.Sequential(model).train(model.training), modules), "0"
     return follow_forward(model, modules), ""
@@ -207,6 +218,12 @@ class _HostModules:
     def takes_a_window(self, module: nn.Module) -> bool:
         return any(host.takes_a_window(module) for host in self.hosts)
 
+    def returns_its_state(self, module: nn.Module) -> bool:
+        return any(host.returns_its_state(module) for host in self.hosts if host.is_leaf(module))
+
+    def encodes(self, module: nn.Module) -> bool:
+        return any(host.encodes(module) for host in self.hosts)
+
     def output(self, module: nn.Module) -> int:
         return next((host.output(module) for host in self.hosts if host.is_leaf(module)), 0)
 
@@ -222,9 +239,20 @@ def _refuse_hooks(model: nn.Module) -> None:
         if hooks:
             named = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
             raise NoTimeMode(
-                f"{path or 'the model'} ({type(module).__name__}) has hooks ({named}), which may change what it "
-                "computes. Remove them before the conversion (handle.remove()) and register them on the network"
+                f"{path or 'the model'} ({type(module).__name__}) has hooks ({named}), which may change what "
+                "it computes. Remove them before the conversion (handle.remove()) and register them on the "
+                "network"
             )
+
+
+def _refuse_borders(model: nn.Module, hosts: list[Host], t_max: int | None) -> None:
+    """Encoders whose spikes cannot be times, before what they lead to is looked at."""
+    for path, module in model.named_modules():
+        for host in hosts:
+            try:
+                host.border_on_times(module, t_max)
+            except ValueError as error:
+                raise NoTimeMode(f"{path} ({type(module).__name__}) has no time mode: {error}") from error
 
 
 def _computes_weights(hook: Any) -> bool:

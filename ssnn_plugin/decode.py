@@ -89,10 +89,10 @@ class _SpikesToTimes(torch.autograd.Function):
 def spikes_to_times(spikes: Tensor, potential: Tensor | None = None) -> Tensor:
     """First-spike times of a spike train: [time, *] -> [*], `inf` for a neuron that never fires.
 
-    Later spikes are ignored, with a warning: a neuron that fires more than once is no single-spike
-    neuron, and rate-coded or event-camera trains are no input of a network on spike times. The backward hands -dL/dt to the first spike. A silent neuron has no
-    spike to hand it to: without a potential it gets nothing, so that silence is no error and gives
-    no NaN; with one, -dL/dt goes to it, which is what `silent_gradient=True` does on spike times.
+    Later spikes are ignored, with a warning: rate-coded or event-camera trains are no input of a network
+    on spike times. The backward hands -dL/dt to the first spike. A silent neuron has no spike to hand it
+    to: without a potential it gets nothing, so that silence is no error and gives no NaN; with one, -dL/dt
+    goes to it, which is what `silent_gradient=True` does on spike times.
 
     Args:
         spikes: time first; anything but 0 is a spike. Any trailing shape, device and dtype.
@@ -118,8 +118,8 @@ def spikes_to_times(spikes: Tensor, potential: Tensor | None = None) -> Tensor:
         several = int(((spikes != 0).sum(0) > 1).sum())
         if several:
             warnings.warn(
-                f"{several} of {times.numel()} lines of spikes fire more than once; all but the first spike is "
-                "dropped, so that a network on spike times sees another input than a loop over steps. "
+                f"{several} of {times.numel()} lines of spikes fire more than once; all but the first spike "
+                "is dropped, so that a network on spike times sees another input than a loop over steps. "
                 "Rate codes and event cameras need a code with one spike, for instance encode.latency",
                 LaterSpikesWarning,
                 stacklevel=2,

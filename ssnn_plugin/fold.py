@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
@@ -9,6 +11,7 @@ from ._builder import check_plain_weights
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 CONNECTIONS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+Connection: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
 def fold_batchnorm(model: nn.Module) -> list[str]:
@@ -43,10 +46,10 @@ def fold_batchnorm(model: nn.Module) -> list[str]:
             if isinstance(child, NORMS):
                 where = f"{path}.{name}" if path else name
                 try:
-                    _check(child, before, model)
+                    connection = _check(child, before, model)
                 except ValueError as error:
                     raise ValueError(f"{where} ({type(child).__name__}) cannot be folded: {error}") from error
-                pairs.append((where, parent, name, before, child))
+                pairs.append((where, parent, name, connection, child))
             if not isinstance(child, nn.Identity):
                 before = child
     for _, parent, name, connection, norm in pairs:
@@ -55,7 +58,8 @@ def fold_batchnorm(model: nn.Module) -> list[str]:
     return [where for where, *_ in pairs]
 
 
-def _check(norm: nn.Module, before: nn.Module | None, model: nn.Module) -> None:
+def _check(norm: nn.BatchNorm1d | nn.BatchNorm2d, before: nn.Module | None, model: nn.Module) -> Connection:
+    """The connection in front of a normalisation, into which it can be folded."""
     if norm.running_mean is None:
         raise ValueError("it has no running statistics. Use track_running_stats=True")
     if not isinstance(before, CONNECTIONS):
@@ -63,20 +67,20 @@ def _check(norm: nn.Module, before: nn.Module | None, model: nn.Module) -> None:
         raise ValueError(f"the module before it must be a Linear or convolution, got {found}")
     check_plain_weights(before)
     if before.weight.shape[0] != norm.num_features:
-        raise ValueError(f"the module before it has {before.weight.shape[0]} outputs, not {norm.num_features}")
+        raise ValueError(
+            f"the module before it has {before.weight.shape[0]} outputs, not {norm.num_features}"
+        )
     if sum(module is before for _, module in model.named_modules(remove_duplicate=False)) > 1:
         raise ValueError("the module before it stands in two places")
+    return before
 
 
-def _fold(connection: nn.Module, norm: nn.Module) -> None:
-    fuse = fuse_linear_bn_weights if isinstance(connection, nn.Linear) else fuse_conv_bn_weights
-    weight, bias = fuse(
-        connection.weight,
-        connection.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        norm.weight,
-        norm.bias,
-    )
+def _fold(connection: Connection, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    if isinstance(connection, nn.Linear):
+        weight, bias = fuse_linear_bn_weights(connection.weight, connection.bias, *statistics)
+    else:
+        weight, bias = fuse_conv_bn_weights(connection.weight, connection.bias, *statistics)
     connection.weight, connection.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())

@@ -371,18 +371,26 @@ class _Norse:
 
     def is_leaf(self, module: nn.Module) -> bool:
         stateful = SNN | SNNCell | SNNRecurrent | SNNRecurrentCell | FirstSpikePool2dCell | LILinearCell
-        return isinstance(module, stateful | LatencyEncoder | SpikesToTimesDecoder)
+        return isinstance(module, stateful | LatencyEncoder | SpikesToTimesDecoder) or _is_encoder(module)
 
     def lifted(self, module: nn.Module) -> nn.Module | None:
         inner: nn.Module | None = module.lifted_module if isinstance(module, Lift) else None
         return inner
 
     def keeps_its_state(self, module: Any) -> bool | None:
-        stateless = isinstance(module, LatencyEncoder | SpikesToTimesDecoder)
+        stateless = isinstance(module, LatencyEncoder | SpikesToTimesDecoder) or _is_encoder(module)
         return False if self.is_leaf(module) and not stateless else None
 
     def takes_a_window(self, module: nn.Module) -> bool:
-        return isinstance(module, SNN | SNNRecurrent | FirstSpikePool2d | LatencyEncoder | SpikesToTimesDecoder)
+        return isinstance(
+            module, SNN | SNNRecurrent | FirstSpikePool2d | LatencyEncoder | SpikesToTimesDecoder
+        )
+
+    def returns_its_state(self, module: Any) -> bool:
+        return self.keeps_its_state(module) is not None
+
+    def encodes(self, module: nn.Module) -> bool:
+        return isinstance(module, LatencyEncoder)
 
     def output(self, module: Any) -> int:
         return 0
@@ -406,9 +414,14 @@ class _Norse:
             return None, _li_response
         return (None, _li_box_response) if isinstance(module, LIBoxCell) else None
 
-    def border_on_times(self, module: Any, t_max: int) -> nn.Module | None:
+    def border_on_times(self, module: Any, t_max: int | None) -> nn.Module | None:
+        if _is_encoder(module):
+            raise ValueError(
+                "its spikes are not one for each value. Encode with ssnn_plugin.norse.LatencyEncoder, or "
+                "pass the model behind it, which takes spikes"
+            )
         if isinstance(module, LatencyEncoder):
-            if module.seq_length != t_max:
+            if t_max is not None and module.seq_length != t_max:
                 raise ValueError(f"seq_length must be t_max = {t_max}, got {module.seq_length}")
             return _LatencyTimes(module)
         return _DecodedTimes(module) if isinstance(module, SpikesToTimesDecoder) else None
@@ -475,13 +488,21 @@ def _integration(module: Any) -> tuple[Any, Any, Any, list[str]]:
     if type(module) in (IAF, IAFCell):
         return p.v_reset, 0.0, 1.0, []
     if type(module) not in (LIF, LIFCell, LIFBoxCell):
-        raise ValueError("only IAF, LIF, LIFBox and their cells have a single-spike counterpart")
+        raise ValueError(
+            "only IAF, LIF, LIFBox and their cells have a single-spike counterpart. "
+            "Put a SingleSpikeIF in its place"
+        )
     # Norse adds dt tau_mem_inv (v_leak - v + input): the input's factor goes into the threshold.
     leak = _plain(p.tau_mem_inv)
     if type(module) is LIFBoxCell:
         return p.v_leak, leak, module.dt * leak, []
     lost = ["tau_syn_inv: an input acts at once, with the whole charge of its synaptic current"]
     return p.v_leak, leak, leak / _plain(p.tau_syn_inv), lost
+
+
+def _is_encoder(module: nn.Module) -> bool:
+    """Whether this is an encoder of Norse's own."""
+    return type(module).__module__ == "norse.torch.module.encode"
 
 
 def _check_time_mode(module: Any) -> None:
@@ -494,12 +515,15 @@ def _check_time_mode(module: Any) -> None:
 def _li_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """The potential of a leaky integrator at rest, 0, 1, ... steps after a current of 1, and its rest."""
     p = module.p
-    current, v, response = 1.0, torch.zeros_like(torch.as_tensor(p.v_leak)), []
+    mem, syn = (
+        module.dt * torch.as_tensor(tau).to(like.device, like.dtype) for tau in (p.tau_mem_inv, p.tau_syn_inv)
+    )
+    current, v, response = torch.ones_like(mem + syn), torch.zeros_like(mem + syn), []
     for _ in range(t_max):
-        v = v + module.dt * p.tau_mem_inv * (current - v)
-        current = current - module.dt * p.tau_syn_inv * current
+        v = v + mem * (current - v)
+        current = current - syn * current
         response.append(v)
-    return torch.stack(response).to(like.device, like.dtype), _rest(p, like)
+    return torch.stack(response), _rest(p, like)
 
 
 def _li_box_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -479,6 +479,12 @@ class _SnnTorch:
     def takes_a_window(self, module: nn.Module) -> bool:
         return isinstance(module, _Stateful) and module.sequence
 
+    def returns_its_state(self, module: Any) -> bool:
+        return not module.init_hidden or module.output
+
+    def encodes(self, module: nn.Module) -> bool:
+        return False
+
     def output(self, module: Any) -> int:
         return 0 if self.read_out(module) is None else 1
 
@@ -498,7 +504,7 @@ class _SnnTorch:
             raise ValueError("the option state_quant has no meaning on spike times. Leave it out")
         return None, _leaky_response
 
-    def border_on_times(self, module: Any, t_max: int) -> nn.Module | None:
+    def border_on_times(self, module: Any, t_max: int | None) -> nn.Module | None:
         return None
 
     def neuron_on_times(self, module: Any) -> IF | None:
@@ -597,7 +603,9 @@ def _integration(module: Any) -> tuple[Tensor, Tensor | None, list[str]]:
         charge = "an input acts at once, with the whole charge of its synaptic current"
         lost = [f"alpha {_short(kept)}: {charge}", "state: a step returns (spk, mem), without syn"]
         return module.beta, 1 / (1 - kept), lost
-    raise ValueError("only Leaky, Lapicque and Synaptic have a single-spike counterpart")
+    raise ValueError(
+        "only Leaky, Lapicque and Synaptic have a single-spike counterpart. Put a SingleSpike in its place"
+    )
 
 
 def _short(value: Tensor) -> str:

@@ -17,7 +17,7 @@ from .decode import first_spikes, spikes_to_times
 from .functional import fill_silent
 from .kernels.window import accumulate
 from .neurons import IF
-from .nn import BinwiseLayer, Currents, EventDrivenNetwork, SpikeReadout
+from .nn import BinwiseLayer, Currents, EarliestSpikePool2d, EventDrivenNetwork, SpikeReadout
 from .nn.connection import SpikeConnection
 
 SHOWN = 5
@@ -25,8 +25,8 @@ EXAMINED = 64
 # Of gradients and values: a sum in single precision has about 7 digits, of which cancellation takes some.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 REMEDY = (
-    "Weights and thresholds that are multiples of a power of two are added up exactly, in any order; without a\n"
-    "leak there are no such ties then. For instance, before training or after it:\n"
+    "Weights and thresholds that are multiples of a power of two are added up exactly, in any order;\n"
+    "without a leak there are no such ties then. For instance, before training or after it:\n"
     "    with torch.no_grad():\n"
     "        for p in model.parameters():\n"
     "            p.copy_((p * 256).round() / 256)\n"
@@ -43,7 +43,9 @@ class Difference:
     events: float
 
     def __str__(self) -> str:
-        return f"sample {self.index[0]}, output {self.index[1:]}: steps {self.steps:g}, events {self.events:g}"
+        return (
+            f"sample {self.index[0]}, output {self.index[1:]}: steps {self.steps:g}, events {self.events:g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,8 @@ class Verification:
         if self.explained:
             where = ", ".join(f"{count} in layer {name}" for name, count in self.ties.items() if count)
             yield (
-                f"ties: {self.explained} of the {self.examined} differences looked at are in samples in which sums "
-                f"come within rounding of their threshold ({where} neurons)."
+                f"ties: {self.explained} of the {self.examined} differences looked at are in samples in "
+                f"which sums come within rounding of their threshold ({where} neurons)."
             )
             yield "The order of the additions decides there. " + REMEDY
         if self.explained < self.examined:
@@ -175,7 +177,11 @@ def verify(
     given = batch if values else spikes_to_times(batch)
     one_by_one = traced.takes == "step"
     inputs = batch.expand(steps, *batch.shape) if values and one_by_one else batch
-    in_steps = _pick(_run(model, inputs) if one_by_one else model(inputs), traced.returned)
+    in_steps: Any = _run(model, inputs) if one_by_one else model(inputs)
+    for index in traced.returned:
+        in_steps = in_steps[index]
+    if isinstance(in_steps, tuple):
+        in_steps = in_steps[traced.output]
     on_times = network(given)
     of_times = _ends_with_neurons(network)
     if of_times:
@@ -184,7 +190,7 @@ def verify(
                 f"model must return its spikes of every step, [T, *{list(on_times.shape)}], "
                 f"got {list(in_steps.shape)}"
             )
-        in_steps = first_spikes(in_steps)
+        in_steps = first_spikes(in_steps).to(on_times.dtype)
     return _compare(model, network, in_steps, on_times, given, of_times)
 
 
@@ -194,14 +200,16 @@ def _number_of_steps(batch: Tensor, values: bool, t_max: int | None) -> int:
             raise ValueError("t_max must be given for a model that gets the same values in every step")
         return t_max
     if t_max is not None and t_max != len(batch):
-        raise ValueError(f"batch must have t_max = {t_max} steps, got {list(batch.shape)}: pass [T, batch, *]")
+        raise ValueError(
+            f"batch must have t_max = {t_max} steps, got {list(batch.shape)}: pass [T, batch, *]"
+        )
     if not bool(((batch == 0) | (batch == 1)).all()):
         raise ValueError("batch must hold spikes, 0 or 1; encode values, for instance with encode.latency")
     again = int(((batch != 0).sum(0) > 1).sum())
     if again:
         raise ValueError(
-            f"batch must fire at most once a line, got {again} lines that fire more than once: rate codes and event "
-            "cameras are no input of a network on spike times"
+            f"batch must fire at most once a line, got {again} lines that fire more than once: rate codes "
+            "and event cameras are no input of a network on spike times"
         )
     return len(batch)
 
@@ -210,7 +218,7 @@ def _run(model: nn.Module, inputs: Tensor) -> Any:
     """A model that takes one step per call, with its state if it is given one."""
     for module in model.modules():
         if callable(getattr(module, "reset_mem", None)):
-            module.reset_mem()
+            module.reset_mem()  # type: ignore[operator]
     optional = list(signature(model.forward).parameters.values())[1:]
     states = sum(parameter.default is None for parameter in optional)
     state: tuple[Any, ...] = ()
@@ -226,18 +234,9 @@ def _run(model: nn.Module, inputs: Tensor) -> Any:
     )
 
 
-def _pick(outputs: Any, where: tuple[int, ...]) -> Tensor:
-    if not where:
-        # A neuron that is returned as it is may return its state beside its spikes.
-        where = (0,) if isinstance(outputs, tuple) else ()
-    for index in where:
-        outputs = outputs[index]
-    found: Tensor = outputs
-    return found
-
-
 def _ends_with_neurons(network: EventDrivenNetwork) -> bool:
-    return not any(isinstance(layer, SpikeReadout) for layer in network)
+    firing = SpikeConnection | BinwiseLayer | EarliestSpikePool2d | nn.Flatten
+    return isinstance(network[-1], firing) and not any(isinstance(one, SpikeReadout) for one in network)
 
 
 def _compare(
@@ -248,7 +247,7 @@ def _compare(
     given: Tensor,
     of_times: bool,
 ) -> Verification:
-    tolerance = TOLERANCE.get(on_times.dtype, 1e-4)
+    tolerance = max(TOLERANCE.get(outputs.dtype, 1e-4) for outputs in (in_steps, on_times))
     in_steps = in_steps.to(on_times.dtype)
     if of_times:
         same = in_steps == on_times
@@ -259,7 +258,7 @@ def _compare(
     gradients, missing = _gradients(model, in_steps, on_times, right, of_times, network.t_max)
     wrong = [tuple(index) for index in (~same).nonzero().tolist()]
     shown = [Difference(index, in_steps[index].item(), on_times[index].item()) for index in wrong[:SHOWN]]
-    looked_at = [number for number in (~right).nonzero().flatten().tolist()][:EXAMINED] if of_times else []
+    looked_at = (~right).nonzero().flatten().tolist()[:EXAMINED] if of_times else []
     ties = _ties(network, given[looked_at]) if looked_at else {}
     tied = torch.stack(list(ties.values())).sum(0) > 0 if ties else torch.zeros(len(looked_at)).bool()
     per_sample = (~same).flatten(1).sum(1)[looked_at] if of_times else torch.zeros(0)
@@ -344,24 +343,24 @@ def _drive(layer: nn.Module, t_max: int) -> tuple[Currents, Any, Any] | None:
     return None
 
 
-def _close(
-    currents: Currents, inputs: list[Tensor], threshold: Any, beta: Any, precision: float
-) -> Tensor:
+def _close(currents: Currents, inputs: list[Tensor], threshold: Any, beta: Any, precision: float) -> Tensor:
     """Whether V comes within rounding of the threshold, up to the bin in which a neuron fires."""
     given = [x.double() for x in inputs]
     flowing = currents(*given)
-    threshold, beta = (torch.as_tensor(x, dtype=torch.float64, device=flowing.device) for x in (threshold, beta))
+    threshold, beta = (
+        torch.as_tensor(x, dtype=torch.float64, device=flowing.device) for x in (threshold, beta)
+    )
     potential = accumulate(flowing, torch.zeros_like(flowing[0]), beta)
     with_size = copy.deepcopy(currents)
     for parameter in with_size.parameters():
         parameter.abs_()
     size = accumulate(with_size(*given).abs(), torch.zeros_like(flowing[0]), beta) + threshold
     near = (potential - threshold).abs() <= 4 * precision * size
-    return (near & ~_before(potential > threshold, near)).any(0)
+    undecided: Tensor = near & ~_before(potential > threshold, near)
+    return undecided.any(0)
 
 
 def _before(above: Tensor, near: Tensor) -> Tensor:
     """Whether a neuron has clearly fired before a bin."""
     fired = (above & ~near).to(torch.uint8).cummax(0).values.bool()
     return torch.cat([torch.zeros_like(fired[:1]), fired[:-1]])
-

@@ -645,7 +645,10 @@ class _Constant(_OneStep):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (_SameInput, r"^fc1 \(Linear\) has no time mode: it gets the same input in every step.*Encode it as sp"),
+        (
+            _SameInput,
+            r"^fc1 \(Linear\) has no time mode: it gets the same input in every step.*Encode it as sp",
+        ),
         (_SameFlattenedInput, "same input in every step, .* Encode it as spikes"),
         (_SameBin, "_SameBin does not take the steps of its input one after the other"),
         (_SameCurrent, "same input in every step"),
@@ -684,7 +687,7 @@ class _Doubled(nn.Linear):
 
 def test_a_subclass_of_torch_is_looked_into():
     model, times = nn.Sequential(_Doubled(10, 4), HIDDEN()).double(), _times((8, 10), 16)
-    with pytest.raises(NoTimeMode, match="_Doubled calls .* between its modules"):
+    with pytest.raises(NoTimeMode, match=r"_Doubled calls .* between its modules"):
         to_event_driven(model, t_max=16, binwise=False)
     found = to_event_driven(model, t_max=16)(times)
     reset(model)

@@ -80,7 +80,9 @@ class _Constant(_Net):
 
 @pytest.mark.parametrize("kind", [_Learned, _Random, _RandomLike, _Constant])
 def test_a_start_from_another_potential_is_refused(kind):
-    with pytest.raises(NoTimeMode, match=f"^{kind.__name__} starts lif from a potential of its own: .* starts from 0"):
+    with pytest.raises(
+        NoTimeMode, match=f"^{kind.__name__} starts lif from a potential of its own: .* starts from 0"
+    ):
         to_event_driven(kind(), t_max=T)
 
 
@@ -125,7 +127,7 @@ def test_a_state_that_is_changed_on_the_way_is_refused():
 def test_hooks_are_refused(where, kind):
     model = _chain()
     handle = getattr(model.get_submodule(where), f"register_{kind}_hook")(lambda *given: None)
-    named = "the model" if not where else where
+    named = where if where else "the model"
     with pytest.raises(NoTimeMode, match=rf"^{named} \(\w+\) has hooks \(.*lambda.*\).*handle\.remove\(\)"):
         to_event_driven(model, t_max=T)
     handle.remove()
@@ -204,7 +206,9 @@ def test_copies_of_a_network_stand_alone(again):
 def test_trains_that_fire_again_warn():
     image = torch.rand(16, 30, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    with pytest.warns(match=r"of 480 lines of spikes fire more than once.*encode\.latency"):
+    with pytest.warns(
+        LaterSpikesWarning, match=r"of 480 lines of spikes fire more than once.*encode\.latency"
+    ):
         spikes_to_times(spikegen.rate(image, 20))
 
 
@@ -217,11 +221,15 @@ def test_latency_codes_do_not_warn():
 
 def test_images_are_no_spike_times():
     network = to_event_driven(_chain(), t_max=T)
-    with pytest.raises(ValueError, match=r"whole bins.*as images have.*ssnn_plugin\.encode\.latency\(values, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"whole bins.*as images have.*ssnn_plugin\.encode\.latency\(values, 16\)"
+    ):
         network(torch.rand(3, 20).double())
 
 
 def test_trains_are_no_spike_times():
     network = to_event_driven(_chain(), t_max=T)
-    with pytest.raises(ValueError, match=r"a spike train \[16, 9, 20\].*ssnn_plugin\.decode\.spikes_to_times"):
+    with pytest.raises(
+        ValueError, match=r"a spike train \[16, 9, 20\].*ssnn_plugin\.decode\.spikes_to_times"
+    ):
         network(times_to_spikes(_times(), T))

@@ -121,12 +121,16 @@ def test_values_that_stay():
     assert verify(_seeded(Constant()), _image(9, 20)).ok
     model = _seeded(_stack())
     assert verify(model, _image(9, 20), t_max=T, constant_input=True).ok
-    with pytest.raises(ValueError, match="t_max must be given for a model that gets the same values in every"):
+    with pytest.raises(
+        ValueError, match="t_max must be given for a model that gets the same values in every"
+    ):
         verify(model, _image(9, 20), constant_input=True)
 
 
 def test_read_outs_are_compared_as_values():
-    model = nn.Sequential(*_stack()[:3], snn.Leaky(0.9, reset_mechanism="none", init_hidden=True, output=True))
+    model = nn.Sequential(
+        *_stack()[:3], snn.Leaky(0.9, reset_mechanism="none", init_hidden=True, output=True)
+    )
     report = verify(_seeded(model), latency(_image(9, 20), T))
     assert report.ok, report
     assert report.outputs == T * 9 * 6
@@ -154,7 +158,10 @@ def test_sums_that_tie_are_named_with_the_remedy():
     assert first.steps != first.events
     told = str(report)
     assert f"sample {first.index[0]}, output ({first.index[1]},): steps {first.steps:g}" in told
-    assert f"ties: {report.explained} of the {report.explained} differences looked at are in samples in which" in told
+    assert (
+        f"ties: {report.explained} of the {report.explained} differences looked at are in samples in which"
+        in told
+    )
     assert "multiples of a power of two are added up exactly" in told
     assert "no ties" not in told
     assert verify(_on_a_grid(0.125), trains).ok
@@ -188,7 +195,9 @@ def test_silent_outputs_prove_nothing():
 
 def test_batches_that_are_no_single_spikes_are_refused():
     torch.manual_seed(0)
-    with pytest.raises(ValueError, match="batch must fire at most once a line, got .* lines that fire more than"):
+    with pytest.raises(
+        ValueError, match=r"batch must fire at most once a line, got .* lines that fire more than"
+    ):
         verify(_stack(), spikegen.rate(_image(9, 20), T))
     with pytest.raises(ValueError, match=r"batch must hold spikes, 0 or 1; encode values.*encode\.latency"):
         verify(_stack(), _image(T, 9, 20))

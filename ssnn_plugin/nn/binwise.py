@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import _checks
 from ..decode import first_spikes, times_to_spikes
 from ..functional import single_spike_sequence
 
@@ -36,8 +35,8 @@ class Currents(nn.Module):
         for name, module in self.function.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
                 raise ValueError(
-                    f"{name} ({type(module).__name__}) mixes the samples of a step in training. Call eval(), or "
-                    "ssnn_plugin.fold_batchnorm(model) before the conversion"
+                    f"{name} ({type(module).__name__}) mixes the samples of a step in training. Call eval(), "
+                    "or ssnn_plugin.fold_batchnorm(model) before the conversion"
                 )
         if all(self.constant):
             current: Tensor = self.function(*inputs)
@@ -122,12 +121,13 @@ class SpikeReadout(nn.Module):
         linear = self._linear()
         if self.last_bin and linear is not None:
             return self._closed_form(times[0], linear)
-        currents = self.currents(*times)
+        currents: Tensor = self.currents(*times)
         if self.response is None or self.membrane is None:
             return currents[-1] if self.last_bin else currents
         response, rest = self.response(self.membrane, self.t_max, currents)
         if self.last_bin:
-            return (_along(response.flip(0), currents) * currents).sum(0) + rest
+            total: Tensor = (_along(response.flip(0), currents) * currents).sum(0)
+            return total + rest
         return _integrate(currents, response) + rest
 
     def _linear(self) -> nn.Linear | None:
@@ -137,14 +137,15 @@ class SpikeReadout(nn.Module):
         return modules[0] if alone and type(modules[0]) is nn.Linear else None
 
     def _closed_form(self, times: Tensor, linear: nn.Linear) -> Tensor:
+        rest: Tensor | float = 0.0
         if self.response is None or self.membrane is None:
-            response, rest = times.new_zeros(self.t_max), 0.0
-            response[0] = 1.0
+            response = (torch.arange(self.t_max, device=times.device) == 0).to(times.dtype)
         else:
             response, rest = self.response(self.membrane, self.t_max, times.new_empty(()))
         if response.ndim > 1 and response[0].numel() > 1:
             spikes = times_to_spikes(times, self.t_max)
-            return (_along(response.flip(0), spikes) * linear(spikes)).sum(0) + rest
+            total: Tensor = (_along(response.flip(0), spikes) * linear(spikes)).sum(0)
+            return total + rest
         response = response.reshape(self.t_max)
         values = nn.functional.linear(_weigh(times, response), linear.weight)
         if linear.bias is not None:
@@ -160,7 +161,8 @@ def _weigh(times: Tensor, response: Tensor) -> Tensor:
     left = response[age.clamp(0, last).nan_to_num(0).long()] * heard
     finite = torch.where(heard, times, torch.zeros_like(times))
     # dL/dt = -dL/dS of the spike's own bin, as `times_to_spikes` hands it back.
-    return left - left.detach() * (finite - finite.detach())
+    handed_back: Tensor = left.detach() * (finite - finite.detach())
+    return left - handed_back
 
 
 def _along(response: Tensor, like: Tensor) -> Tensor:
@@ -174,5 +176,7 @@ def _integrate(currents: Tensor, response: Tensor) -> Tensor:
     table = response[age.clamp(min=0)]
     table = table * (age >= 0).reshape(*age.shape, *[1] * (table.ndim - 2))
     if table[0, 0].numel() == 1:
-        return torch.tensordot(table.reshape(age.shape), currents, 1)
-    return torch.einsum("nb...,bz...->nz...", table, currents)
+        summed: Tensor = torch.tensordot(table.reshape(age.shape), currents, 1)
+    else:
+        summed = torch.einsum("nb...,bz...->nz...", table, currents)
+    return summed

@@ -60,7 +60,9 @@ class EventDrivenNetwork(SpikeSequential):
             given = [outputs[source + 1] for source in sources]
             last = layer is self[-1] and return_potential
             if last and not isinstance(layer, SpikeConnection | BinwiseLayer):
-                raise TypeError(f"return_potential=True needs a last layer with neurons, got {type(layer).__name__}")
+                raise TypeError(
+                    f"return_potential=True needs a last layer with neurons, got {type(layer).__name__}"
+                )
             outputs.append(layer(*given, return_potential=True) if last else layer(*given))
         return outputs[-1]
 
@@ -70,7 +72,8 @@ class EventDrivenNetwork(SpikeSequential):
         if self.takes == "values":
             if not bool(times.isfinite().all()):
                 raise ValueError(
-                    "values must be finite: the model gets the same values in every step, so pass these, not times"
+                    "values must be finite: the model gets the same values in every step, so pass these, "
+                    "not times"
                 )
             return
         if bool((times.isfinite() & (times != times.floor())).any()):
