@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
@@ -78,7 +79,9 @@ def _check(norm: nn.BatchNorm1d | nn.BatchNorm2d, before: nn.Module | None, mode
 def _fold(connection: Connection, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    factor = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight
+    shift = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
+    statistics = norm.running_mean, norm.running_var, norm.eps, factor, shift
     if isinstance(connection, nn.Linear):
         weight, bias = fuse_linear_bn_weights(connection.weight, connection.bias, *statistics)
     else:

@@ -515,8 +515,10 @@ def _check_time_mode(module: Any) -> None:
 def _li_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """The potential of a leaky integrator at rest, 0, 1, ... steps after a current of 1, and its rest."""
     p = module.p
+    # In the dtype of the parameters, as Norse multiplies them.
     mem, syn = (
-        module.dt * torch.as_tensor(tau).to(like.device, like.dtype) for tau in (p.tau_mem_inv, p.tau_syn_inv)
+        (module.dt * torch.as_tensor(tau)).to(like.device, like.dtype)
+        for tau in (p.tau_mem_inv, p.tau_syn_inv)
     )
     current, v, response = torch.ones_like(mem + syn), torch.zeros_like(mem + syn), []
     for _ in range(t_max):
@@ -528,7 +530,7 @@ def _li_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, Tensor]
 
 def _li_box_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """As `_li_response`, for an integrator without a synaptic current."""
-    share = module.dt * torch.as_tensor(module.p.tau_mem_inv).to(like.device, like.dtype)
+    share = (module.dt * torch.as_tensor(module.p.tau_mem_inv)).to(like.device, like.dtype)
     ages = torch.arange(t_max, device=like.device, dtype=like.dtype)
     return share * (1 - share) ** ages.reshape(-1, *[1] * share.ndim), _rest(module.p, like)
 

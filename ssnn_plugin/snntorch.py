@@ -486,7 +486,7 @@ class _SnnTorch:
         return False
 
     def output(self, module: Any) -> int:
-        return 0 if self.read_out(module) is None else 1
+        return 1 if _reads_its_potential(module) else 0
 
     def is_single_spike(self, module: Any) -> bool:
         return isinstance(module, SingleSpike)
@@ -496,7 +496,7 @@ class _SnnTorch:
         return within(module.threshold, 0, torch.inf), within(module.beta, 0, 1)
 
     def read_out(self, module: Any) -> tuple[None, Response] | None:
-        if type(module) is not snn.Leaky or module.reset_mechanism != "none":
+        if not _reads_its_potential(module):
             return None
         if module.init_hidden and not module.output:
             raise ValueError("it returns its spikes alone. Set output=True, so that its potential is read")
@@ -578,6 +578,11 @@ def _check_time_mode(module: Any) -> None:
     for name, given in refused.items():
         if given:
             raise ValueError(f"the option {name} has no meaning on spike times. Leave it out")
+
+
+def _reads_its_potential(module: Any) -> bool:
+    """Whether this is a `Leaky` that is not reset, which leaves its potential to be read."""
+    return type(module) is snn.Leaky and module.reset_mechanism == "none"
 
 
 def _leaky_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, float]:
