@@ -32,16 +32,18 @@ class Follower:
         self, layer: SpikeConnection, connection: nn.Linear | nn.Conv2d, neuron: nn.Module, host: Host
     ) -> None:
         self.layer, self.connection, self.neuron, self.host = layer, connection, neuron, host
+        self.weight, self.bias = connection.weight, connection.bias
 
     def __call__(self) -> None:
         neuron = self.host.neuron_on_times(self.neuron)
         if neuron is not None and neuron != self.layer.neuron:
             self.layer.neuron = neuron
-        if self.connection.weight is not self.layer.weight:
+        # The layer may have other parameters for the time of a call, as `torch.func` gives it.
+        if self.connection.weight is not self.weight:
             check_plain_weights(self.connection)
-            self.layer.weight = self.connection.weight  # type: ignore[assignment]
-        if self.connection.bias is not self.layer.bias:
-            self.layer.bias = self.connection.bias
+            self.layer.weight = self.weight = self.connection.weight  # type: ignore[assignment]
+        if self.connection.bias is not self.bias:
+            self.layer.bias = self.bias = self.connection.bias
 
 
 class Assembly:
@@ -119,7 +121,7 @@ class Assembly:
         if border is not None:
             return [*self._by_events(stage, None), border]
         read_out = host.read_out(module)
-        if read_out is not None:
+        if read_out is not None and INPUT not in stage.sources:
             self.read_out = self._where(stage.path, module)
             weights, response = read_out
             return [SpikeReadout(self._currents(stage, weights), module, response, last_bin=self.last_bin)]
@@ -162,8 +164,11 @@ class Assembly:
         if any(parameter.dtype not in _checks.DTYPES for parameter in stage.currents.parameters()):
             raise error
         for path, part in stage.parts or _modules(stage.currents):
-            if isinstance(part, nn.RNNBase | nn.RNNCellBase) or any(
-                host.is_leaf(part) for host in self.hosts
+            ours = type(part).__module__.startswith(f"{__package__}.")
+            if (
+                ours
+                or isinstance(part, nn.RNNBase | nn.RNNCellBase)
+                or any(host.is_leaf(part) for host in self.hosts)
             ):
                 raise error
             mixes = isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training

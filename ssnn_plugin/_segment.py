@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from ._trace import RANDOM, SUPPORTED, attribute, label_of
+from ._trace import RANDOM, SUPPORTED, label_of
 
 if TYPE_CHECKING:
     from ._steps import Place, Steps
@@ -166,11 +166,13 @@ class Segment:
 
     def _copy(self, node: fx.Node) -> fx.Node:
         if node.op == "get_attr":
-            value = attribute(self.steps.model, str(node.target))
+            value = self.steps.values[str(node.target)]
             key = str(node.target)
             self.modules[key] = value
             return self.graph.get_attr(key)
         label = label_of(node)
+        if node in self.steps.filled:
+            raise self.steps.error("goes on computing with a record of its steps, which has no time mode")
         if label in RANDOM:
             raise self.steps.error(f"adds random numbers ({label}) in every step, which has no time mode")
         if not self.steps.loops and self.steps.takes_a_window() and label not in ELEMENTWISE:

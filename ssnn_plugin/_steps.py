@@ -16,8 +16,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ._segment import FLATTENING, HARMLESS, RECORDS, Segment, Stage
-from ._trace import SUPPORTED, Modules, NoTimeMode, Tracer, attribute, label_of, trace
+from ._trace import SUPPORTED, Modules, NoTimeMode, Tracer, label_of, trace
 
+RECORD_MAKERS = (
+    *("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like"),
+    *("new_zeros", "new_ones", "new_empty"),
+)
 ZEROS = (torch.zeros_like, torch.zeros, "new_zeros")
 
 
@@ -43,13 +47,18 @@ class Traced:
     output: int
 
 
-def follow_forward(model: nn.Module, modules: Modules) -> Traced:
+def follow_forward(model: nn.Module, modules: Modules, steps: int) -> Traced:
     """The stages of a model, through a loop over steps or without one.
+
+    Args:
+        model: a module.
+        modules: what the hosts say about its modules.
+        steps: how often a loop over the input runs.
 
     Raises:
         NoTimeMode: a forward that cannot be followed, or that does not do the same in every step.
     """
-    graph, tracer = trace(model, modules)
+    graph, tracer = trace(model, modules, steps)
     return Steps(model, graph, modules, tracer).traced()
 
 
@@ -68,17 +77,15 @@ class Steps:
 
     def __init__(self, model: nn.Module, graph: fx.Graph, modules: Modules, tracer: Tracer) -> None:
         self.model, self.modules, self.sized, self.lifts = model, modules, tracer.sized, tracer.lifts
-        self.name = type(model).__name__
+        self.name, self.values = type(model).__name__, tracer.values
         self.nodes = list(graph.nodes)
         self.input = next((node for node in self.nodes if node.op == "placeholder"), None)
         self.places: list[Place] = []
         self.place_of: dict[fx.Node, tuple[Place, int]] = {}
         self.formulas: dict[tuple[fx.Node, int], str] = {}
         self.filled: dict[Any, list[fx.Node]] = {}
-        for node in self.nodes:
-            if node.target is operator.setitem and isinstance(node.args[2], fx.Node):
-                self.filled.setdefault(node.args[0], []).append(node.args[2])
         self._find_places()
+        self._find_records()
         self.loops = any(len(place.calls) > 1 for place in self.places)
         # Without a step of it, a loop takes the same input in every step.
         self.static = self.loops and not any(self.step_of_input(node) for node in self.nodes)
@@ -101,6 +108,30 @@ class Steps:
             place = self._place(target, module, keeps, state)
             self.place_of[node] = place, len(place.calls)
             place.calls.append(node)
+
+    def _find_records(self) -> None:
+        """Tensors that are filled step after step. Nothing else may be changed in place."""
+        for node in self.nodes:
+            if (
+                node.op == "call_method"
+                and re.fullmatch(r"[a-z]\w*_", node.target)
+                and node.target != "requires_grad_"
+            ):
+                raise self.error(
+                    f"changes a tensor in place ({node.target}). Use the form that returns a new one"
+                )
+            if node.target is not operator.setitem:
+                continue
+            record, index, value = node.args
+            parts = index if isinstance(index, tuple) else (index,)
+            values = self.filled.setdefault(record, [])
+            if label_of(record) not in RECORD_MAKERS or not isinstance(value, fx.Node):
+                raise self.error(
+                    "assigns to parts of a tensor, which is followed for records of the steps only"
+                )
+            if [part for part in parts if isinstance(part, int)] != [len(values)]:
+                raise self.error("does not fill its record step after step")
+            values.append(value)
 
     def _place(self, target: str, module: nn.Module, keeps: bool | None, state: Any) -> Place:
         known = [place for place in self.places if place.module is module]
@@ -143,7 +174,7 @@ class Steps:
             return all(map(self._is_start, state))
         if isinstance(state, fx.Node):
             if state.op == "get_attr":
-                state = attribute(self.model, str(state.target))
+                state = self.values[str(state.target)]
             else:
                 return state.target in ZEROS or (state.op == "placeholder" and state is not self.input)
         if isinstance(state, Tensor):
@@ -283,6 +314,7 @@ class Steps:
         values: list[fx.Node] = []
 
         def look(value: Any) -> None:
+            self._check_record(value)
             if isinstance(value, dict):
                 value = list(value.values())
             if isinstance(value, tuple | list):
@@ -304,6 +336,23 @@ class Steps:
 
         look(output.args[0])
         return list(dict.fromkeys(ends)), values
+
+    def _check_record(self, value: Any) -> None:
+        """A list of outputs of one place has to hold those of all steps, in order."""
+        if not isinstance(value, tuple | list) or not all(isinstance(part, fx.Node) for part in value):
+            return
+        found = [self._place_behind(part) for part in value]
+        places = {one[0] for one in found if one}
+        if len(found) < 2 or len(places) != 1 or not all(found):
+            return
+        steps = [one[1] for one in found if one]
+        if len(set(steps)) > 1 and steps != list(range(len(next(iter(places)).calls))):
+            raise self.error("does not return the record of all its steps, one after the other")
+
+    def _place_behind(self, node: fx.Node) -> tuple[Place, int] | None:
+        if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+            node = node.args[0]
+        return self.place_of.get(node)
 
     def _where_returned(self, last: Place | None) -> tuple[int, ...] | None:
         """Where the output of the last place, or of what stands behind it, is among the returned things."""

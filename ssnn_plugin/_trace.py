@@ -50,15 +50,19 @@ class Modules(Protocol):
 
 
 class _WindowProxy(fx.Proxy):
-    """A proxy whose sizes are 2: two steps show how the modules of a loop over time follow each other."""
+    """A proxy all of whose sizes are the number of steps, so that loops over time are followed."""
 
     tracer: Tracer
 
     def __index__(self) -> int:
-        self.tracer.sized = True
-        return 2
+        is_size = self.node.op == "placeholder" or self.node.target in ("size", operator.getitem, getattr)
+        if not is_size:
+            raise TypeError(f"the number of steps is computed ({label_of(self.node)}) from a size")
+        return len(self)
 
-    __len__ = __index__
+    def __len__(self) -> int:
+        self.tracer.sized = True
+        return self.tracer.steps
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """A record that is filled step by step, as in `out[step] = spk`."""
@@ -66,10 +70,11 @@ class _WindowProxy(fx.Proxy):
 
 
 class Tracer(fx.Tracer):
-    def __init__(self, modules: Modules) -> None:
+    def __init__(self, modules: Modules, steps: int) -> None:
         super().__init__()
-        self.modules = modules
+        self.modules, self.steps = modules, steps
         self.sized = self.lifts = False
+        self.values: dict[str, Any] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m, self.modules)
@@ -91,7 +96,7 @@ class Tracer(fx.Tracer):
 
     def iter(self, obj: Any) -> Iterator[Any]:
         self.sized = True
-        return iter((obj[0], obj[1]))
+        return (obj[step] for step in range(self.steps))
 
     def follow(self, model: nn.Module, concrete: dict[str, Any]) -> fx.Graph:
         """The graph of a model; tensors that it makes itself, to fill them or at random, are nodes of it."""
@@ -131,18 +136,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def trace(model: nn.Module, modules: Modules) -> tuple[fx.Graph, Tracer]:
+def trace(model: nn.Module, modules: Modules, steps: int) -> tuple[fx.Graph, Tracer]:
     """The graph of a model, and what was seen on the way. What the trace assigns to attributes is undone.
 
     Raises:
         NoTimeMode: a forward that cannot be followed, or that keeps values of its own between steps.
     """
     name = type(model).__name__
-    tracer = Tracer(modules)
+    tracer = Tracer(modules, steps)
     concrete = {key: None for key, value in _defaults(model).items() if value is None}
-    before = {module: dict(vars(module)) for module in model.modules()}
+    before = {module: _attributes(module) for module in model.modules()}
     try:
         graph = tracer.follow(model, concrete)
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                tracer.values[str(node.target)] = operator.attrgetter(str(node.target))(model)
     except Exception as error:
         raise NoTimeMode(
             f"the forward of {name} cannot be followed ({type(error).__name__}: {error}). "
@@ -160,21 +168,31 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not Parameter.empty}
 
 
-def _restore(before: dict[nn.Module, dict[str, Any]]) -> str:
-    """Undo what the trace has assigned to attributes; the name of one that holds a value of the trace."""
+def _attributes(module: nn.Module) -> list[dict[str, Any]]:
+    return [dict(kept) for kept in (vars(module), module._buffers, module._parameters)]
+
+
+def _restore(before: dict[nn.Module, list[dict[str, Any]]]) -> str:
+    """Undo what the trace has assigned to attributes; the name of one that holds more than zeros."""
     kept = ""
-    for module, attributes in before.items():
-        for key, value in list(vars(module).items()):
-            if value is not attributes.get(key) and isinstance(value, fx.Proxy):
-                kept = key
-                vars(module).pop(key)
-        vars(module).update(attributes)
+    for module, copies in before.items():
+        kinds: list[dict[str, Any]] = [vars(module), module._buffers, module._parameters]
+        for now, then in zip(kinds, copies, strict=True):
+            for key, value in list(now.items()):
+                new = value is not then.get(key)
+                if (
+                    new
+                    and not key.startswith("_tensor_constant")
+                    and (
+                        isinstance(value, fx.Proxy) or (isinstance(value, torch.Tensor) and bool(value.any()))
+                    )
+                ):
+                    kept = key
+                if key not in then:
+                    del now[key]
+            now.update(then)
     return kept
 
 
 def label_of(node: fx.Node) -> str:
     return getattr(node.target, "__name__", str(node.target))
-
-
-def attribute(model: nn.Module, target: str) -> Any:
-    return operator.attrgetter(target)(model)

@@ -194,8 +194,8 @@ def follow(model: nn.Module, t_max: int | None = None) -> tuple[Traced, str]:
     _refuse_borders(model, hosts, t_max)
     modules = _HostModules(hosts)
     if is_leaf(model, modules):
-        return follow_forward(nn.Sequential(model).train(model.training), modules), "0"
-    return follow_forward(model, modules), ""
+        return follow_forward(nn.Sequential(model).train(model.training), modules, t_max or 2), "0"
+    return follow_forward(model, modules, t_max or 2), ""
 
 
 class _HostModules:

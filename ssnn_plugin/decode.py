@@ -20,6 +20,8 @@ class LaterSpikesWarning(UserWarning):
 
 
 class _TimesToSpikes(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(times: Tensor, t_max: int) -> Tensor:
         bins = torch.arange(t_max, device=times.device, dtype=times.dtype)
@@ -61,6 +63,8 @@ def times_to_spikes(times: Tensor, t_max: int) -> Tensor:
 
 
 class _SpikesToTimes(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(spikes: Tensor, potential: Tensor | None, dtype: torch.dtype) -> Tensor:
         fired = spikes != 0

@@ -9,8 +9,9 @@ import torch
 from snntorch import spikegen
 from torch import nn
 
-from ssnn_plugin import NoTimeMode, encode, to_event_driven
+from ssnn_plugin import IF, NoTimeMode, encode, to_event_driven
 from ssnn_plugin.decode import LaterSpikesWarning, spikes_to_times, times_to_spikes
+from ssnn_plugin.nn import SpikeLinear
 from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFParameters
 from ssnn_plugin.snntorch import SingleSpike, latency, reset
 
@@ -233,3 +234,103 @@ def test_trains_are_no_spike_times():
         ValueError, match=r"a spike train \[16, 9, 20\].*ssnn_plugin\.decode\.spikes_to_times"
     ):
         network(times_to_spikes(_times(), T))
+
+
+def _case(loop):
+    """A model whose loop is `loop(self, x, mem, out)`."""
+
+    def forward(self, x):
+        out = []
+        loop(self, x, self.lif.reset_mem(), out)
+        return out[0] if len(out) == 1 else torch.stack(out)
+
+    return type("_Case", (_Net,), {"forward": forward})()
+
+
+def _steps(change=lambda cur: cur, spikes=lambda spk: spk, length=lambda x: x.shape[0]):
+    def loop(self, x, mem, out):
+        for step in range(length(x)):
+            cur = self.fc(x[step])
+            change(cur)
+            spk, mem = self.lif(cur, mem)
+            out.append(spikes(spk))
+
+    return loop
+
+
+def _conditional(self, x, mem, out):
+    for step in range(x.shape[0]):
+        cur = self.fc(x[step])
+        spk, mem = self.lif(2 * cur if step > 5 else cur, mem)
+        out.append(spk)
+
+
+def _masked(self, x, mem, out):
+    for step in range(x.shape[0]):
+        spk, mem = self.lif(self.fc(x[step]), mem)
+        spk[:, 0] = 0
+        out.append(spk)
+
+
+def _fading(self, x, mem, out):
+    for step in range(x.shape[0]):
+        spk, mem = self.lif(self.fc(x[step]), mem)
+        self.lif.threshold = self.lif.threshold * 0.9
+        out.append(spk)
+
+
+def _backwards(self, x, mem, out):
+    _steps()(self, x, mem, out)
+    out.reverse()
+
+
+def _without_the_first(self, x, mem, out):
+    _steps()(self, x, mem, out)
+    del out[0]
+
+
+def _filled(where):
+    def loop(self, x, mem, out):
+        out.append(torch.zeros(x.shape[0], x.shape[1], 6))
+        for step in range(x.shape[0]):
+            out[0][where(step)], mem = self.lif(self.fc(x[step]), mem)
+
+    return loop
+
+
+@pytest.mark.parametrize(
+    ("loop", "message"),
+    [
+        (
+            _steps(change=lambda cur: cur.add_(1)),
+            r"changes a tensor in place \(add_\). Use the form that returns",
+        ),
+        (_steps(length=lambda x: x.shape[0] - 1), r"cannot be followed.*number of steps is computed \(sub\)"),
+        (_conditional, "does not drive lif in the same way in every step"),
+        (_masked, "assigns to parts of a tensor"),
+        (_fading, "keeps threshold of its own between steps"),
+        (_backwards, "does not return the record of all its steps, one after the other"),
+        (_without_the_first, "does not return the record of all its steps, one after the other"),
+        (_filled(lambda step: T - 1 - step), "does not fill its record step after step"),
+        (_filled(lambda step: 0), "does not fill its record step after step"),
+    ],
+)
+def test_what_differs_between_steps_is_refused(loop, message):
+    model = _case(loop)
+    before = model.lif.threshold.clone()
+    with pytest.raises(NoTimeMode, match=message):
+        to_event_driven(model, t_max=T)
+    assert torch.equal(model.lif.threshold, before)
+
+
+def test_a_record_that_is_filled_is_followed():
+    model, times = _case(_filled(lambda step: step)), _times()
+    assert torch.equal(
+        to_event_driven(model, t_max=T)(times), spikes_to_times(model(times_to_spikes(times, T)))
+    )
+
+
+def test_layers_on_times_are_no_steps():
+    model = nn.Sequential(SpikeLinear(4, 4, IF(), t_max=T), nn.Linear(4, 4), SingleSpike(init_hidden=True))
+    with pytest.raises(NoTimeMode, match=r"0 \(SpikeLinear\) has no time mode"):
+        to_event_driven(model, t_max=T)

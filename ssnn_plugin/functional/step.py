@@ -125,6 +125,25 @@ def single_spike_step(
     return spike_grad(v - threshold).to(v.dtype) * ~spent, v
 
 
+class _SequenceGrad(torch.autograd.Function):
+    """The backward operator, in the form that `torch.func` takes; it has no derivative of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        grad, grad_start = single_spike_window_grad(*tensors)
+        return grad, grad_start
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        raise NotImplementedError("the latency rule has no second derivative")
+
+
 class _Sequence(torch.autograd.Function):
     """`_Integrate` and `_Fire` in every bin of a window."""
 
@@ -145,7 +164,7 @@ class _Sequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         start, threshold, potentials = ctx.saved_tensors
-        grad, grad_start = single_spike_window_grad(*grads, potentials, start, threshold)
+        grad, grad_start = _SequenceGrad.apply(*grads, potentials, start, threshold)
         grad_beta = grad_threshold = None
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
             before = torch.cat([start.unsqueeze(0), potentials[:-1]])

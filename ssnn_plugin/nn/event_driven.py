@@ -67,7 +67,7 @@ class EventDrivenNetwork(SpikeSequential):
         return outputs[-1]
 
     def _check_input(self, times: Tensor) -> None:
-        if not isinstance(times, Tensor) or not _checks.has_values(times) or _is_batched(times):
+        if not isinstance(times, Tensor) or not _checks.has_values(times):
             return
         if self.takes == "values":
             if not bool(times.isfinite().all()):
@@ -87,8 +87,3 @@ class EventDrivenNetwork(SpikeSequential):
                 f"times must be spike times [batch, *], got a spike train {list(times.shape)}. "
                 "Pass ssnn_plugin.decode.spikes_to_times(train)"
             )
-
-
-def _is_batched(times: Tensor) -> bool:
-    """Whether a transform of torch.func is at work, under which values cannot be looked at."""
-    return bool(torch._C._functorch.is_batchedtensor(times))
