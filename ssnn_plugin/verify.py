@@ -125,9 +125,9 @@ class Verification:
             where = ", ".join(f"{count} in layer {name}" for name, count in self.ties.items() if count)
             yield (
                 f"ties: {self.explained} of the {self.examined} differences looked at are in samples in "
-                f"which sums come within rounding of their threshold ({where} neurons)."
+                f"which sums come within rounding of their threshold (neurons: {where})."
             )
-            yield "The order of the additions decides there. " + REMEDY
+            yield "The order of the additions decides there, and gradients follow the spikes. " + REMEDY
         if self.explained < self.examined:
             yield (
                 f"{self.examined - self.explained} differences are no ties: the network is not the model. "
@@ -204,7 +204,10 @@ def _number_of_steps(batch: Tensor, values: bool, t_max: int | None) -> int:
             f"batch must have t_max = {t_max} steps, got {list(batch.shape)}: pass [T, batch, *]"
         )
     if not bool(((batch == 0) | (batch == 1)).all()):
-        raise ValueError("batch must hold spikes, 0 or 1; encode values, for instance with encode.latency")
+        raise ValueError(
+            "batch must hold spikes, 0 or 1; encode values, for instance with the adapter's latency encoder, "
+            "or say constant_input=True if the model gets them in every step"
+        )
     again = int(((batch != 0).sum(0) > 1).sum())
     if again:
         raise ValueError(

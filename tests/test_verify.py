@@ -162,6 +162,7 @@ def test_sums_that_tie_are_named_with_the_remedy():
         f"ties: {report.explained} of the {report.explained} differences looked at are in samples in which"
         in told
     )
+    assert f"(neurons: {report.ties['0']} in layer 0)" in told
     assert "multiples of a power of two are added up exactly" in told
     assert "no ties" not in told
     assert verify(_on_a_grid(0.125), trains).ok
@@ -199,7 +200,9 @@ def test_batches_that_are_no_single_spikes_are_refused():
         ValueError, match=r"batch must fire at most once a line, got .* lines that fire more than"
     ):
         verify(_stack(), spikegen.rate(_image(9, 20), T))
-    with pytest.raises(ValueError, match=r"batch must hold spikes, 0 or 1; encode values.*encode\.latency"):
+    with pytest.raises(
+        ValueError, match=r"batch must hold spikes, 0 or 1; encode values.*constant_input=True"
+    ):
         verify(_stack(), _image(T, 9, 20))
     with pytest.raises(ValueError, match=r"batch must have t_max = 8 steps, got \[16, 9, 20\]"):
         verify(_stack(), latency(_image(9, 20), T), t_max=8)
