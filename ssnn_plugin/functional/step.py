@@ -144,6 +144,15 @@ class _SequenceGrad(torch.autograd.Function):
         raise NotImplementedError("the latency rule has no second derivative")
 
 
+def _sequence_grad(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+    # `torch.func` takes no registered operator in a backward, `torch.compile` no function with a rule.
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        grad, grad_start = single_spike_window_grad(*tensors)
+    else:
+        grad, grad_start = _SequenceGrad.apply(*tensors)
+    return grad, grad_start
+
+
 class _Sequence(torch.autograd.Function):
     """`_Integrate` and `_Fire` in every bin of a window."""
 
@@ -164,7 +173,7 @@ class _Sequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         start, threshold, potentials = ctx.saved_tensors
-        grad, grad_start = _SequenceGrad.apply(*grads, potentials, start, threshold)
+        grad, grad_start = _sequence_grad(*grads, potentials, start, threshold)
         grad_beta = grad_threshold = None
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
             before = torch.cat([start.unsqueeze(0), potentials[:-1]])
