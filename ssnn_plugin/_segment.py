@@ -173,6 +173,8 @@ class Segment:
         label = label_of(node)
         if node in self.steps.filled:
             raise self.steps.error("goes on computing with a record of its steps, which has no time mode")
+        if label == "getitem" and not self.steps.loops and self._picks_of_the_input(node):
+            raise self.steps.error(f"takes only {node.args[1]} of its input. Pass what it needs")
         if label in RANDOM:
             raise self.steps.error(f"adds random numbers ({label}) in every step, which has no time mode")
         if not self.steps.loops and self.steps.takes_a_window() and label not in ELEMENTWISE:
@@ -182,6 +184,12 @@ class Segment:
             )
         kwargs = {key: self._emit(value) for key, value in node.kwargs.items()}
         return self.graph.create_node(node.op, node.target, self._emit(node.args), kwargs)
+
+    def _picks_of_the_input(self, node: fx.Node) -> bool:
+        """Whether an index may be a step, or a sample, of the input."""
+        of, index = node.args
+        parts = index if isinstance(index, tuple) else (index,)
+        return isinstance(of, fx.Node) and self.steps.is_input(of) and isinstance(parts[0], int)
 
     def _no_chain(self, node: fx.Node) -> None:
         if self.problem or node.target in SIZES or node.op == "get_attr":

@@ -570,7 +570,8 @@ def _check_time_mode(module: Any) -> None:
     _checks.own_forward(module, SingleSpike)
     refused = {
         "learn_graded_spikes_factor": isinstance(module.graded_spikes_factor, nn.Parameter),
-        "graded_spikes_factor": bool((module.graded_spikes_factor != 1).any()),
+        "graded_spikes_factor": _checks.has_values(module.graded_spikes_factor)
+        and bool((module.graded_spikes_factor != 1).any()),
         "state_quant": bool(module.state_quant),
         "inhibition": module.inhibition,
         "spike_grad or surrogate_disable": module.spike_grad is not None,

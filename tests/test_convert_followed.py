@@ -1,9 +1,13 @@
 """Ways to write a model that change nothing on spike times, or that run bin by bin."""
 
+import copy
+import pickle
+
 import norse.torch as norse
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import needs_compiler
 from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
@@ -277,3 +281,84 @@ def test_batch_normalisation_runs_in_bins_once_it_is_fixed():
     network = to_event_driven(model.eval(), t_max=T)
     with pytest.raises(ValueError, match=r"BatchNorm1d\) mixes the samples of a step in training"):
         network.train()(encode.latency(_image(8, 16), T))
+
+
+def _with_layers_in_bins():
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        nn.MaxPool2d(2),
+        SingleSpike(init_hidden=True, learn_threshold=True),
+        nn.Flatten(),
+        nn.Linear(27, 5),
+        SingleSpike(init_hidden=True),
+        nn.Linear(5, 2),
+    )
+    return to_event_driven(_alive(model), t_max=T), encode.latency(_image(4, 1, 8, 8), T)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_networks_with_layers_in_bins_are_copied(again):
+    network, times = _with_layers_in_bins()
+    copied = again(network)
+    expected = network(times)
+    assert torch.equal(copied(times), expected)
+    copied.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(-1)
+    assert not torch.equal(network(times), expected)
+    assert torch.equal(copied(times), expected)
+
+
+@needs_compiler
+def test_networks_with_layers_in_bins_compile():
+    network, times = _with_layers_in_bins()
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(times), network(times))
+
+
+def _random_model(seed):
+    """Layers that take what earlier ones and the input give, scaled, added, joined or reordered."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(count):
+        return int(torch.randint(count, (), generator=generator))
+
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            betas = [1.0, 0.9, torch.linspace(0.5, 1, 6)]
+            self.fcs = nn.ModuleList(nn.Linear(6, 6, bias=bool(pick(2))) for _ in range(4))
+            self.lifs = nn.ModuleList(
+                SingleSpike(betas[pick(3)], learn_beta=bool(pick(2)), init_hidden=True) for _ in range(4)
+            )
+            self.plan = [(pick(i + 1), pick(i + 1), pick(5)) for i in range(4)]
+
+        def join(self, a, b, how):
+            if how == 0:
+                return a
+            if how == 1:
+                return a + b
+            if how == 2:
+                return torch.cat([a[:, :3], b[:, 3:]], 1)
+            return 0.5 * a.flip(-1) if how == 3 else F.relu(a - b)
+
+        def forward(self, x):
+            for lif in self.lifs:
+                lif.reset_mem()
+            out = []
+            for x_t in x:
+                known = [x_t]
+                for fc, lif, (a, b, how) in zip(self.fcs, self.lifs, self.plan, strict=True):
+                    known.append(lif(fc(self.join(known[a], known[b], how))))
+                out.append(known[-1])
+            return torch.stack(out)
+
+    return _alive(Random(), 0.45)
+
+
+def test_random_graphs_are_the_same():
+    reports = [verify(_random_model(seed), latency(_image(20, 6), T)) for seed in range(12)]
+    for report in reports:
+        assert report.ok, report
+    assert sum(report.silent < 0.9 * report.outputs for report in reports) >= 9

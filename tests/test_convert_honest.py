@@ -334,3 +334,11 @@ def test_layers_on_times_are_no_steps():
     model = nn.Sequential(SpikeLinear(4, 4, IF(), t_max=T), nn.Linear(4, 4), SingleSpike(init_hidden=True))
     with pytest.raises(NoTimeMode, match=r"0 \(SpikeLinear\) has no time mode"):
         to_event_driven(model, t_max=T)
+
+
+def test_a_window_of_one_step():
+    model, times = _case(_steps()), torch.zeros(9, 20).double()
+    expected = spikes_to_times(model(times_to_spikes(times, 1)).unsqueeze(0))
+    assert torch.equal(to_event_driven(model, t_max=1)(times), expected)
+    with pytest.raises(NoTimeMode, match="takes only 0 of its input"):
+        to_event_driven(_case(_steps(length=lambda x: 1)), t_max=1)

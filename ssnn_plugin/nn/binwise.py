@@ -46,7 +46,7 @@ class Currents(nn.Module):
             for x, constant in zip(inputs, self.constant, strict=True)
         ]
         along = tuple(None if constant else 0 for constant in self.constant)
-        currents: Tensor = torch.func.vmap(self.function, along, randomness="different")(*given)
+        currents: Tensor = torch.func.vmap(self.function.forward, along, randomness="different")(*given)
         return currents
 
 
