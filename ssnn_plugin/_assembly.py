@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .convert import Host
 
 WEIGHTED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+NOT_IN_FRONT = (
+    "what is in front of it has a state of its own, or weights that are neither float32 nor float64. Use "
+    "Linear layers, convolutions and pools"
+)
 SAME_INPUT = (
     "it gets the same input in every step, which is no spike. Encode it as spikes, for instance with the "
     "adapter's latency encoder, and index them by the step"
@@ -124,7 +128,10 @@ class Assembly:
         if read_out is not None and INPUT not in stage.sources:
             self.read_out = self._where(stage.path, module)
             weights, response = read_out
+            self._check_bins(stage, NoTimeMode(f"{self.read_out} has no time mode: {NOT_IN_FRONT}"))
             return [SpikeReadout(self._currents(stage, weights), module, response, last_bin=self.last_bin)]
+        if host.refires(module):
+            Builder(self.t_max, self.hosts).add(stage.path, module)
         if not host.is_single_spike(module):
             return self._by_events(stage, module)
         try:
@@ -133,6 +140,8 @@ class Assembly:
             if not self.binwise:
                 raise
             host.constants(module)
+            if not _has_weights(stage) and not stage.problem:
+                raise
             self._check_bins(stage, error)
             return [BinwiseLayer(self._currents(stage), module, host.constants)]
 
@@ -146,7 +155,8 @@ class Assembly:
     def _by_events(self, stage: Stage, module: nn.Module | None) -> list[nn.Module]:
         """The layers event by event. Raises NoTimeMode."""
         if INPUT in stage.sources and self.constant_input:
-            where = self._where(*stage.parts[0]) if stage.parts else stage.path
+            first = stage.parts[0] if stage.parts else (stage.path, module or stage.currents)
+            where = self._where(*first)
             raise NoTimeMode(f"{where} has no time mode: {SAME_INPUT}")
         if stage.parts is None:
             raise NoTimeMode(stage.problem)
@@ -159,8 +169,6 @@ class Assembly:
 
     def _check_bins(self, stage: Stage, error: NoTimeMode) -> None:
         """Refuse what has no meaning bin by bin either."""
-        if not any(isinstance(part, WEIGHTED) for part in stage.currents.modules()) and stage.problem == "":
-            raise error
         if any(parameter.dtype not in _checks.DTYPES for parameter in stage.currents.parameters()):
             raise error
         for path, part in stage.parts or _modules(stage.currents):
@@ -192,14 +200,18 @@ class Assembly:
         shapes = bool(parts) and all(isinstance(part, nn.Flatten | nn.Identity) for _, part in parts)
         if shapes and INPUT not in stage.sources:
             return [SpikeFlatten()] if any(isinstance(part, nn.Flatten) for _, part in parts) else []
-        weighted = any(isinstance(part, WEIGHTED) for part in stage.currents.modules())
-        if not weighted or INPUT in stage.sources:
+        if not _has_weights(stage) or INPUT in stage.sources:
             if stage.parts is None:
                 raise NoTimeMode(
                     f"{stage.problem}. Behind the last neuron, do so with what the network returns"
                 )
             return self._by_events(stage, None)
+        self._check_bins(stage, NoTimeMode(f"the read-out of the model has no time mode: {NOT_IN_FRONT}"))
         return [SpikeReadout(self._currents(stage), last_bin=self.last_bin)]
+
+
+def _has_weights(stage: Stage) -> bool:
+    return any(isinstance(part, WEIGHTED) for part in stage.currents.modules())
 
 
 def _modules(currents: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -154,6 +154,18 @@ def test_what_is_no_read_out_is_refused(parts, message):
         to_event_driven(nn.Sequential(*parts()), t_max=T)
 
 
+def test_a_read_out_has_no_state_in_front():
+    for between in (nn.BatchNorm1d(10), nn.RNNCell(10, 10)):
+        parts = (*_hidden()[:2], between, nn.Linear(10, 4))
+        with pytest.raises(NoTimeMode, match=r"2 \(BatchNorm1d\) .*model\.eval|has a state of its own"):
+            to_event_driven(nn.Sequential(*parts), t_max=T)
+        with pytest.raises(NoTimeMode, match=r"2 \(BatchNorm1d\) .*model\.eval|has a state of its own"):
+            to_event_driven(nn.Sequential(*parts, _potential(beta=0.9)), t_max=T)
+    half = nn.Sequential(*_hidden()[:2], nn.Linear(10, 4).half())
+    with pytest.raises(NoTimeMode, match="neither float32 nor float64"):
+        to_event_driven(half, t_max=T)
+
+
 # Normalisations
 
 

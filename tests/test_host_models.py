@@ -1,8 +1,9 @@
 from pathlib import Path
 
+import host_models
 import pytest
 
-from tests import host_models
+from ssnn_plugin import NoTimeMode, to_event_driven
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PAGE = Path(__file__).parents[1] / "docs" / "host-models.md"
@@ -45,3 +46,17 @@ REFUSED = {
 
 def test_the_table_of_the_page_is_what_happens(rows):
     assert host_models.table(rows) in PAGE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [
+        (host_models.Tutorial5, "lif1"),
+        (host_models.Tutorial6, "lif1"),
+        (host_models.tutorial_6_sequential, "2"),
+        (host_models.Audio, "lif1"),
+    ],
+)
+def test_neurons_that_were_not_replaced_come_first(make, where):
+    with pytest.raises(NoTimeMode, match=rf"^{where} \(Leaky\) .* may fire more than once.*replace_neurons"):
+        to_event_driven(make().eval(), t_max=host_models.T)
