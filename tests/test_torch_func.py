@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from ssnn_plugin import encode, to_event_driven
+from ssnn_plugin import IF, encode, to_event_driven
 from ssnn_plugin.decode import first_spikes
 from ssnn_plugin.functional import fill_silent
+from ssnn_plugin.nn import SpikeConv2d
 from ssnn_plugin.snntorch import SingleSpike, latency
 
 T = 12
@@ -91,6 +92,26 @@ def test_gradients_of_each_sample_of_layers_in_bins():
     )
 
 
+@pytest.mark.parametrize("silent_gradient", [False, True])
+def test_gradients_of_each_sample_of_layers_by_events(silent_gradient):
+    network, times = _network(), encode.latency(_image(), T)
+    network[-1].silent_gradient = silent_gradient
+    parameters = dict(network.named_parameters())
+    _same_per_sample(lambda p, x: _loss(functional_call(network, p, (x.unsqueeze(0),))), parameters, times, 0)
+
+
+def test_gradients_of_each_sample_of_convolutions():
+    layer = SpikeConv2d(2, 3, 3, IF(1.0), t_max=T, bias=True, init_range=(-0.1, 0.4)).double()
+    image = torch.rand(4, 2, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    times = encode.latency(image, T)
+    _same_per_sample(
+        lambda p, x: _loss(functional_call(layer, p, (x.unsqueeze(0),))),
+        dict(layer.named_parameters()),
+        times,
+        0,
+    )
+
+
 def test_gradients_of_each_sample_of_a_window():
     linear, lif = nn.Linear(8, 6).double(), SingleSpike(sequence=True)
     nn.init.uniform_(linear.weight, 0, 0.5)
@@ -110,3 +131,12 @@ def test_the_latency_rule_has_no_second_derivative():
 
     with pytest.raises(NotImplementedError, match="no second derivative"):
         grad(first)(currents)
+    network, times = _network(), encode.latency(_image(), T)
+    parameters = dict(network.named_parameters())
+
+    def gradient(p):
+        inner = grad(lambda q: _loss(functional_call(network, q, (times,))))(p)
+        return sum(one.sum() for one in inner.values())
+
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        grad(gradient)(parameters)
