@@ -3,9 +3,11 @@
 from . import decode, encode, functional, losses, metrics, nn, online, surrogate
 from ._trace import NoTimeMode
 from .convert import to_event_driven, to_step_mode
+from .fold import fold_batchnorm
 from .functional.silent import SilentNetworkWarning
 from .neurons import IF, LIF, AlphaPSP, ExpPSP, ReLPSP
 from .replace import Replacement, replace_neurons
+from .verify import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -18,8 +20,10 @@ __all__ = [
     "ReLPSP",
     "Replacement",
     "SilentNetworkWarning",
+    "Verification",
     "decode",
     "encode",
+    "fold_batchnorm",
     "functional",
     "losses",
     "metrics",
@@ -29,4 +33,5 @@ __all__ = [
     "surrogate",
     "to_event_driven",
     "to_step_mode",
+    "verify",
 ]

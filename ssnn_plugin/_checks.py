@@ -76,8 +76,15 @@ def floating(name: str, tensor: Tensor) -> None:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Values cannot be looked at while a graph is traced, nor on the meta device."""
-    return not torch.compiler.is_compiling() and tensor.device.type != "meta"
+    """Values cannot be looked at while a graph is traced, under `torch.vmap`, nor on the meta device."""
+    return not torch.compiler.is_compiling() and tensor.device.type != "meta" and not _is_batched(tensor)
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    functorch = torch._C._functorch
+    while functorch.is_gradtrackingtensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return bool(functorch.is_batchedtensor(tensor))
 
 
 def spike_times(name: str, times: Tensor) -> None:

@@ -1,10 +1,13 @@
-"""The chain of modules that a module's own `forward` runs its input through, followed symbolically."""
+"""Symbolic tracing of models: the graph of what a `forward` calls, for two steps of a loop over time."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import ExitStack
+from inspect import Parameter, signature
+from typing import Any, Protocol
+from unittest import mock
 
 import torch
 from torch import fx, nn
@@ -12,191 +15,184 @@ from torch import fx, nn
 SUPPORTED = (
     "Linear, Conv2d, Flatten, AvgPool2d, Dropout, Identity, single-spike neurons and first-spike pools"
 )
-FLATTENING = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
+
+FACTORIES = ("zeros", "ones", "empty", "full", "rand", "randn", "randint")
+RANDOM = ("rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "bernoulli", "normal")
 
 
 class NoTimeMode(TypeError):
     """A module that has no meaning on spike times; the message names its path, class and a replacement."""
 
 
-class _WindowProxy(fx.Proxy):
-    """A proxy whose sizes are 2: two steps show how the modules of a loop over time follow each other."""
+class Modules(Protocol):
+    """What the hosts say about the modules of a model."""
 
-    tracer: _Tracer
+    def is_leaf(self, module: nn.Module) -> bool:
+        """Whether a module is taken as one, and ends a stage: a neuron, a pool with a state, a read-out."""
+
+    def keeps_its_state(self, module: nn.Module) -> bool | None:
+        """Whether a stateful module keeps its state or has to be given it; None for others."""
+
+    def lifted(self, module: nn.Module) -> nn.Module | None:
+        """The module that a container applies to every step."""
+
+    def takes_a_window(self, module: nn.Module) -> bool:
+        """Whether a stateful module takes all steps in one call."""
+
+    def returns_its_state(self, module: nn.Module) -> bool:
+        """Whether a stateful module returns its state beside its output."""
+
+    def encodes(self, module: nn.Module) -> bool:
+        """Whether a module makes spikes of values."""
+
+    def output(self, module: nn.Module) -> int:
+        """Which of the things that it returns is handed on: 0, or 1 for a read-out of the potential."""
+
+
+class _WindowProxy(fx.Proxy):
+    """A proxy all of whose sizes are the number of steps, so that loops over time are followed."""
+
+    tracer: Tracer
 
     def __index__(self) -> int:
+        is_size = self.node.op == "placeholder" or self.node.target in ("size", operator.getitem, getattr)
+        if not is_size:
+            raise TypeError(f"the number of steps is computed ({label_of(self.node)}) from a size")
+        return len(self)
+
+    def __len__(self) -> int:
         self.tracer.sized = True
-        return 2
+        return self.tracer.steps
 
-    __len__ = __index__
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """A record that is filled step by step, as in `out[step] = spk`."""
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
-class _Tracer(fx.Tracer):
-    def __init__(self, is_container: Callable[[nn.Module], bool]) -> None:
+class Tracer(fx.Tracer):
+    def __init__(self, modules: Modules, steps: int) -> None:
         super().__init__()
-        self.is_container = is_container
-        self.sized = False
+        self.modules, self.steps = modules, steps
+        self.sized = self.lifts = False
+        self.values: dict[str, Any] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self.is_container(m) or not any(True for _ in m.children())
+        return is_leaf(m, self.modules)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        inner = self.modules.lifted(m)
+        if inner is not None:
+            self.lifts = True
+            given = args[0] if isinstance(args[0], tuple) else args
+            return inner(*given) if "state" in signature(inner.forward).parameters else inner(given[0])
+        if unwrapped(m) is not m:
+            return unwrapped(m)(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _WindowProxy(node, self)
 
     def iter(self, obj: Any) -> Iterator[Any]:
         self.sized = True
-        return iter((obj[0], obj[1]))
+        return (obj[step] for step in range(self.steps))
+
+    def follow(self, model: nn.Module, concrete: dict[str, Any]) -> fx.Graph:
+        """The graph of a model; tensors that it makes itself, to fill them or at random, are nodes of it."""
+        with ExitStack() as stack:
+            for name in FACTORIES:
+                stack.enter_context(mock.patch.object(torch, name, self._factory(getattr(torch, name))))
+            return self.trace(model, concrete)
+
+    def _factory(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def factory(*args: Any, **kwargs: Any) -> Any:
+            given = (*args, *kwargs.values())
+            sizes = [part for one in given for part in (one if isinstance(one, tuple | list) else (one,))]
+            if make.__name__ in RANDOM or any(isinstance(part, fx.Proxy) for part in sizes):
+                return self.create_proxy("call_function", make, args, kwargs)
+            return make(*args, **kwargs)
+
+        return factory
 
 
-def follow_forward(
-    model: nn.Module,
-    is_container: Callable[[nn.Module], bool],
-    keeps_its_state: Callable[[nn.Module], bool | None],
-    t_max: int,
-) -> list[tuple[str, nn.Module]]:
-    """Paths and modules in the order of the data, through a loop over steps or without one.
+def is_leaf(module: nn.Module, modules: Modules) -> bool:
+    """Whether a module is taken as one, instead of being looked into."""
+    of_torch = type(module).__module__.startswith("torch.nn.") and not isinstance(
+        module, nn.Sequential | nn.DataParallel
+    )
+    of_ours = type(module).__module__.startswith(f"{__package__}.nn")
+    return of_torch or of_ours or modules.is_leaf(module)
 
-    Args:
-        model: a module with a `forward` of its own.
-        is_container: whether a module runs its children one after the other, and so is taken as one.
-        keeps_its_state: whether a stateful module keeps its state or has to be given it; None for others.
-        t_max: number of steps, with which a loop of fixed length has to agree.
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside `torch.compile` and `DataParallel`, which compute what it does."""
+    while True:
+        if isinstance(model, nn.DataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def trace(model: nn.Module, modules: Modules, steps: int) -> tuple[fx.Graph, Tracer]:
+    """The graph of a model, and what was seen on the way. What the trace assigns to attributes is undone.
 
     Raises:
-        NoTimeMode: a forward that cannot be followed, or is more than a chain of modules.
+        NoTimeMode: a forward that cannot be followed, or that keeps values of its own between steps.
     """
     name = type(model).__name__
-    tracer = _Tracer(is_container)
+    tracer = Tracer(modules, steps)
+    concrete = {key: None for key, value in _defaults(model).items() if value is None}
+    before = {module: _attributes(module) for module in model.modules()}
     try:
-        graph = tracer.trace(model)
+        graph = tracer.follow(model, concrete)
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                tracer.values[str(node.target)] = operator.attrgetter(str(node.target))(model)
     except Exception as error:
         raise NoTimeMode(
             f"the forward of {name} cannot be followed ({type(error).__name__}: {error}). "
             "Put its modules into an nn.Sequential"
         ) from error
-    before: dict[str, str | None] = {}
-    modules: dict[str, nn.Module] = {}
-    seen: set[tuple[str, str]] = set()
-    calls: dict[str, list[fx.Node]] = {}
-    for node in graph.nodes:
-        if node.op != "call_module":
-            continue
-        target, argument = str(node.target), next(iter((*node.args, *node.kwargs.values())), None)
-        if (target, _formula(argument)) in seen:
-            raise NoTimeMode(
-                f"{name} feeds the same input to {target} in every step. Encode it as spikes, for instance "
-                "with the adapter's latency encoder, and index them by the step"
-            )
-        seen.add((target, _formula(argument)))
-        calls.setdefault(target, []).append(node)
-        source, flattened = _source(argument, name)
-        modules[target] = model.get_submodule(target)
-        if flattened:
-            flatten = f"{target} input"
-            modules[flatten], before[flatten], source = nn.Flatten(), source, flatten
-        if before.setdefault(target, source) != source:
-            raise NoTimeMode(f"{name} runs {target} on {before[target]} and on {source}: it is no chain")
-    _check_steps(graph, name)
-    steps = max(map(len, calls.values()), default=0)
-    if steps > 1 and not tracer.sized and steps != t_max:
-        raise NoTimeMode(f"{name} runs {steps} steps, but t_max is {t_max}")
-    for target, nodes in calls.items():
-        _check_state(target, nodes, keeps_its_state(modules[target]), name)
-    order = _ordered(before, name)
-    if order and order[-1] not in _returned(graph):
-        raise NoTimeMode(f"{name} does not return the spikes of its last module, {order[-1]}")
-    return [(target, modules[target]) for target in order]
+    finally:
+        kept = _restore(before)
+    if kept:
+        raise NoTimeMode(f"{name} keeps {kept} of its own between steps, which has no time mode")
+    return graph, tracer
 
 
-def _check_steps(graph: fx.Graph, name: str) -> None:
-    """The steps of the input have to be taken one after the other."""
-    steps: dict[fx.Node, list[int]] = {}
-    for node in graph.nodes:
-        if node.target is not operator.getitem or node.args[0].op != "placeholder":
-            continue
-        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        steps.setdefault(node.args[0], []).extend(part for part in index if isinstance(part, int))
-    if any(taken != list(range(len(taken))) for taken in steps.values()):
-        raise NoTimeMode(f"{name} does not take the steps of its input one after the other")
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    parameters = list(signature(model.forward).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.default is not Parameter.empty}
 
 
-def _check_state(target: str, calls: list[fx.Node], keeps_its_state: bool | None, name: str) -> None:
-    """A neuron has to go on from its own state, step after step."""
-    if keeps_its_state is None:
-        return
-    for position, call in enumerate(calls):
-        given = [*call.args, *call.kwargs.values()][1:]
-        state = given[0] if given else None
-        if state is None:
-            if position and not keeps_its_state:
-                raise NoTimeMode(f"{name} starts {target} anew in every step: pass it the state it returned")
-        elif isinstance(state, fx.Node) and (position or state.target is operator.getitem):
-            own = calls[position - 1] if position else None
-            if state.target is not operator.getitem or state.args != (own, 1):
-                raise NoTimeMode(f"{name} passes {target} a state that is not its own of the step before")
+def _attributes(module: nn.Module) -> list[dict[str, Any]]:
+    return [dict(kept) for kept in (vars(module), module._buffers, module._parameters)]
 
 
-def _formula(node: Any) -> str:
-    """How a value comes about from modules and inputs, so that equal computations look alike."""
-    if isinstance(node, fx.Node) and node.op in ("call_function", "call_method"):
-        return f"{node.target}({', '.join(map(_formula, node.args))})"
-    return str(node)
+def _restore(before: dict[nn.Module, list[dict[str, Any]]]) -> str:
+    """Undo what the trace has assigned to attributes; the name of one that holds more than zeros."""
+    kept = ""
+    for module, copies in before.items():
+        kinds: list[dict[str, Any]] = [vars(module), module._buffers, module._parameters]
+        for now, then in zip(kinds, copies, strict=True):
+            for key, value in list(now.items()):
+                new = value is not then.get(key)
+                if (
+                    new
+                    and not key.startswith("_tensor_constant")
+                    and (
+                        isinstance(value, fx.Proxy) or (isinstance(value, torch.Tensor) and bool(value.any()))
+                    )
+                ):
+                    kept = key
+                if key not in then:
+                    del now[key]
+            now.update(then)
+    return kept
 
 
-def _source(argument: Any, name: str) -> tuple[str | None, bool]:
-    """The module whose output this is, None for the model's input, and whether it is flattened."""
-    flattened = False
-    while isinstance(argument, fx.Node):
-        if argument.op == "placeholder":
-            return None, flattened
-        if argument.op == "call_module":
-            return str(argument.target), flattened
-        called = argument.target
-        if called is operator.getitem:
-            of, index = argument.args
-            if isinstance(of, fx.Node) and of.op == "call_module" and index != 0:
-                raise NoTimeMode(
-                    f"{name} passes on the state of {of.target}; only its spikes have a time mode"
-                )
-            parts = index if isinstance(index, tuple) else (index,)
-            if any(isinstance(part, slice) and part != slice(None) for part in parts):
-                raise NoTimeMode(f"{name} takes only {index} of its input. Pass what it needs")
-        elif called in FLATTENING:
-            flattened = True
-        else:
-            label = getattr(called, "__name__", str(called))
-            raise NoTimeMode(
-                f"{name} calls {label} between its modules, which has no time mode. "
-                f"Use modules: {SUPPORTED}; FirstSpikePool2d behind a neuron for max_pool2d"
-            )
-        argument = argument.args[0]
-    raise NoTimeMode(f"{name} runs a module on {argument!r}, which is not its input")
-
-
-def _ordered(before: dict[str, str | None], name: str) -> list[str]:
-    after: dict[str | None, str] = {}
-    for target, source in before.items():
-        if source in after:
-            both = f"both {after[source]} and {target}"
-            raise NoTimeMode(f"{name} runs {both} on {source or 'its input'}: it is no chain")
-        after[source] = target
-    order: list[str] = []
-    while (order[-1] if order else None) in after:
-        order.append(after[order[-1] if order else None])
-    if len(order) < len(before):
-        raise NoTimeMode(f"{name} is no chain of modules: {sorted(set(before) - set(order))} are not reached")
-    return order
-
-
-def _returned(graph: fx.Graph) -> set[str]:
-    """The modules whose outputs the model returns."""
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    waiting, seen, found = [output], {output}, set()
-    while waiting:
-        node = waiting.pop()
-        if node.op == "call_module":
-            found.add(str(node.target))
-            continue
-        waiting += [source for source in node.all_input_nodes if source not in seen]
-        seen.update(node.all_input_nodes)
-    return found
+def label_of(node: fx.Node) -> str:
+    return getattr(node.target, "__name__", str(node.target))

@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from . import _checks
-from ._trace import SUPPORTED, NoTimeMode, follow_forward
-from .functional.pool import AveragePool
+from ._assembly import Assembly
+from ._builder import Builder
+from ._steps import Traced, follow_forward
+from ._trace import NoTimeMode, is_leaf, unwrapped
 from .neurons import IF
-from .nn import EarliestSpikePool2d, SpikeConv2d, SpikeFlatten, SpikeLinear, SpikeSequential
+from .nn import (
+    BinwiseLayer,
+    EarliestSpikePool2d,
+    EventDrivenNetwork,
+    SpikeConv2d,
+    SpikeLinear,
+    SpikeSequential,
+)
+from .nn.binwise import Response
 from .nn.connection import SpikeConnection
+
+__all__ = ["Builder", "NoTimeMode", "to_event_driven", "to_step_mode"]
 
 HOSTS = ("snntorch", "norse")
 
@@ -26,8 +38,38 @@ HOSTS = ("snntorch", "norse")
 class Host(Protocol):
     """What an adapter answers about the modules of its host."""
 
-    def is_container(self, module: nn.Module) -> bool:
-        """Whether a module of the host runs its children one after the other."""
+    def is_leaf(self, module: nn.Module) -> bool:
+        """Whether a module is one of the host's that is taken as one, such as a neuron."""
+
+    def lifted(self, module: nn.Module) -> nn.Module | None:
+        """The module that a container of the host applies to every step."""
+
+    def takes_a_window(self, module: nn.Module) -> bool:
+        """Whether a stateful module of the adapter takes all steps in one call."""
+
+    def returns_its_state(self, module: Any) -> bool:
+        """Whether a stateful module of the host returns its state beside its output."""
+
+    def encodes(self, module: nn.Module) -> bool:
+        """Whether this is an encoder of the adapter."""
+
+    def output(self, module: Any) -> int:
+        """Which of the things that a leaf returns is handed on: 0, or 1 for a read-out of the potential."""
+
+    def constants(self, module: Any) -> tuple[Tensor | float, Tensor | float]:
+        """Threshold and leak of a single-spike module, as they are now. Raises as `neuron_on_times`."""
+
+    def is_single_spike(self, module: Any) -> bool:
+        """Whether this is a single-spike neuron of the adapter."""
+
+    def read_out(self, module: Any) -> tuple[nn.Module | None, Response] | None:
+        """The weights in a read-out, if any, and its response to a current; None for other modules."""
+
+    def border_on_times(self, module: Any, t_max: int | None) -> nn.Module | None:
+        """What an encoder or a decoder of the adapter is for a network on spike times; None for others.
+
+        Raises ValueError for encoders whose spikes cannot be times, or that do not fit `t_max`, if given.
+        """
 
     def keeps_its_state(self, module: Any) -> bool | None:
         """Whether a stateful module of the adapter keeps its state or has to be given it; None for others."""
@@ -77,25 +119,41 @@ def loaded_hosts() -> list[Host]:
     return [_adapter(name) for name in HOSTS if name in sys.modules]
 
 
-def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool | None = None) -> SpikeSequential:
+def to_event_driven(
+    model: nn.Module,
+    *,
+    t_max: int,
+    silent_gradient: bool | None = None,
+    binwise: bool = True,
+    constant_input: bool = False,
+    last_bin: bool = False,
+) -> EventDrivenNetwork:
     """The network on spike times that equals a step-by-step model, sharing its parameters.
 
     Training one trains the other: weights and biases are the same `Parameter` objects, so that an
-    optimiser of one is an optimiser of the other. Thresholds and leaks are copied.
+    optimiser of one is an optimiser of the other. Thresholds and leaks are read from the model before
+    every call, checkpoints loaded later included.
 
     Args:
-        model: a snnTorch `nn.Sequential` or module, or a Norse `SequentialState`, made of Linear,
-            Conv2d, Flatten, Identity, average pooling on either side of a connection, Dropout on
-            spikes, our single-spike neurons and first-spike pools. The `forward` of a module of
-            your own is followed symbolically: it has to be a chain of such modules, in a loop over
-            steps or not. Resets in it are carried out on the way.
+        model: a snnTorch `nn.Sequential` or module, or a Norse `SequentialState`. Its `forward` is followed
+            symbolically, in a loop over steps or not; resets in it are carried out on the way. Linear,
+            Conv2d, Flatten, Identity, average pooling on either side of a connection, Dropout on spikes,
+            our single-spike neurons and first-spike pools run event by event.
         t_max: number of steps, after which everything is silent.
         silent_gradient: whether silent neurons of the last layer learn from a gradient that reaches
             them, as they do in steps if the decoder or the loss is given their potential, or if they
             have `silent_gradient=True` themselves. None is True where the model ends with neurons.
+        binwise: whether layers without a form on spike times run bin by bin (`nn.BinwiseLayer`), with the
+            spikes and gradients of the steps and their cost. False refuses them.
+        constant_input: whether the model is called with the same values [batch, *] in every step, as by
+            snnTorch's `for step in range(num_steps): net(data)`. The network takes these values then. A
+            loop inside the model shows that by itself.
+        last_bin: whether a read-out behind the last neurons gives its value in the last bin alone.
 
     Returns:
-        A `SpikeSequential`: times [batch, *] -> times.
+        An `nn.EventDrivenNetwork`: times [batch, *] -> times. Values instead of times go in where the model
+        takes the same values in every step, and come out, [t_max, batch, *], where it ends with a read-out:
+        a `Linear`, snnTorch's `Leaky(reset_mechanism="none")`, Norse's `LI`.
 
     Raises:
         NoTimeMode: the path and class of the first module that has no meaning on spike times, and what to
@@ -107,240 +165,107 @@ def to_event_driven(model: nn.Module, *, t_max: int, silent_gradient: bool | Non
     """
     _checks.whole_and_positive("t_max", t_max)
     hosts = loaded_hosts()
-    builder = Builder(t_max, hosts)
-    listening: list[str] = []
-    for path, module in _chain(model, hosts, t_max):
-        if listening:
-            raise NoTimeMode(
-                f"{listening[0]} has silent_gradient=True, which only the last neurons can have on spike "
-                "times. Set it to False; snnTorch's output=True turns it on"
-            )
-        builder.add(path, module)
-        if any(host.listens_when_silent(module) for host in hosts):
-            listening.append(f"{path or 'the model'} ({type(module).__name__})")
-    network = builder.finish()
-    last = next(layer for layer in reversed(network) if not isinstance(layer, nn.Flatten))
-    if isinstance(last, SpikeConnection):
+    traced, path = follow(model, t_max)
+    if traced.steps is not None and traced.steps != t_max:
+        raise NoTimeMode(f"{type(model).__name__} runs {traced.steps} steps, but t_max is {t_max}")
+    takes = "values" if constant_input else traced.takes
+    assembly = Assembly(
+        t_max,
+        hosts,
+        binwise=binwise,
+        constant_input=constant_input or traced.static,
+        last_bin=last_bin,
+        alone=path,
+    )
+    for stage in traced.stages:
+        assembly.add(stage)
+    network = assembly.network(takes)
+    layers: list[nn.Module] = list(network)
+    last = next(layer for layer in reversed(layers) if not isinstance(layer, nn.Flatten))
+    if isinstance(last, SpikeConnection | BinwiseLayer):
         last.silent_gradient = silent_gradient is not False
     elif silent_gradient:
         raise ValueError(f"silent_gradient needs a last layer with neurons, got {type(last).__name__}")
+    elif assembly.listening and silent_gradient is None:
+        # A decoder behind them hands on what a loss wants of silence.
+        neurons = next(
+            layer for layer in reversed(layers) if isinstance(layer, SpikeConnection | BinwiseLayer)
+        )
+        neurons.silent_gradient = True
     return network.train(model.training)
 
 
-class Builder:
-    """Joins connections, pools and neurons to layers on spike times, one after the other."""
-
-    def __init__(self, t_max: int, hosts: list[Host]) -> None:
-        self.t_max, self.hosts = t_max, hosts
-        self.layers: list[nn.Module] = []
-        self.with_state: dict[nn.Module, str] = {}
-        self._start_layer()
-
-    def _start_layer(self) -> None:
-        self.connection: nn.Linear | nn.Conv2d | None = None
-        self.where = ""
-        self.input_pool: AveragePool | None = None
-        self.output_pool: AveragePool | None = None
-        self.dropout = 0.0
-        self.flatten = False
-
-    def add(self, path: str, module: nn.Module | IF) -> None:
-        """Add a torch module, a module of a host, or the neuron behind what came before.
-
-        Raises:
-            NoTimeMode: what has no meaning on spike times, here.
-        """
-        self.where = f"{path or 'the model'} ({type(module).__name__})"
-        try:
-            self._join(self._on_times(module))
-        except (TypeError, ValueError) as error:
-            raise NoTimeMode(f"{self.where} has no time mode: {error}") from error
-
-    def _join(self, part: nn.Module | IF) -> None:
-        for kinds, handle in self._handlers():
-            if isinstance(part, kinds):
-                _checks.own_forward(part, *kinds)
-                handle(part)
-                return
-        raise ValueError(f"a network on spike times is made of {SUPPORTED}")
-
-    def _on_times(self, module: nn.Module | IF) -> nn.Module | IF:
-        """What a module of a host is on spike times; others as they are."""
-        for host in self.hosts:
-            if isinstance(module, nn.Module) and host.keeps_its_state(module):
-                if module in self.with_state:
-                    raise ValueError(
-                        f"it keeps one state for two places, here and at {self.with_state[module]}"
-                    )
-                self.with_state[module] = self.where
-            part = host.neuron_on_times(module) or host.pool_on_times(module)
-            if part is not None:
-                return part
-            if host.refires(module):
-                raise ValueError(
-                    "it may fire more than once. Use a single-spike neuron; "
-                    "ssnn_plugin.replace_neurons(model) puts them in place"
-                )
-        return module
-
-    def _handlers(self) -> Iterable[tuple[tuple[type, ...], Callable[[Any], None]]]:
-        return (
-            ((IF,), self._neuron),
-            ((EarliestSpikePool2d,), self._first_spike_pool),
-            ((nn.Linear, nn.Conv2d), self._weights),
-            ((nn.Flatten,), self._flatten),
-            ((nn.AvgPool2d,), self._average_pool),
-            ((nn.Dropout,), self._dropout),
-            ((nn.Identity,), lambda module: None),
-            ((nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d), self._max_pool),
-            ((nn.BatchNorm1d, nn.BatchNorm2d), self._batch_norm),
-        )
-
-    def _weights(self, module: nn.Linear | nn.Conv2d) -> None:
-        if self.connection is not None:
-            raise ValueError(
-                "two weight layers follow each other. Put a neuron between them, or multiply them"
-            )
-        if isinstance(module, nn.Conv2d):
-            if module.padding_mode != "zeros":
-                raise ValueError(
-                    f"padding_mode must be 'zeros', which is silence, got {module.padding_mode!r}"
-                )
-            if self.flatten:
-                raise ValueError(
-                    "a convolution needs an input with height and width, which Flatten has removed"
-                )
-        elif self.input_pool is not None and not self.flatten:
-            raise ValueError("a Linear layer on pooled spikes needs a Flatten between them")
-        elif self.input_pool is None and self.flatten:
-            self.layers.append(SpikeFlatten())
-        self.connection, self.flatten = module, False
-
-    def _flatten(self, module: nn.Flatten) -> None:
-        # A window of steps has its time axis in front of the batch, a single step has none.
-        if module.start_dim not in (1, 2) or module.end_dim != -1:
-            raise ValueError("only the features of a sample can be flattened. Use Flatten() or Flatten(2)")
-        self.flatten = True
-
-    def _average_pool(self, module: nn.AvgPool2d) -> None:
-        if module.padding not in (0, (0, 0)) or module.ceil_mode or module.divisor_override is not None:
-            raise ValueError("use AvgPool2d without padding, ceil_mode and divisor_override")
-        pool = AveragePool(module.kernel_size, module.stride)
-        if self.flatten or isinstance(self.connection, nn.Linear):
-            raise ValueError("pool before Flatten and Linear")
-        if self.connection is None and self.input_pool is None:
-            self.input_pool = pool
-        elif self.connection is not None and self.output_pool is None:
-            self.output_pool = pool
-        else:
-            raise ValueError("two average pools follow each other. Use one with the product of their kernels")
-
-    def _dropout(self, module: nn.Dropout) -> None:
-        if self.connection is not None or self.input_pool is not None:
-            what = "currents" if self.connection is not None else "averages of spikes"
-            raise ValueError(
-                f"it drops {what} anew in every step. Put it right behind a neuron, on its spikes"
-            )
-        if self.dropout:
-            raise ValueError("two Dropouts follow each other. Use one")
-        if not 0 <= module.p < 1:
-            raise ValueError(f"p must be at least 0 and below 1, got {module.p!r}")
-        self.dropout = module.p
-
-    def _max_pool(self, module: nn.Module) -> None:
-        why = (
-            "the maximum of currents is no sum of spikes"
-            if self.connection is not None
-            else "max-pooling of spike trains lets a unit fire several times"
-        )
-        raise ValueError(
-            f"{why}. Use FirstSpikePool2d of ssnn_plugin's adapter behind the neuron, or AvgPool2d"
-        )
-
-    def _batch_norm(self, module: nn.Module) -> None:
-        raise ValueError(
-            "it mixes the steps of a batch. Fold it into the weights in front, for instance with "
-            "torch.nn.utils.fusion.fuse_conv_bn_eval or fuse_linear_bn_eval"
-        )
-
-    def _first_spike_pool(self, pool: EarliestSpikePool2d) -> None:
-        if self.connection is not None:
-            raise ValueError("it pools spikes, not currents. Put it behind the neuron")
-        if self.input_pool is not None or self.flatten or self.dropout:
-            raise ValueError("put it right behind the neuron")
-        self.layers.append(pool)
-
-    def _neuron(self, neuron: IF) -> None:
-        if self.connection is None:
-            raise ValueError("it needs a Linear or Conv2d in front")
-        self.layers.append(self._layer(self.connection, neuron))
-        if self.flatten:
-            self.layers.append(SpikeFlatten())
-        self._start_layer()
-
-    def _layer(self, connection: nn.Linear | nn.Conv2d, neuron: IF) -> SpikeConnection:
-        options: dict[str, Any] = {
-            "t_max": self.t_max,
-            "bias": connection.bias is not None,
-            "input_pool": self.input_pool,
-            "dropout": self.dropout,
-            "device": "meta",
-            "dtype": connection.weight.dtype,
-        }
-        layer: SpikeConnection
-        if isinstance(connection, nn.Linear):
-            layer = SpikeLinear(connection.in_features, connection.out_features, neuron, **options)
-        else:
-            layer = SpikeConv2d(
-                connection.in_channels,
-                connection.out_channels,
-                connection.kernel_size,
-                neuron,
-                stride=connection.stride,
-                padding=connection.padding,
-                dilation=connection.dilation,
-                groups=connection.groups,
-                output_pool=self.output_pool,
-                **options,
-            )
-        layer.weight = connection.weight  # type: ignore[assignment]
-        layer.bias = connection.bias
-        return layer
-
-    def finish(self) -> SpikeSequential:
-        if self.connection is not None or self.input_pool is not None or self.dropout:
-            raise NoTimeMode(
-                f"{self.where} has no time mode: the model must end with neurons, so put one behind it"
-            )
-        if not self.layers:
-            raise NoTimeMode(f"the model has no layers; a network on spike times is made of {SUPPORTED}")
-        if self.flatten:
-            self.layers.append(SpikeFlatten())
-        return SpikeSequential(*self.layers)
+def follow(model: nn.Module, t_max: int | None = None) -> tuple[Traced, str]:
+    """What a model computes in a step, and the path of a model that is a single module."""
+    model, hosts = unwrapped(model), loaded_hosts()
+    _refuse_hooks(model)
+    _refuse_borders(model, hosts, t_max)
+    modules = _HostModules(hosts)
+    if is_leaf(model, modules):
+        return follow_forward(nn.Sequential(model).train(model.training), modules, t_max or 2), "0"
+    return follow_forward(model, modules, t_max or 2), ""
 
 
-def _chain(
-    model: nn.Module, hosts: list[Host], t_max: int, path: str = ""
-) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of a model in the order in which they run, with their paths."""
+class _HostModules:
+    """The hosts' answers together, see `_trace.Modules`."""
 
-    def is_container(module: nn.Module) -> bool:
-        plain = type(module).forward is nn.Sequential.forward
-        return plain or any(host.is_container(module) for host in hosts)
+    def __init__(self, hosts: list[Host]) -> None:
+        self.hosts = hosts
 
-    def keeps_its_state(module: nn.Module) -> bool | None:
-        answers = (host.keeps_its_state(module) for host in hosts)
+    def is_leaf(self, module: nn.Module) -> bool:
+        return any(host.is_leaf(module) for host in self.hosts)
+
+    def keeps_its_state(self, module: nn.Module) -> bool | None:
+        answers = (host.keeps_its_state(module) for host in self.hosts)
         return next((answer for answer in answers if answer is not None), None)
 
-    if is_container(model):
-        parts = children(model)
-    elif children(model):
-        parts = follow_forward(model, is_container, keeps_its_state, t_max)
-    else:
-        yield path, model
-        return
-    for name, part in parts:
-        yield from _chain(part, hosts, t_max, f"{path}.{name}" if path else name)
+    def lifted(self, module: nn.Module) -> nn.Module | None:
+        answers = (host.lifted(module) for host in self.hosts)
+        return next((answer for answer in answers if answer is not None), None)
+
+    def takes_a_window(self, module: nn.Module) -> bool:
+        return any(host.takes_a_window(module) for host in self.hosts)
+
+    def returns_its_state(self, module: nn.Module) -> bool:
+        return any(host.returns_its_state(module) for host in self.hosts if host.is_leaf(module))
+
+    def encodes(self, module: nn.Module) -> bool:
+        return any(host.encodes(module) for host in self.hosts)
+
+    def output(self, module: nn.Module) -> int:
+        return next((host.output(module) for host in self.hosts if host.is_leaf(module)), 0)
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    """Hooks may change what a model computes, and would not be called event by event."""
+    for path, module in model.named_modules():
+        hooks = [
+            *module._forward_hooks.values(),
+            *(hook for hook in module._forward_pre_hooks.values() if not _computes_weights(hook)),
+            *module._backward_hooks.values(),
+        ]
+        if hooks:
+            named = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
+            raise NoTimeMode(
+                f"{path or 'the model'} ({type(module).__name__}) has hooks ({named}), which may change what "
+                "it computes. Remove them before the conversion (handle.remove()) and register them on the "
+                "network"
+            )
+
+
+def _refuse_borders(model: nn.Module, hosts: list[Host], t_max: int | None) -> None:
+    """Encoders whose spikes cannot be times, before what they lead to is looked at."""
+    for path, module in model.named_modules():
+        for host in hosts:
+            try:
+                host.border_on_times(module, t_max)
+            except ValueError as error:
+                raise NoTimeMode(f"{path} ({type(module).__name__}) has no time mode: {error}") from error
+
+
+def _computes_weights(hook: Any) -> bool:
+    """Whether a hook is one of torch's that prune or normalise weights."""
+    return type(hook).__module__.startswith("torch.nn.utils.")
 
 
 def children(module: nn.Module) -> list[tuple[str, nn.Module]]:

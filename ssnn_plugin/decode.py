@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -14,7 +15,13 @@ TIES = ("first_index", "potential", "unique")
 UNDECIDED = -1
 
 
+class LaterSpikesWarning(UserWarning):
+    """Spikes behind the first one of a line, which a first-spike time leaves out."""
+
+
 class _TimesToSpikes(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(times: Tensor, t_max: int, silent_gradient: bool) -> Tensor:
         bins = torch.arange(t_max, device=times.device, dtype=times.dtype)
@@ -62,6 +69,8 @@ def times_to_spikes(times: Tensor, t_max: int, *, silent_gradient: bool = False)
 
 
 class _SpikesToTimes(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(spikes: Tensor, potential: Tensor | None, dtype: torch.dtype) -> Tensor:
         fired = spikes != 0
@@ -93,10 +102,11 @@ class _SpikesToTimes(torch.autograd.Function):
 def spikes_to_times(spikes: Tensor, potential: Tensor | None = None) -> Tensor:
     """First-spike times of a spike train: [time, *] -> [*], `inf` for a neuron that never fires.
 
-    Later spikes are ignored. The backward hands -dL/dt to the first spike. A silent neuron has no
-    spike to hand it to: without a potential -dL/dt goes to its last bin, as snnTorch does, where a neuron
-    with `silent_gradient=True` reads it and others do not; with one it goes to the potential.
-    Either is what `silent_gradient=True` does on spike times.
+    Later spikes are ignored, with a warning: rate-coded or event-camera trains are no input of a network
+    on spike times. The backward hands -dL/dt to the first spike. A silent neuron has no spike to hand it
+    to: without a potential -dL/dt goes to its last bin, as snnTorch does, where a neuron with
+    `silent_gradient=True` reads it and others do not; with one it goes to the potential. Either is what
+    `silent_gradient=True` does on spike times.
 
     Args:
         spikes: time first; anything but 0 is a spike. Any trailing shape, device and dtype.
@@ -110,10 +120,29 @@ def spikes_to_times(spikes: Tensor, potential: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: no time axis, no time bins, NaN, or a potential of another shape or with NaN.
 
+    Warns:
+        LaterSpikesWarning: lines that fire more than once.
+
     >>> import torch
-    >>> spikes_to_times(torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 0]]))
+    >>> spikes_to_times(torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0]]))
     tensor([1., 2., inf])
     """
+    times = first_spikes(spikes, potential)
+    if _checks.has_values(spikes):
+        several = int(((spikes != 0).sum(0) > 1).sum())
+        if several:
+            warnings.warn(
+                f"{several} of {times.numel()} lines of spikes fire more than once; all but the first spike "
+                "is dropped, so that a network on spike times sees another input than a loop over steps. "
+                "Rate codes and event cameras need a code with one spike, for instance encode.latency",
+                LaterSpikesWarning,
+                stacklevel=2,
+            )
+    return times
+
+
+def first_spikes(spikes: Tensor, potential: Tensor | None = None) -> Tensor:
+    """`spikes_to_times` for trains of which the first spike alone is meant, without a warning."""
     if spikes.ndim == 0 or spikes.shape[0] == 0:
         raise ValueError(f"spikes must have shape [time >= 1, *], got {list(spikes.shape)}")
     if _checks.has_values(spikes) and bool(spikes.isnan().any()):

@@ -28,6 +28,7 @@ from .functional.silent import warn_if_none
 from .functional.step import floating, within
 from .neurons import IF
 from .nn import EarliestSpikePool2d
+from .nn.binwise import Response
 from .step_calibration import Run, StepNeuron
 from .surrogate import LatchGradient
 
@@ -35,7 +36,7 @@ try:
     from norse.torch.functional.iaf import IAFParameters
     from norse.torch.functional.threshold import threshold as norse_threshold
     from norse.torch.module.iaf import IAF, IAFCell
-    from norse.torch.module.leaky_integrator import LI, LICell
+    from norse.torch.module.leaky_integrator import LI, LICell, LILinearCell
     from norse.torch.module.leaky_integrator_box import LIBoxCell
     from norse.torch.module.lif import LIF, LIFCell
     from norse.torch.module.lif_box import LIFBoxCell
@@ -454,8 +455,34 @@ class SpikesToTimesDecoder(nn.Module):
         last = (len(spike_input) - 1) * unit
         if self.t_silent < last and not math.isclose(self.t_silent, last):
             raise ValueError(f"t_silent must not be before the last step at {last}, got {self.t_silent!r}")
-        times = decode.spikes_to_times(_dense(spike_input), potential)
+        return self.in_its_unit(decode.first_spikes(_dense(spike_input), potential))
+
+    def in_its_unit(self, times: Tensor) -> Tensor:
+        """Times in steps [batch, *] -> [1, batch, *], in seconds if wanted, finite."""
+        unit = self.dt if self.convert_indices_to_times else 1.0
         return (fill_silent(times, self.t_silent / unit) * unit).unsqueeze(0)
+
+
+class _LatencyTimes(nn.Module):
+    """`LatencyEncoder` for a network on spike times: intensities -> times."""
+
+    def __init__(self, encoder: LatencyEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, values: Tensor) -> Tensor:
+        return encode.latency(values, self.encoder.seq_length, x_max=self.encoder.x_max)
+
+
+class _DecodedTimes(nn.Module):
+    """`SpikesToTimesDecoder` for a network on spike times: `inf` -> `t_silent`, in its unit."""
+
+    def __init__(self, decoder: SpikesToTimesDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, times: Tensor) -> Tensor:
+        return self.decoder.in_its_unit(times)
 
 
 def calibrate(
@@ -500,20 +527,68 @@ def calibrate(
 class _Norse:
     """Norse's answers to `convert.Host`."""
 
-    def is_container(self, module: nn.Module) -> bool:
-        return isinstance(module, Lift | SequentialState)
+    def is_leaf(self, module: nn.Module) -> bool:
+        stateful = SNN | SNNCell | SNNRecurrent | SNNRecurrentCell | FirstSpikePool2dCell | LILinearCell
+        return isinstance(module, stateful | LatencyEncoder | SpikesToTimesDecoder) or _is_encoder(module)
+
+    def lifted(self, module: nn.Module) -> nn.Module | None:
+        inner: nn.Module | None = module.lifted_module if isinstance(module, Lift) else None
+        return inner
 
     def keeps_its_state(self, module: Any) -> bool | None:
-        stateful = SingleSpikeIF | SingleSpikeIFCell | FirstSpikePool2dCell | SequentialState
-        return False if isinstance(module, stateful) else None
+        stateless = isinstance(module, LatencyEncoder | SpikesToTimesDecoder) or _is_encoder(module)
+        return False if self.is_leaf(module) and not stateless else None
+
+    def takes_a_window(self, module: nn.Module) -> bool:
+        return isinstance(
+            module, SNN | SNNRecurrent | FirstSpikePool2d | LatencyEncoder | SpikesToTimesDecoder
+        )
+
+    def returns_its_state(self, module: Any) -> bool:
+        return self.keeps_its_state(module) is not None
+
+    def encodes(self, module: nn.Module) -> bool:
+        return isinstance(module, LatencyEncoder)
+
+    def output(self, module: Any) -> int:
+        return 0
+
+    def is_single_spike(self, module: Any) -> bool:
+        return isinstance(module, SingleSpikeIF | SingleSpikeIFCell)
+
+    def constants(self, module: Any) -> tuple[Tensor | float, Tensor | float]:
+        _check_time_mode(module)
+        v_th = module.p.v_th
+        return within(v_th, 0, math.inf) if isinstance(v_th, Tensor) else v_th, decay_per_step(
+            module.p, module.dt
+        )
+
+    def read_out(self, module: Any) -> tuple[nn.Module | None, Response] | None:
+        if isinstance(module, LILinearCell):
+            weights = nn.Linear(module.input_size, module.hidden_size, bias=False, device="meta")
+            weights.weight = module.input_weights
+            return weights, _li_response
+        if isinstance(module, LI | LICell):
+            return None, _li_response
+        return (None, _li_box_response) if isinstance(module, LIBoxCell) else None
+
+    def border_on_times(self, module: Any, t_max: int | None) -> nn.Module | None:
+        if _is_encoder(module):
+            raise ValueError(
+                "its spikes are not one for each value. Encode with ssnn_plugin.norse.LatencyEncoder, or "
+                "pass the model behind it, which takes spikes"
+            )
+        if isinstance(module, LatencyEncoder):
+            if t_max is not None and module.seq_length != t_max:
+                raise ValueError(f"seq_length must be t_max = {t_max}, got {module.seq_length}")
+            return _LatencyTimes(module)
+        return _DecodedTimes(module) if isinstance(module, SpikesToTimesDecoder) else None
 
     def neuron_on_times(self, module: Any) -> IF | None:
         if not isinstance(module, SingleSpikeIF | SingleSpikeIFCell):
             return None
-        _checks.own_forward(module, SingleSpikeIF, SingleSpikeIFCell)
+        _check_time_mode(module)
         p = module.p
-        if p.method != LATENCY:
-            raise ValueError(f"method {p.method!r} has no meaning on spike times. Use {LATENCY!r}")
         beta = _one_value("tau_mem_inv", decay_per_step(p, module.dt))
         return IF(_one_value("v_th", p.v_th), beta=beta)
 
@@ -533,7 +608,8 @@ class _Norse:
         return outputs, state
 
     def listens_when_silent(self, module: Any) -> bool:
-        return isinstance(module, SingleSpikeIF | SingleSpikeIFCell) and getattr(module.p, "silent_gradient", False)
+        ours = isinstance(module, SingleSpikeIF | SingleSpikeIFCell)
+        return ours and bool(getattr(module.p, "silent_gradient", False))
 
     def pool_on_times(self, module: Any) -> EarliestSpikePool2d | None:
         if not isinstance(module, FirstSpikePool2dCell):
@@ -601,13 +677,55 @@ def _integration(module: Any) -> tuple[Any, Any, Any, list[str]]:
     if type(module) in (IAF, IAFCell):
         return p.v_reset, 0.0, 1.0, []
     if type(module) not in (LIF, LIFCell, LIFBoxCell):
-        raise ValueError("only IAF, LIF, LIFBox and their cells have a single-spike counterpart")
+        raise ValueError(
+            "only IAF, LIF, LIFBox and their cells have a single-spike counterpart. "
+            "Put a SingleSpikeIF in its place"
+        )
     # Norse adds dt tau_mem_inv (v_leak - v + input): the input's factor goes into the threshold.
     leak = _plain(p.tau_mem_inv)
     if type(module) is LIFBoxCell:
         return p.v_leak, leak, module.dt * leak, []
     lost = ["tau_syn_inv: an input acts at once, with the whole charge of its synaptic current"]
     return p.v_leak, leak, leak / _plain(p.tau_syn_inv), lost
+
+
+def _is_encoder(module: nn.Module) -> bool:
+    """Whether this is an encoder of Norse's own."""
+    return type(module).__module__ == "norse.torch.module.encode"
+
+
+def _check_time_mode(module: Any) -> None:
+    """Refuse the options of a neuron that have no meaning on spike times."""
+    _checks.own_forward(module, SingleSpikeIF, SingleSpikeIFCell)
+    if module.p.method != LATENCY:
+        raise ValueError(f"method {module.p.method!r} has no meaning on spike times. Use {LATENCY!r}")
+
+
+def _li_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The potential of a leaky integrator at rest, 0, 1, ... steps after a current of 1, and its rest."""
+    p = module.p
+    # In the dtype of the parameters, as Norse multiplies them.
+    mem, syn = (
+        (module.dt * torch.as_tensor(tau)).to(like.device, like.dtype)
+        for tau in (p.tau_mem_inv, p.tau_syn_inv)
+    )
+    current, v, response = torch.ones_like(mem + syn), torch.zeros_like(mem + syn), []
+    for _ in range(t_max):
+        v = v + mem * (current - v)
+        current = current - syn * current
+        response.append(v)
+    return torch.stack(response), _rest(p, like)
+
+
+def _li_box_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_li_response`, for an integrator without a synaptic current."""
+    share = (module.dt * torch.as_tensor(module.p.tau_mem_inv)).to(like.device, like.dtype)
+    ages = torch.arange(t_max, device=like.device, dtype=like.dtype)
+    return share * (1 - share) ** ages.reshape(-1, *[1] * share.ndim), _rest(module.p, like)
+
+
+def _rest(p: Any, like: Tensor) -> Tensor:
+    return torch.as_tensor(p.v_leak).detach().to(like.device, like.dtype)
 
 
 def _plain(value: Any) -> Any:

@@ -26,6 +26,7 @@ from .functional.step import NEEDS_A_WINDOW, floating, within
 from .kernels.operators import output_size
 from .neurons import IF
 from .nn import EarliestSpikePool2d
+from .nn.binwise import Response
 from .step_calibration import Run, StepNeuron
 from .surrogate import LatchGradient
 
@@ -626,7 +627,7 @@ def accuracy_temporal(
     def samples(outputs: Tensor) -> Tensor:
         return outputs.detach().movedim(1, -1).flatten(0, -2)
 
-    times = samples(decode.spikes_to_times(spk_out))
+    times = samples(decode.first_spikes(spk_out))
     potential = None if mem is None else samples(_last(mem, spk_out))
     if tie is None:
         tie = "unique" if mem is None else "potential"
@@ -635,7 +636,7 @@ def accuracy_temporal(
 
 def first_spike_times(spk_out: Tensor, mem: Tensor | None = None) -> Tensor:
     """First-spike times [batch, *] of spike trains [T, batch, *]; see `decode.spikes_to_times`."""
-    return decode.spikes_to_times(spk_out, None if mem is None else _last(mem, spk_out))
+    return decode.first_spikes(spk_out, None if mem is None else _last(mem, spk_out))
 
 
 def _last(mem: Tensor, spk_out: Tensor) -> Tensor:
@@ -645,28 +646,53 @@ def _last(mem: Tensor, spk_out: Tensor) -> Tensor:
 class _SnnTorch:
     """snnTorch's answers to `convert.Host`."""
 
-    def is_container(self, module: nn.Module) -> bool:
-        return False
+    def is_leaf(self, module: nn.Module) -> bool:
+        return isinstance(module, snn.SpikingNeuron)
+
+    def lifted(self, module: nn.Module) -> nn.Module | None:
+        return None
 
     def keeps_its_state(self, module: Any) -> bool | None:
-        return True if isinstance(module, _Stateful) else None
+        return True if isinstance(module, snn.SpikingNeuron) else None
+
+    def takes_a_window(self, module: nn.Module) -> bool:
+        return isinstance(module, _Stateful) and module.sequence
+
+    def returns_its_state(self, module: Any) -> bool:
+        return not module.init_hidden or module.output
+
+    def encodes(self, module: nn.Module) -> bool:
+        return False
+
+    def output(self, module: Any) -> int:
+        return 1 if _reads_its_potential(module) else 0
+
+    def is_single_spike(self, module: Any) -> bool:
+        return isinstance(module, SingleSpike)
+
+    def constants(self, module: Any) -> tuple[Tensor | float, Tensor | float]:
+        _check_time_mode(module)
+        return within(module.threshold, 0, torch.inf), within(module.beta, 0, 1)
+
+    def read_out(self, module: Any) -> tuple[None, Response] | None:
+        if not _reads_its_potential(module):
+            return None
+        if module.init_hidden and not module.output:
+            raise ValueError("it returns its spikes alone. Set output=True, so that its potential is read")
+        if module.state_quant:
+            raise ValueError("the option state_quant has no meaning on spike times. Leave it out")
+        return None, _leaky_response
+
+    def border_on_times(self, module: Any, t_max: int | None) -> nn.Module | None:
+        return None
 
     def neuron_on_times(self, module: Any) -> IF | None:
         if not isinstance(module, SingleSpike):
             return None
-        _checks.own_forward(module, SingleSpike, SingleSpikeSynaptic)
-        refused = {
-            "learn_beta": isinstance(module.beta, nn.Parameter),
-            "learn_threshold": isinstance(module.threshold, nn.Parameter),
-            "learn_graded_spikes_factor": isinstance(module.graded_spikes_factor, nn.Parameter),
-            "graded_spikes_factor": bool((module.graded_spikes_factor != 1).any()),
-            "state_quant": bool(module.state_quant),
-            "inhibition": module.inhibition,
-            "spike_grad or surrogate_disable": module.spike_grad is not None,
-        }
-        for name, given in refused.items():
-            if given:
-                raise ValueError(f"the option {name} has no meaning on spike times. Leave it out")
+        _check_time_mode(module)
+        for name in ("beta", "threshold"):
+            if isinstance(getattr(module, name), nn.Parameter):
+                raise ValueError(f"the option learn_{name} has no meaning on spike times. Leave it out")
         beta = _checks.one_value("beta", module.beta.clamp(0, 1))
         return IF(_checks.one_value("threshold", module.threshold), beta=beta)
 
@@ -757,6 +783,34 @@ class _SnnTorch:
 HOST = _SnnTorch()
 
 
+def _check_time_mode(module: Any) -> None:
+    """Refuse the options of a neuron that have no meaning on spike times."""
+    _checks.own_forward(module, SingleSpike, SingleSpikeSynaptic)
+    refused = {
+        "learn_graded_spikes_factor": isinstance(module.graded_spikes_factor, nn.Parameter),
+        "graded_spikes_factor": _checks.has_values(module.graded_spikes_factor)
+        and bool((module.graded_spikes_factor != 1).any()),
+        "state_quant": bool(module.state_quant),
+        "inhibition": module.inhibition,
+        "spike_grad or surrogate_disable": module.spike_grad is not None,
+    }
+    for name, given in refused.items():
+        if given:
+            raise ValueError(f"the option {name} has no meaning on spike times. Leave it out")
+
+
+def _reads_its_potential(module: Any) -> bool:
+    """Whether this is a `Leaky` that is not reset, which leaves its potential to be read."""
+    return type(module) is snn.Leaky and module.reset_mechanism == "none"
+
+
+def _leaky_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, float]:
+    """What is left of a current in the potential of a `Leaky` without reset, 0, 1, ... bins later."""
+    beta = within(module.beta, 0, 1).to(like.device, like.dtype)
+    ages = torch.arange(t_max, device=like.device, dtype=like.dtype)
+    return beta ** ages.reshape(-1, *[1] * beta.ndim), 0.0
+
+
 def _integration(module: Any) -> tuple[Tensor, Tensor | None, list[str]]:
     """The leak of a neuron of snnTorch, how often it counts an input if not once, and what of it is lost."""
     if type(module) is snn.Leaky:
@@ -768,7 +822,9 @@ def _integration(module: Any) -> tuple[Tensor, Tensor | None, list[str]]:
         charge = "an input acts at once, with the whole charge of its synaptic current"
         lost = [f"alpha {_short(module.alpha)}: {charge}", "state: syn stays 0"]
         return module.beta, _charge(module.alpha), lost
-    raise ValueError("only Leaky, Lapicque and Synaptic have a single-spike counterpart")
+    raise ValueError(
+        "only Leaky, Lapicque and Synaptic have a single-spike counterpart. Put a SingleSpike in its place"
+    )
 
 
 def _lapicque(R: Tensor, C: Tensor, time_step: Tensor) -> tuple[Tensor, Tensor]:

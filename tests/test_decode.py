@@ -6,6 +6,7 @@ import torch
 from ssnn_plugin import decode
 
 INF = math.inf
+pytestmark = pytest.mark.filterwarnings("ignore::ssnn_plugin.decode.LaterSpikesWarning")
 SHAPES = [(), (4,), (0, 3), (3, 5), (2, 3, 4, 4)]
 
 

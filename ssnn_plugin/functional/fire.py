@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..kernels.operators import Backend, Connection, select
+from ..kernels.operators import Backend, Connection, latency_rule, select
 from ..kernels.psp import ALPHA, DOUBLE, EXPONENTIAL, RAMP
 from ..kernels.reference import patches_by_group
 from ..kernels.status import NAN_POTENTIAL, refuse_bad_samples
@@ -137,7 +138,11 @@ def _fire_if(
     if gradient == "local_slope":
         both = operators, backend.linear
         return _LocalSlope.apply(times, synapses.weight, both, synapses.geometry, numbers)  # type: ignore[no-any-return]
-    spikes, potential = operators.first_spike(times, *synapses[:2], *synapses.geometry, *numbers)
+    arguments = times, *synapses[:2], *synapses.geometry, *numbers
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        spikes, potential = operators.first_spike(*arguments)
+    else:
+        spikes, potential = _FirstSpike.apply(*arguments, lambda: operators)
     if gradient == "surrogate":
         spikes = _ScaleError.apply(spikes, _surrogate(potential.detach(), numbers[0]))
     return spikes, potential
@@ -151,6 +156,49 @@ def _surrogate(potential: Tensor, threshold: float) -> Tensor:
     """
     distance = (potential - threshold) / (threshold or 1)
     return 1 / (1 + (math.pi * distance).square())
+
+
+class _FirstSpike(torch.autograd.Function):
+    """An operator with its latency rule in the form that `torch.func` takes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        *given, operators = arguments
+        spikes, potential = operators().first_spike(*given)
+        return spikes, potential
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *given, operators = inputs
+        once = {
+            name: partial(_Once.apply, getattr(operators(), name)) for name in ("input_grad", "weight_grad")
+        }
+        setup_context, ctx.rule = latency_rule(operators()._replace(**once))
+        setup_context(ctx, tuple(given), output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        return (*ctx.rule(ctx, *grads), None)
+
+
+class _Once(torch.autograd.Function):
+    """An operator of a backward, which has no derivative of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(operator: Any, *arguments: Any) -> Tensor:
+        return operator(*arguments)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        raise NotImplementedError("the latency rule has no second derivative")
 
 
 class _ScaleError(torch.autograd.Function):

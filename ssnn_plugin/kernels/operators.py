@@ -268,7 +268,9 @@ def output_size(
     return [(n - span) // s + 1 for n, span, s in zip(size, spans, stride, strict=True)]
 
 
-def _attach_latency_rule(operators: Connection) -> None:
+def latency_rule(operators: Connection) -> tuple[Callable[..., None], Callable[..., tuple[Any, ...]]]:
+    """What the rule keeps of a call of `first_spike`, and its backward."""
+
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         times, weight, _, *geometry, _, _, ctx.delay, ctx.t_max, ctx.silent = inputs
         ctx.geometry = tuple(geometry)
@@ -291,6 +293,11 @@ def _attach_latency_rule(operators: Connection) -> None:
             grad_bias = -(grad * bins * counted).flatten(0, -2).sum(0)
         return grad_times, grad_weight, grad_bias, *[None] * (len(ctx.geometry) + 5)
 
+    return setup_context, backward
+
+
+def _attach_latency_rule(operators: Connection) -> None:
+    setup_context, backward = latency_rule(operators)
     operators.first_spike.register_autograd(backward, setup_context=setup_context)
 
 

@@ -77,7 +77,7 @@ def to_nir(
     elif t_max is None:
         raise ValueError("t_max must be the number of steps for a host model, got None")
     else:
-        network = to_event_driven(model, t_max=t_max)
+        network = to_event_driven(model, t_max=t_max, binwise=False)
     window = next(layer.t_max for layer in network if isinstance(layer, SpikeConnection))
     metadata = {"T": window, "dt": dt, "tie_rule": tie_rule}
     graph = _graph(network, _input_shape(network, input_shape), metadata)

@@ -2,9 +2,11 @@
 
 from ..functional.pool import AveragePool
 from .bins import InBins
+from .binwise import BinwiseLayer, Currents, SpikeReadout
 from .calibration import calibrate
 from .classifier import SpikeClassifier
 from .conv import SpikeConv2d
+from .event_driven import EventDrivenNetwork
 from .linear import SpikeLinear
 from .pool import EarliestSpikePool2d, SpikeFlatten
 from .residual import AddedCurrentResidual, EarliestSpikeResidual
@@ -15,14 +17,18 @@ from .standardization import WeightStandardization
 __all__ = [
     "AddedCurrentResidual",
     "AveragePool",
+    "BinwiseLayer",
+    "Currents",
     "EarliestSpikePool2d",
     "EarliestSpikeResidual",
+    "EventDrivenNetwork",
     "InBins",
     "MinMaxScaling",
     "SpikeClassifier",
     "SpikeConv2d",
     "SpikeFlatten",
     "SpikeLinear",
+    "SpikeReadout",
     "SpikeSequential",
     "WeightStandardization",
     "calibrate",

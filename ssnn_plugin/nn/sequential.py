@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .binwise import BinwiseLayer
 from .connection import SpikeConnection
 
 
@@ -34,7 +35,7 @@ class SpikeSequential(nn.Sequential):
         flattening = []
         while layers and isinstance(layers[-1], nn.Flatten):
             flattening.append(layers.pop())
-        if not layers or not isinstance(layers[-1], SpikeConnection):
+        if not layers or not isinstance(layers[-1], SpikeConnection | BinwiseLayer):
             last = type(layers[-1]).__name__ if layers else "Flatten"
             raise TypeError(f"return_potential=True needs a last layer with neurons, got {last}")
         for layer in layers[:-1]:

@@ -1,0 +1,249 @@
+"""What lies between the sources of a stage and the stage, as a module and as a chain of modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from ._trace import RANDOM, SUPPORTED, label_of
+
+if TYPE_CHECKING:
+    from ._steps import Place, Steps
+
+INPUT = -1
+
+# What changes neither a spike nor which gradient reaches it.
+HARMLESS = ("contiguous", "float", "double", "to", "type", "type_as", "clone", "cpu", "cuda", torch.clone)
+SAME_CURRENTS = ("contiguous", "clone", torch.clone)
+RECORDS = (torch.stack, torch.cat, torch.concat)
+FLATTENING = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
+ELEMENTWISE = ("add", "sub", "mul", "truediv", "neg", "relu", "abs", "getitem", "size", "getattr")
+SIZES = ("size", "dim", "numel", getattr, len)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A module with a state, or the end of the model, and what drives it.
+
+    Args:
+        path, module: where and what it is; None for the end of a model behind its last neuron.
+        sources: the stages whose output it takes, `INPUT` for the model's input.
+        parts: paths and modules between its only source and it; None if it is no such chain.
+        problem: why it is none.
+        currents: the same as a module, from the outputs of the sources in a step.
+    """
+
+    path: str
+    module: nn.Module | None
+    sources: tuple[int, ...]
+    parts: list[tuple[str, nn.Module]] | None
+    problem: str
+    currents: nn.Module
+
+
+class Segment:
+    """What lies between the sources of a stage and the stage, in one step."""
+
+    def __init__(self, steps: Steps, end: fx.Node, numbers: dict[Place, int]) -> None:
+        self.steps, self.end, self.numbers = steps, end, numbers
+        self.graph = fx.Graph()
+        self.modules: dict[str, Any] = {}
+        self.done: dict[Any, fx.Node] = {}
+        self.sources: dict[int, fx.Node] = {}
+        self.parts: list[tuple[str, nn.Module]] = []
+        self.problem = ""
+        self.in_step = False
+        self.tip: fx.Node | None = None
+
+    def stage(self, place: Place | None) -> Stage:
+        self.graph.output(self._emit(self.end))
+        if not self.sources:
+            raise self.steps.error("drives a neuron with what is not its input")
+        self._order_placeholders()
+        currents = fx.GraphModule(self.modules, self.graph)
+        chain = not self.problem and len(self.sources) == 1
+        if len(self.sources) > 1 and not self.problem:
+            self.problem = f"{self.steps.name} adds up several stages: it is no chain of modules"
+        return Stage(
+            place.target if place else "",
+            place.module if place else None,
+            tuple(self.sources),
+            self.parts if chain else None,
+            self.problem,
+            currents,
+        )
+
+    def _order_placeholders(self) -> None:
+        for node in reversed(self.sources.values()):
+            first = next(iter(self.graph.nodes))
+            if node is not first:
+                first.prepend(node)
+
+    def _source(self, number: int) -> fx.Node:
+        if number not in self.sources:
+            self.sources[number] = self.graph.placeholder(f"source{len(self.sources)}")
+            self.tip = self.sources[number]
+        return self.sources[number]
+
+    def _emit(self, value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(map(self._emit, value))
+        if isinstance(value, slice):
+            return slice(self._emit(value.start), self._emit(value.stop), self._emit(value.step))
+        if not isinstance(value, fx.Node):
+            return value
+        if value is self.steps.input and self.steps.loops and not self.steps.static and not self.in_step:
+            raise self.steps.error(
+                "takes its input as a whole beside the steps of it, which has no time mode"
+            )
+        if value not in self.done:
+            self.done[value] = self._emit_node(value)
+        return self.done[value]
+
+    def _emit_node(self, node: fx.Node) -> fx.Node:
+        steps = self.steps
+        if node is steps.input:
+            return self._source(INPUT)
+        if node in steps.place_of:
+            return self._source(self.numbers[steps.place_of[node][0]])
+        if node.op == "placeholder":
+            raise steps.error(f"computes with its argument {node.target!r}. Give it a fixed value")
+        at = steps.step_of_input(node)
+        if at is not None:
+            self.in_step = True
+            whole: fx.Node = self._emit(at[1])
+            self.in_step = False
+            return whole
+        place = steps.unpacked(node)
+        if place is not None:
+            if node.args[1] != steps.modules.output(place.module):
+                raise steps.error(f"passes on the state of {place.target}; only its spikes have a time mode")
+            spikes: fx.Node = self._emit(node.args[0])
+            return spikes
+        if self._changes_nothing(node):
+            same: fx.Node = self._emit(node.args[0])
+            return same
+        return self._call(node)
+
+    def _changes_nothing(self, node: fx.Node) -> bool:
+        """Whether an operation leaves spikes as they are, or currents."""
+        of = node.args[0] if node.args else None
+        if not isinstance(of, fx.Node):
+            return False
+        if node.target in ("detach", "unbind", torch.unbind, "requires_grad_"):
+            return self.steps.is_input(of) or self.steps.step_of_input(of) is not None
+        if node.target not in HARMLESS:
+            return False
+        # A cast rounds currents, and values that are the same in every step.
+        given = self._emit(of)
+        spikes = self._spikes()
+        if not self.steps.static and INPUT in self.sources:
+            spikes.append(self.sources[INPUT])
+        return node.target in SAME_CURRENTS or given in spikes
+
+    def _call(self, node: fx.Node) -> fx.Node:
+        given = self._emit(next(iter((*node.args, *node.kwargs.values())), None))
+        path, module = self._module(node, on_spikes=given in self._spikes())
+        if module is None:
+            new = self._copy(node)
+            self._no_chain(node)
+        else:
+            extra = [*node.args, *node.kwargs.values()][1:] if node.op == "call_module" else []
+            key = path.replace(" ", "_").replace(".", "_") if node.op != "call_module" else path
+            if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (2, -1):
+                # Of a window, whose steps are taken one by one here.
+                module = nn.Flatten()
+            self.modules[key] = module
+            new = self.graph.call_module(key, (given, *map(self._emit, extra)))
+            if given is not self.tip or extra:
+                self._no_chain(node)
+            self.parts.append((path, module))
+        self.tip = new
+        return new
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        if node.op == "get_attr":
+            value = self.steps.values[str(node.target)]
+            key = str(node.target)
+            self.modules[key] = value
+            return self.graph.get_attr(key)
+        label = label_of(node)
+        if node in self.steps.filled:
+            raise self.steps.error("goes on computing with a record of its steps, which has no time mode")
+        if label == "getitem" and not self.steps.loops and self._picks_of_the_input(node):
+            raise self.steps.error(f"takes only {node.args[1]} of its input. Pass what it needs")
+        if label in RANDOM:
+            raise self.steps.error(f"adds random numbers ({label}) in every step, which has no time mode")
+        if not self.steps.loops and self.steps.takes_a_window() and label not in ELEMENTWISE:
+            raise self.steps.error(
+                f"calls {label} on a window of steps, which has no time mode. Put it into a module under "
+                f"Lift, or use modules: {SUPPORTED}"
+            )
+        kwargs = {key: self._emit(value) for key, value in node.kwargs.items()}
+        return self.graph.create_node(node.op, node.target, self._emit(node.args), kwargs)
+
+    def _picks_of_the_input(self, node: fx.Node) -> bool:
+        """Whether an index may be a step, or a sample, of the input."""
+        of, index = node.args
+        parts = index if isinstance(index, tuple) else (index,)
+        return isinstance(of, fx.Node) and self.steps.is_input(of) and isinstance(parts[0], int)
+
+    def _no_chain(self, node: fx.Node) -> None:
+        if self.problem or node.target in SIZES or node.op == "get_attr":
+            return
+        owner = self._owner(node)
+        self.problem = (
+            f"{owner} calls {label_of(node)} between its modules, which has no time mode. "
+            f"Use modules: {SUPPORTED}; FirstSpikePool2d behind a neuron for max_pool2d"
+        )
+
+    def _owner(self, node: fx.Node) -> str:
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        kind = stack[-1][1] if stack else None
+        return kind.__name__ if isinstance(kind, type) else self.steps.name
+
+    def _spikes(self) -> list[fx.Node]:
+        return [node for number, node in self.sources.items() if number != INPUT]
+
+    def _module(self, node: fx.Node, on_spikes: bool) -> tuple[str, nn.Module | None]:
+        """A call as a module; None if it has no such form."""
+        if node.op == "call_module":
+            return str(node.target), self.steps.model.get_submodule(str(node.target))
+        if node.op == "get_attr" or not node.args:
+            return node.name, None
+        return node.name, _as_module(node, on_spikes)
+
+
+def _as_module(node: fx.Node, on_spikes: bool) -> nn.Module | None:
+    """The module that does what a function does."""
+    called, rest = node.target, (*node.args[1:], *node.kwargs.values())
+    options: dict[str, Any] = {f"{i}": value for i, value in enumerate(node.args[1:])} | dict(node.kwargs)
+    if called in FLATTENING:
+        return nn.Flatten() if _flattens(node) else None
+    if any(isinstance(value, fx.Node) for value in rest):
+        return None
+    positional = [value for key, value in options.items() if key.isdigit()]
+    named = {key: value for key, value in options.items() if not key.isdigit()}
+    if called in (torch.relu, nn.functional.relu, "relu"):
+        return nn.Identity() if on_spikes else nn.ReLU()
+    if called is nn.functional.avg_pool2d:
+        return nn.AvgPool2d(*positional, **named)
+    if called is nn.functional.max_pool2d or label_of(node) == "max_pool2d":
+        return nn.MaxPool2d(*positional, **named)
+    if called is nn.functional.dropout:
+        training = named.pop("training", positional[1] if len(positional) > 1 else True)
+        return nn.Dropout(named.get("p", positional[0] if positional else 0.5)) if training else nn.Identity()
+    return None
+
+
+def _flattens(node: fx.Node) -> bool:
+    """Whether a reshape keeps the batch and flattens the rest of a sample, in a step or a window."""
+    sizes = list(node.args[1:]) or list(node.kwargs.values())
+    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
+        sizes = list(sizes[0])
+    if node.target in (torch.flatten, "flatten"):
+        return sizes in ([1], [2], [1, -1], [2, -1])
+    return len(sizes) in (2, 3) and -1 in (sizes[0], sizes[-1])

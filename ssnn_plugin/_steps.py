@@ -1,0 +1,445 @@
+"""What a model computes in a step: its stages, and what drives each of them.
+
+A stage ends with a module that has a state, such as a neuron, and starts at the stages whose spikes
+reach it. What lies between is the same function in every step; `Stage.parts` has it as a chain of
+modules if it is one, `Stage.currents` as a module in any case.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ._segment import FLATTENING, HARMLESS, RECORDS, Segment, Stage
+from ._trace import SUPPORTED, Modules, NoTimeMode, Tracer, label_of, trace
+
+RECORD_MAKERS = (
+    *("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like"),
+    *("new_zeros", "new_ones", "new_empty"),
+)
+ZEROS = (torch.zeros_like, torch.zeros, "new_zeros")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The stages of a model in the order in which they run, and how its `forward` takes the input.
+
+    Args:
+        takes: "step" for the input of one step per call, "window" for [T, batch, *], "values" for values
+            [batch, *], which are encoded or the same in every step.
+        static: whether they are the same in every step.
+        steps: number of steps of a loop of fixed length; None if there is none.
+        returned: where in what `forward` returns the spikes, or the values of a read-out, are; None if
+            they are not returned.
+        output: which part of it they are where the last module returns several.
+    """
+
+    stages: list[Stage]
+    takes: str
+    static: bool
+    steps: int | None
+    returned: tuple[int, ...] | None
+    output: int
+
+
+def follow_forward(model: nn.Module, modules: Modules, steps: int) -> Traced:
+    """The stages of a model, through a loop over steps or without one.
+
+    Args:
+        model: a module.
+        modules: what the hosts say about its modules.
+        steps: how often a loop over the input runs.
+
+    Raises:
+        NoTimeMode: a forward that cannot be followed, or that does not do the same in every step.
+    """
+    graph, tracer = trace(model, modules, steps)
+    return Steps(model, graph, modules, tracer).traced()
+
+
+@dataclass(eq=False)
+class Place:
+    """A stateful module where it stands in a model, and its calls step after step."""
+
+    target: str
+    module: nn.Module
+    keeps: bool | None
+    calls: list[fx.Node] = field(default_factory=list)
+
+
+class Steps:
+    """Reads a graph of several steps as one step that is repeated."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, modules: Modules, tracer: Tracer) -> None:
+        self.model, self.modules, self.sized, self.lifts = model, modules, tracer.sized, tracer.lifts
+        self.name, self.values = type(model).__name__, tracer.values
+        self.nodes = list(graph.nodes)
+        self.input = next((node for node in self.nodes if node.op == "placeholder"), None)
+        self.places: list[Place] = []
+        self.place_of: dict[fx.Node, tuple[Place, int]] = {}
+        self.formulas: dict[tuple[fx.Node, int], str] = {}
+        self.filled: dict[Any, list[fx.Node]] = {}
+        self._find_places()
+        self._find_records()
+        self.loops = any(len(place.calls) > 1 for place in self.places)
+        # Without a step of it, a loop takes the same input in every step.
+        self.static = self.loops and not any(self.step_of_input(node) for node in self.nodes)
+
+    def error(self, message: str) -> NoTimeMode:
+        return NoTimeMode(f"{self.name} {message}")
+
+    # Places: which calls belong to the same neuron
+
+    def _find_places(self) -> None:
+        for node in self.nodes:
+            if node.op != "call_module":
+                continue
+            target = str(node.target)
+            module = self.model.get_submodule(target)
+            if not self.modules.is_leaf(module):
+                continue
+            keeps = self.modules.keeps_its_state(module)
+            state = None if keeps is None else _second(node)
+            place = self._place(target, module, keeps, state)
+            self.place_of[node] = place, len(place.calls)
+            place.calls.append(node)
+
+    def _find_records(self) -> None:
+        """Tensors that are filled step after step. Nothing else may be changed in place."""
+        for node in self.nodes:
+            if (
+                node.op == "call_method"
+                and re.fullmatch(r"[a-z]\w*_", node.target)
+                and node.target != "requires_grad_"
+            ):
+                raise self.error(
+                    f"changes a tensor in place ({node.target}). Use the form that returns a new one"
+                )
+            if node.target is not operator.setitem:
+                continue
+            record, index, value = node.args
+            parts = index if isinstance(index, tuple) else (index,)
+            values = self.filled.setdefault(record, [])
+            if label_of(record) not in RECORD_MAKERS or not isinstance(value, fx.Node):
+                raise self.error(
+                    "assigns to parts of a tensor, which is followed for records of the steps only"
+                )
+            if [part for part in parts if isinstance(part, int)] != [len(values)]:
+                raise self.error("does not fill its record step after step")
+            values.append(value)
+
+    def _place(self, target: str, module: nn.Module, keeps: bool | None, state: Any) -> Place:
+        known = [place for place in self.places if place.module is module]
+        own = self._call_of(state)
+        if own is not None:
+            place, ordinal = own
+            if place.module is not module or ordinal != len(place.calls) - 1:
+                raise self.error(f"passes {target} a state that is not its own of the step before")
+            return place
+        if not self._is_start(state):
+            where = "detaches or changes the state of" if self._uses_a_place(state) else "starts"
+            rest = "" if self._uses_a_place(state) else " from a potential of its own"
+            raise self.error(
+                f"{where} {target}{rest}: a neuron on spike times starts from 0 and goes on from its own "
+                "state"
+            )
+        if keeps and known:
+            if state is not None:
+                raise self.error(f"passes {target} a state that is not its own of the step before")
+            return known[0]
+        self.places.append(Place(target, module, keeps))
+        return self.places[-1]
+
+    def _call_of(self, state: Any) -> tuple[Place, int] | None:
+        """The call that returned a state."""
+        if isinstance(state, fx.Node) and self.unpacked(state) and state.args[1] != 0:
+            return self.place_of[state.args[0]]  # type: ignore[index]
+        return None
+
+    def unpacked(self, node: fx.Node) -> Place | None:
+        """The place of whose outputs this is one, if it returns its state beside its spikes."""
+        if node.target is not operator.getitem or node.args[0] not in self.place_of:
+            return None
+        place, _ = self.place_of[node.args[0]]  # type: ignore[index]
+        return place if self.modules.returns_its_state(place.module) else None
+
+    def _is_start(self, state: Any) -> bool:
+        """Whether a state is the one to start from: none, or zeros."""
+        if isinstance(state, tuple | list):
+            return all(map(self._is_start, state))
+        if isinstance(state, fx.Node):
+            if state.op == "get_attr":
+                state = self.values[str(state.target)]
+            else:
+                return state.target in ZEROS or (state.op == "placeholder" and state is not self.input)
+        if isinstance(state, Tensor):
+            return not isinstance(state, nn.Parameter) and not bool(state.detach().any())
+        return state is None or (isinstance(state, int | float) and state == 0)
+
+    def _uses_a_place(self, value: Any) -> bool:
+        nodes, seen = [value] if isinstance(value, fx.Node) else [], set()
+        while nodes:
+            node = nodes.pop()
+            if node in self.place_of:
+                return True
+            nodes += [one for one in node.all_input_nodes if one not in seen]
+            seen.update(node.all_input_nodes)
+        return False
+
+    # Expressions: what drives a place in a step
+
+    def step_of_input(self, node: fx.Node) -> tuple[int, fx.Node] | None:
+        """The step at which the input is taken, and the whole of it."""
+        if node.target is not operator.getitem:
+            return None
+        of, index = node.args
+        parts = index if isinstance(index, tuple) else (index,)
+        whole = (slice(None), slice(None, None, None), Ellipsis)
+        at = [part for part in parts if isinstance(part, int)]
+        if len(at) != 1 or any(part not in whole for part in parts if not isinstance(part, int)):
+            return None
+        if not self.loops and not self.sized:
+            return None
+        return (at[0], of) if isinstance(of, fx.Node) and self.is_input(of) else None
+
+    def is_input(self, node: fx.Node) -> bool:
+        """Whether a node is the model's input, at most flattened or otherwise the same."""
+        while node is not self.input:
+            same = node.target in (*HARMLESS, *FLATTENING, "detach", "unbind", torch.unbind, "requires_grad_")
+            if not same or not isinstance(node.args[0], fx.Node):
+                return False
+            node = node.args[0]
+        return True
+
+    def _formula(self, value: Any, step: int) -> str:
+        """How a value comes about from stages and the input of its step, so that equal steps look alike."""
+        if isinstance(value, tuple | list):
+            return f"({', '.join(self._formula(part, step) for part in value)})"
+        if not isinstance(value, fx.Node):
+            return repr(value)
+        if (value, step) not in self.formulas:
+            self.formulas[value, step] = self._formula_of(value, step)
+        return self.formulas[value, step]
+
+    def _formula_of(self, node: fx.Node, step: int) -> str:
+        if node is self.input:
+            return "x"
+        if node in self.place_of:
+            place, ordinal = self.place_of[node]
+            return f"{self.places.index(place)}@{ordinal - step}"
+        at = self.step_of_input(node)
+        if at is not None:
+            return f"x[{at[0] - step}]:{self._formula(at[1], step)}"
+        arguments = [*node.args, *(f"{key}=" for key in node.kwargs), *node.kwargs.values()]
+        return f"{node.target}({', '.join(self._formula(one, step) for one in arguments)})"
+
+    def _check_steps(self, what: str, values: list[tuple[fx.Node, int]]) -> None:
+        """The same has to happen in every step, to what the step before has not touched."""
+        formulas = [self._formula(value, step) for value, step in values]
+        for formula in formulas:
+            self._check_order(what, formula)
+        if len(set(formulas)) > 1:
+            raise self.error(
+                f"does not drive {what} in the same way in every step; "
+                "if it stands in two places, it keeps one state for two places: use a neuron for each"
+            )
+
+    def _check_order(self, what: str, formula: str) -> None:
+        if any(int(offset) for offset in re.findall(r"x\[(-?\d+)\]:", formula)):
+            if all(len(place.calls) == 1 for place in self.places if place.target == what):
+                raise self.error(f"starts {what} anew in every step: pass it the state it returned")
+            raise self.error("does not take the steps of its input one after the other")
+        if any(int(offset) for offset in re.findall(r"\d+@(-?\d+)", formula)):
+            fresh = [p for p in self.places if p.target == what and p.keeps is False]
+            if len(fresh) > 1:
+                raise self.error(f"starts {what} anew in every step: pass it the state it returned")
+            raise self.error(
+                f"drives {what} with what happened in a step before: if it stands in two places, it keeps "
+                "one state for two places, so use a neuron for each; if it is recurrent, the input of a "
+                "neuron is no fixed sum of spikes, which has no time mode"
+            )
+
+    def traced(self) -> Traced:
+        ends, values = self._returned()
+        for place in self.places:
+            driven = [(self._driver(call, place), step) for step, call in enumerate(place.calls)]
+            self._check_steps(place.target, driven)
+        order = self._needed(ends, values)
+        numbers = {place: number for number, place in enumerate(order)}
+        stages = [Segment(self, self._driver(place.calls[0], place), numbers).stage(place) for place in order]
+        if values:
+            self._check_steps("its output", [(value, self._step(value)) for value in values])
+            stages.append(Segment(self, values[0], numbers).stage(None))
+        encodes = any(self.modules.encodes(place.module) for place in order)
+        takes = "values" if self.static or encodes else "window" if self.takes_a_window() else "step"
+        lengths = {len(place.calls) for place in order}
+        steps = max(lengths, default=0) if self.loops and not self.sized else None
+        last = order[-1] if order and not values else None
+        output = self.modules.output(last.module) if last else 0
+        return Traced(stages, takes, self.static, steps, self._where_returned(last), output)
+
+    def _driver(self, call: fx.Node, place: Place) -> fx.Node:
+        given = next(iter((*call.args, *call.kwargs.values())), None)
+        if not isinstance(given, fx.Node):
+            raise self.error(f"runs {place.target} on {given!r}, which is not its input")
+        return given
+
+    def _step(self, value: fx.Node) -> int:
+        """The step to which a value behind the last neuron belongs."""
+        nodes, found, seen = [value], [0], set()
+        while nodes:
+            node = nodes.pop()
+            if node in self.place_of:
+                found.append(self.place_of[node][1])
+                continue
+            nodes += [one for one in node.all_input_nodes if one not in seen]
+            seen.update(node.all_input_nodes)
+        return max(found)
+
+    def takes_a_window(self) -> bool:
+        windows = any(self.modules.takes_a_window(place.module) for place in self.places)
+        return self.loops or self.lifts or windows
+
+    # The output
+
+    def _returned(self) -> tuple[list[Place], list[fx.Node]]:
+        """The places whose spikes or states are returned, and the values behind them, one for each step."""
+        (output,) = (node for node in self.nodes if node.op == "output")
+        ends: list[Place] = []
+        values: list[fx.Node] = []
+
+        def look(value: Any) -> None:
+            self._check_record(value)
+            if isinstance(value, dict):
+                value = list(value.values())
+            if isinstance(value, tuple | list):
+                for part in value:
+                    look(part)
+            if not isinstance(value, fx.Node):
+                return
+            if value in self.filled:
+                look(self.filled[value])
+            elif value in self.place_of:
+                ends.append(self.place_of[value][0])
+            elif value.target in RECORDS or value.target in HARMLESS:
+                look(value.args[0])
+            elif (place := self.unpacked(value)) is not None:
+                ends.append(place)
+            elif value.op != "placeholder":
+                self._refuse_records(value)
+                values.append(value)
+
+        look(output.args[0])
+        return list(dict.fromkeys(ends)), values
+
+    def _check_record(self, value: Any) -> None:
+        """A list of outputs of one place has to hold those of all steps, in order."""
+        if not isinstance(value, tuple | list) or not all(isinstance(part, fx.Node) for part in value):
+            return
+        found = [self._place_behind(part) for part in value]
+        places = {one[0] for one in found if one}
+        if len(found) < 2 or len(places) != 1 or not all(found):
+            return
+        steps = [one[1] for one in found if one]
+        if len(set(steps)) > 1 and steps != list(range(len(next(iter(places)).calls))):
+            raise self.error("does not return the record of all its steps, one after the other")
+
+    def _place_behind(self, node: fx.Node) -> tuple[Place, int] | None:
+        if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+            node = node.args[0]
+        return self.place_of.get(node)
+
+    def _where_returned(self, last: Place | None) -> tuple[int, ...] | None:
+        """Where the output of the last place, or of what stands behind it, is among the returned things."""
+
+        def is_it(value: Any) -> bool:
+            while isinstance(value, fx.Node) and (value.target in RECORDS or value.target in HARMLESS):
+                value = value.args[0]
+                value = value[0] if isinstance(value, tuple | list) else value
+            if isinstance(value, fx.Node) and value in self.filled:
+                value = self.filled[value][0]
+            if not isinstance(value, fx.Node):
+                return False
+            if last is None:
+                return (
+                    value.op in ("call_module", "call_function", "call_method") and value not in self.place_of
+                )
+            if self.unpacked(value) is last:
+                return bool(value.args[1] == self.modules.output(last.module))
+            return value in last.calls
+
+        (output,) = (node for node in self.nodes if node.op == "output")
+        given = output.args[0]
+        if not isinstance(given, tuple | list):
+            return () if is_it(given) else None
+        found = [number for number, value in enumerate(given) if is_it(value)]
+        return (found[0],) if found else None
+
+    def _refuse_records(self, value: fx.Node) -> None:
+        """Refuse what is computed from all steps together."""
+        waiting, seen = [value], {value}
+        while waiting:
+            node = waiting.pop()
+            record = node in self.filled or (
+                node.target in RECORDS and len({self._step(one) for one in node.all_input_nodes}) > 1
+            )
+            if record:
+                while value.target is operator.getitem and isinstance(value.args[0], fx.Node):
+                    value = value.args[0]
+                raise self.error(
+                    f"goes on computing with the record of its steps ({label_of(value)}). "
+                    "Do so with what the network returns"
+                )
+            if node not in self.place_of:
+                waiting += [one for one in node.all_input_nodes if one not in seen]
+                seen.update(node.all_input_nodes)
+
+    def _needed(self, ends: list[Place], values: list[fx.Node]) -> list[Place]:
+        """The places that reach the output, in the order in which they run."""
+        reached: dict[Place, set[Place]] = {}
+
+        def sources(node: fx.Node) -> set[Place]:
+            found, waiting, seen = set(), [node], {node}
+            while waiting:
+                one = waiting.pop()
+                if one in self.place_of:
+                    found.add(self.place_of[one][0])
+                    continue
+                waiting += [more for more in one.all_input_nodes if more not in seen]
+                seen.update(one.all_input_nodes)
+            return found
+
+        def ancestors(place: Place) -> set[Place]:
+            if place not in reached:
+                reached[place] = set()
+                direct = sources(self._driver(place.calls[0], place))
+                reached[place] = direct.union(*(ancestors(one) for one in direct))
+            return reached[place]
+
+        for place in self.places:
+            ancestors(place)
+        if values:
+            last = sources(values[0])
+            needed = last.union(*(reached[place] for place in last))
+            extra = [place for place in ends if place not in needed]
+        else:
+            final = [place for place in ends if not any(place in reached[other] for other in ends)]
+            if not final:
+                raise NoTimeMode(f"the model has no layers; a network on spike times is made of {SUPPORTED}")
+            if len(final) > 1:
+                both = " and ".join(place.target for place in final)
+                raise self.error(f"returns the spikes of {both}. A network on spike times has one output")
+            needed, extra = {final[0], *reached[final[0]]}, []
+        if extra:
+            raise self.error(f"returns {extra[0].target} beside its read-out: return one of them")
+        return [place for place in self.places if place in needed]
+
+
+def _second(node: fx.Node) -> Any:
+    given = [*node.args, *node.kwargs.values()][1:]
+    return given[0] if given else None

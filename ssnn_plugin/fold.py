@@ -1,0 +1,89 @@
+"""Batch normalisation as part of the weights in front of it."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from ._builder import check_plain_weights
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+CONNECTIONS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+Connection: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d
+
+
+def fold_batchnorm(model: nn.Module) -> list[str]:
+    """Fold every batch normalisation into the weights in front of it, in place.
+
+    What it does in evaluation mode, with its running statistics, is a factor and a shift of each channel.
+    They become part of the weight and the bias of the Linear or convolution that comes before it in the
+    same container; an `Identity` stays in its place. A bias is a current in every bin.
+
+    Args:
+        model: any model; train it first, as the running statistics are fixed from here on.
+
+    Returns:
+        The paths of the normalisations that are gone.
+
+    Raises:
+        ValueError: a normalisation without running statistics, or whose connection is not the module
+            before it, or is shared; by path and class, before anything is changed.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval()
+    >>> x, before = torch.ones(4, 3), model(torch.ones(4, 3))
+    >>> fold_batchnorm(model)
+    ['1']
+    >>> torch.allclose(model(x), before), model[1]
+    (True, Identity())
+    """
+    pairs = []
+    for path, parent in model.named_modules():
+        before: nn.Module | None = None
+        for name, child in parent.named_children():
+            if isinstance(child, NORMS):
+                where = f"{path}.{name}" if path else name
+                try:
+                    connection = _check(child, before, model)
+                except ValueError as error:
+                    raise ValueError(f"{where} ({type(child).__name__}) cannot be folded: {error}") from error
+                pairs.append((where, parent, name, connection, child))
+            if not isinstance(child, nn.Identity):
+                before = child
+    for _, parent, name, connection, norm in pairs:
+        _fold(connection, norm)
+        setattr(parent, name, nn.Identity().train(norm.training))
+    return [where for where, *_ in pairs]
+
+
+def _check(norm: nn.BatchNorm1d | nn.BatchNorm2d, before: nn.Module | None, model: nn.Module) -> Connection:
+    """The connection in front of a normalisation, into which it can be folded."""
+    if norm.running_mean is None:
+        raise ValueError("it has no running statistics. Use track_running_stats=True")
+    if not isinstance(before, CONNECTIONS):
+        found = "nothing" if before is None else type(before).__name__
+        raise ValueError(f"the module before it must be a Linear or convolution, got {found}")
+    check_plain_weights(before)
+    if before.weight.shape[0] != norm.num_features:
+        raise ValueError(
+            f"the module before it has {before.weight.shape[0]} outputs, not {norm.num_features}"
+        )
+    if sum(module is before for _, module in model.named_modules(remove_duplicate=False)) > 1:
+        raise ValueError("the module before it stands in two places")
+    return before
+
+
+def _fold(connection: Connection, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight
+    shift = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
+    statistics = norm.running_mean, norm.running_var, norm.eps, factor, shift
+    if isinstance(connection, nn.Linear):
+        weight, bias = fuse_linear_bn_weights(connection.weight, connection.bias, *statistics)
+    else:
+        weight, bias = fuse_conv_bn_weights(connection.weight, connection.bias, *statistics)
+    connection.weight, connection.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())

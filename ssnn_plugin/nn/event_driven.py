@@ -1,0 +1,89 @@
+"""The network on spike times that equals a model in steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _checks
+from .binwise import BinwiseLayer
+from .connection import SpikeConnection
+from .sequential import SpikeSequential
+
+
+class EventDrivenNetwork(SpikeSequential):
+    """A `SpikeSequential` that keeps to the model that it was made from, see `to_event_driven`.
+
+    Before every call it reads thresholds, leaks and weights anew from the model, whose checkpoints it
+    thus follows, and refuses inputs that the model would not have got.
+
+    Args:
+        layers: the layers.
+        t_max: number of bins.
+        takes: how the model takes its input: "step" for one step per call, "window" for
+            [T, batch, *], "values" for the same values [batch, *] in every step.
+        sources: for each layer the layers whose times it takes, -1 for the input; None for a chain.
+        follow: what to do before every call.
+
+    Shape: times [batch, *], or values if the model takes those -> times [batch, *]; (times, potential) with
+    `return_potential=True`; values for a model that ends with a read-out.
+
+    Raises:
+        ValueError: times between bins; a spike train instead of times; values that are not finite.
+    """
+
+    def __init__(
+        self,
+        *layers: nn.Module,
+        t_max: int,
+        takes: str = "step",
+        sources: Sequence[tuple[int, ...]] | None = None,
+        follow: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        super().__init__(*layers)
+        self.t_max, self.takes, self.follow = t_max, takes, list(follow)
+        self.sources = None if sources is None else [tuple(one) for one in sources]
+
+    def forward(self, times: Tensor, return_potential: bool = False) -> Any:
+        """Times, or values [batch, *] -> times, or (times, potential)."""
+        if not torch.compiler.is_compiling():
+            for update in self.follow:
+                update()
+        self._check_input(times)
+        if self.sources is None:
+            return super().forward(times, return_potential)
+        outputs = [times]
+        for layer, sources in zip(self, self.sources, strict=True):
+            given = [outputs[source + 1] for source in sources]
+            last = layer is self[-1] and return_potential
+            if last and not isinstance(layer, SpikeConnection | BinwiseLayer):
+                raise TypeError(
+                    f"return_potential=True needs a last layer with neurons, got {type(layer).__name__}"
+                )
+            outputs.append(layer(*given, return_potential=True) if last else layer(*given))
+        return outputs[-1]
+
+    def _check_input(self, times: Tensor) -> None:
+        if not isinstance(times, Tensor) or not _checks.has_values(times):
+            return
+        if self.takes == "values":
+            if not bool(times.isfinite().all()):
+                raise ValueError(
+                    "values must be finite: the model gets the same values in every step, so pass these, "
+                    "not times"
+                )
+            return
+        if bool((times.isfinite() & (times != times.floor())).any()):
+            raise ValueError(
+                "times must be whole bins, with inf for silence; got values between bins, as images have. "
+                f"Encode values with ssnn_plugin.encode.latency(values, {self.t_max})"
+            )
+        train = times.ndim > 2 and len(times) == self.t_max > 2
+        if train and bool(((times == 0) | (times == 1)).all()) and bool((times == 0).any()):
+            raise ValueError(
+                f"times must be spike times [batch, *], got a spike train {list(times.shape)}. "
+                "Pass ssnn_plugin.decode.spikes_to_times(train)"
+            )

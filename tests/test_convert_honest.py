@@ -1,0 +1,344 @@
+"""Models whose network on spike times would differ are refused by name, or followed."""
+
+import copy
+import pickle
+
+import norse.torch as norse
+import pytest
+import torch
+from snntorch import spikegen
+from torch import nn
+
+from ssnn_plugin import IF, NoTimeMode, encode, to_event_driven
+from ssnn_plugin.decode import LaterSpikesWarning, spikes_to_times, times_to_spikes
+from ssnn_plugin.nn import SpikeLinear
+from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFParameters
+from ssnn_plugin.snntorch import SingleSpike, latency, reset
+
+T = 16
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def _times(seed=0):
+    values = torch.rand(9, 20, generator=torch.Generator().manual_seed(seed))
+    return encode.latency(values, T).double()
+
+
+def _linear(inputs=20, outputs=6):
+    layer = nn.Linear(inputs, outputs, bias=False).double()
+    nn.init.uniform_(layer.weight, -0.1, 0.2, generator=torch.Generator().manual_seed(1))
+    return layer
+
+
+def _chain(**options):
+    return nn.Sequential(_linear(), SingleSpike(init_hidden=True, **options))
+
+
+def _loop(model, times):
+    reset(model)
+    return spikes_to_times(torch.stack([model(x) for x in times_to_spikes(times, T)]))
+
+
+class _Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif = _linear(), SingleSpike()
+        self.start = nn.Parameter(torch.full((6,), 0.6))
+
+    def first(self, x):
+        return self.lif.reset_mem()
+
+    def output(self, spk):
+        return spk
+
+    def forward(self, x):
+        mem, out = self.first(x), []
+        for step in range(x.shape[0]):
+            spk, mem = self.lif(self.fc(x[step]), mem)
+            out.append(self.output(spk))
+        return torch.stack(out)
+
+
+class _Learned(_Net):
+    def first(self, x):
+        return self.start.expand(x.shape[1], 6)
+
+
+class _Random(_Net):
+    def first(self, x):
+        return torch.rand(x.shape[1], 6)
+
+
+class _RandomLike(_Net):
+    def first(self, x):
+        return 0.5 * torch.rand_like(self.fc(x[0]))
+
+
+class _Constant(_Net):
+    def first(self, x):
+        return torch.full((9, 6), 0.5)
+
+
+@pytest.mark.parametrize("kind", [_Learned, _Random, _RandomLike, _Constant])
+def test_a_start_from_another_potential_is_refused(kind):
+    with pytest.raises(
+        NoTimeMode, match=f"^{kind.__name__} starts lif from a potential of its own: .* starts from 0"
+    ):
+        to_event_driven(kind(), t_max=T)
+
+
+class _Zeros(_Net):
+    def first(self, x):
+        return torch.zeros(x.shape[1], 6, dtype=x.dtype)
+
+
+class _ZerosLike(_Net):
+    def first(self, x):
+        return torch.zeros_like(self.fc(x[0]))
+
+
+class _NewZeros(_Net):
+    def first(self, x):
+        return x.new_zeros(x.size(1), 6)
+
+
+@pytest.mark.parametrize("kind", [_Net, _Zeros, _ZerosLike, _NewZeros])
+def test_a_start_from_zeros_is_followed(kind):
+    model, times = kind(), _times()
+    found = to_event_driven(model, t_max=T)(times)
+    assert torch.equal(found, spikes_to_times(model(times_to_spikes(times, T))))
+    assert found.isfinite().any()
+
+
+def test_a_state_that_is_changed_on_the_way_is_refused():
+    class Changed(_Net):
+        def forward(self, x):
+            mem, out = self.lif.reset_mem(), []
+            for step in range(x.shape[0]):
+                spk, mem = self.lif(self.fc(x[step]), mem.detach())
+                out.append(spk)
+            return torch.stack(out)
+
+    with pytest.raises(NoTimeMode, match="detaches or changes the state of lif"):
+        to_event_driven(Changed(), t_max=T)
+
+
+@pytest.mark.parametrize("where", ["", "0", "1"])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
+def test_hooks_are_refused(where, kind):
+    model = _chain()
+    handle = getattr(model.get_submodule(where), f"register_{kind}_hook")(lambda *given: None)
+    named = where if where else "the model"
+    with pytest.raises(NoTimeMode, match=rf"^{named} \(\w+\) has hooks \(.*lambda.*\).*handle\.remove\(\)"):
+        to_event_driven(model, t_max=T)
+    handle.remove()
+    assert to_event_driven(model, t_max=T)(_times()).shape == (9, 6)
+
+
+class _Flip(_Net):
+    def output(self, spk):
+        return spk.flip(-1)
+
+
+class _Inverted(_Net):
+    def output(self, spk):
+        return 1 - spk
+
+
+class _Counted(_Net):
+    def forward(self, x):
+        return super().forward(x).sum(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (_Flip, "_Flip calls flip .* Behind the last neuron, do so with what the network returns"),
+        (_Inverted, "_Inverted calls r?sub .* Behind the last neuron, do so with what the network returns"),
+        (_Counted, "_Counted .*record of its steps .sum.. Do so with what the network returns"),
+    ],
+)
+def test_what_changes_the_spikes_of_the_last_neuron_is_refused(kind, message):
+    with pytest.raises(NoTimeMode, match=message):
+        to_event_driven(kind(), t_max=T)
+
+
+def test_a_checkpoint_loaded_later_is_followed():
+    model, times = _chain(beta=0.875), _times()
+    network = to_event_driven(model, t_max=T)
+    before = network(times)
+    checkpoint = model.state_dict() | {"1.threshold": torch.tensor(0.3), "1.beta": torch.tensor(0.5)}
+    model.load_state_dict(checkpoint)
+    after = network(times)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, _loop(model, times))
+    assert (network[0].neuron.threshold, network[0].neuron.beta) == (pytest.approx(0.3), 0.5)
+    model[1].threshold.data.fill_(0.7)
+    assert torch.equal(network(times), _loop(model, times))
+    model[0].weight = nn.Parameter(model[0].weight.detach() * 2)
+    assert torch.equal(network(times), _loop(model, times))
+
+
+def test_norses_parameters_set_later_are_followed():
+    model, times = norse.SequentialState(norse.Lift(_linear()), SingleSpikeIF()), _times()
+    network = to_event_driven(model, t_max=T)
+    model[1].p = SingleSpikeIFParameters(v_th=0.3)
+    assert torch.equal(network(times), spikes_to_times(model(times_to_spikes(times, T))[0]))
+
+
+def test_a_threshold_that_is_no_longer_one_number_is_refused_when_called():
+    model = _chain()
+    network = to_event_driven(model, t_max=T)
+    model[1].threshold = torch.arange(6.0)
+    with pytest.raises(ValueError, match="threshold must be the same for all neurons, got 6 values"):
+        network(_times())
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_a_network_stand_alone(again):
+    model, times = _chain(), _times()
+    network = to_event_driven(model, t_max=T)
+    copied = again(network)
+    model[1].threshold.fill_(0.3)
+    assert not torch.equal(network(times), copied(times))
+    assert list(copied.state_dict()) == ["0.weight"]
+
+
+def test_trains_that_fire_again_warn():
+    image = torch.rand(16, 30, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    with pytest.warns(
+        LaterSpikesWarning, match=r"of 480 lines of spikes fire more than once.*encode\.latency"
+    ):
+        spikes_to_times(spikegen.rate(image, 20))
+
+
+@pytest.mark.filterwarnings("error")
+def test_latency_codes_do_not_warn():
+    image = torch.rand(16, 30, generator=torch.Generator().manual_seed(0))
+    spikes_to_times(latency(image, 20))
+    spikes_to_times(spikegen.latency(image, 20, linear=True, normalize=True, clip=True))
+
+
+def test_images_are_no_spike_times():
+    network = to_event_driven(_chain(), t_max=T)
+    with pytest.raises(
+        ValueError, match=r"whole bins.*as images have.*ssnn_plugin\.encode\.latency\(values, 16\)"
+    ):
+        network(torch.rand(3, 20).double())
+
+
+def test_trains_are_no_spike_times():
+    network = to_event_driven(_chain(), t_max=T)
+    with pytest.raises(
+        ValueError, match=r"a spike train \[16, 9, 20\].*ssnn_plugin\.decode\.spikes_to_times"
+    ):
+        network(times_to_spikes(_times(), T))
+
+
+def _case(loop):
+    """A model whose loop is `loop(self, x, mem, out)`."""
+
+    def forward(self, x):
+        out = []
+        loop(self, x, self.lif.reset_mem(), out)
+        return out[0] if len(out) == 1 else torch.stack(out)
+
+    return type("_Case", (_Net,), {"forward": forward})()
+
+
+def _steps(change=lambda cur: cur, spikes=lambda spk: spk, length=lambda x: x.shape[0]):
+    def loop(self, x, mem, out):
+        for step in range(length(x)):
+            cur = self.fc(x[step])
+            change(cur)
+            spk, mem = self.lif(cur, mem)
+            out.append(spikes(spk))
+
+    return loop
+
+
+def _conditional(self, x, mem, out):
+    for step in range(x.shape[0]):
+        cur = self.fc(x[step])
+        spk, mem = self.lif(2 * cur if step > 5 else cur, mem)
+        out.append(spk)
+
+
+def _masked(self, x, mem, out):
+    for step in range(x.shape[0]):
+        spk, mem = self.lif(self.fc(x[step]), mem)
+        spk[:, 0] = 0
+        out.append(spk)
+
+
+def _fading(self, x, mem, out):
+    for step in range(x.shape[0]):
+        spk, mem = self.lif(self.fc(x[step]), mem)
+        self.lif.threshold = self.lif.threshold * 0.9
+        out.append(spk)
+
+
+def _backwards(self, x, mem, out):
+    _steps()(self, x, mem, out)
+    out.reverse()
+
+
+def _without_the_first(self, x, mem, out):
+    _steps()(self, x, mem, out)
+    del out[0]
+
+
+def _filled(where):
+    def loop(self, x, mem, out):
+        out.append(torch.zeros(x.shape[0], x.shape[1], 6))
+        for step in range(x.shape[0]):
+            out[0][where(step)], mem = self.lif(self.fc(x[step]), mem)
+
+    return loop
+
+
+@pytest.mark.parametrize(
+    ("loop", "message"),
+    [
+        (
+            _steps(change=lambda cur: cur.add_(1)),
+            r"changes a tensor in place \(add_\). Use the form that returns",
+        ),
+        (_steps(length=lambda x: x.shape[0] - 1), r"cannot be followed.*number of steps is computed \(sub\)"),
+        (_conditional, "does not drive lif in the same way in every step"),
+        (_masked, "assigns to parts of a tensor"),
+        (_fading, "keeps threshold of its own between steps"),
+        (_backwards, "does not return the record of all its steps, one after the other"),
+        (_without_the_first, "does not return the record of all its steps, one after the other"),
+        (_filled(lambda step: T - 1 - step), "does not fill its record step after step"),
+        (_filled(lambda step: 0), "does not fill its record step after step"),
+    ],
+)
+def test_what_differs_between_steps_is_refused(loop, message):
+    model = _case(loop)
+    before = model.lif.threshold.clone()
+    with pytest.raises(NoTimeMode, match=message):
+        to_event_driven(model, t_max=T)
+    assert torch.equal(model.lif.threshold, before)
+
+
+def test_a_record_that_is_filled_is_followed():
+    model, times = _case(_filled(lambda step: step)), _times()
+    assert torch.equal(
+        to_event_driven(model, t_max=T)(times), spikes_to_times(model(times_to_spikes(times, T)))
+    )
+
+
+def test_layers_on_times_are_no_steps():
+    model = nn.Sequential(SpikeLinear(4, 4, IF(), t_max=T), nn.Linear(4, 4), SingleSpike(init_hidden=True))
+    with pytest.raises(NoTimeMode, match=r"0 \(SpikeLinear\) has no time mode"):
+        to_event_driven(model, t_max=T)
+
+
+def test_a_window_of_one_step():
+    model, times = _case(_steps()), torch.zeros(9, 20).double()
+    expected = spikes_to_times(model(times_to_spikes(times, 1)).unsqueeze(0))
+    assert torch.equal(to_event_driven(model, t_max=1)(times), expected)
+    with pytest.raises(NoTimeMode, match="takes only 0 of its input"):
+        to_event_driven(_case(_steps(length=lambda x: 1)), t_max=1)

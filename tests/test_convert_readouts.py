@@ -1,0 +1,244 @@
+"""Values that are read behind the last neurons, and normalisations folded into weights."""
+
+import norse.torch as norse
+import pytest
+import snntorch as snn
+import torch
+from norse.torch import LIBoxParameters, LIParameters
+from torch import nn
+
+from ssnn_plugin import NoTimeMode, encode, fold_batchnorm, to_event_driven, verify
+from ssnn_plugin.decode import times_to_spikes
+from ssnn_plugin.nn import SpikeLinear, SpikeReadout
+from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell
+from ssnn_plugin.snntorch import SingleSpike, latency
+
+T = 12
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def _image(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def _alive(model):
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "weight" in name:
+                parameter.normal_(0.2, 0.4, generator=generator)
+    return model.double()
+
+
+def _hidden():
+    return nn.Linear(16, 10), SingleSpike(init_hidden=True), nn.Linear(10, 4)
+
+
+def _potential(**options):
+    return snn.Leaky(reset_mechanism="none", init_hidden=True, output=True, **options)
+
+
+def _norse(read_out, *weights):
+    weights = weights or (norse.Lift(nn.Linear(10, 4)),)
+    return norse.SequentialState(norse.Lift(nn.Linear(16, 10)), SingleSpikeIF(), *weights, read_out)
+
+
+READ_OUTS = {
+    "linear": lambda: nn.Sequential(*_hidden()),
+    "two linear": lambda: nn.Sequential(*_hidden(), nn.ReLU(), nn.Linear(4, 3)),
+    "potential": lambda: nn.Sequential(*_hidden(), _potential(beta=0.8)),
+    "potential without leak": lambda: nn.Sequential(*_hidden(), _potential(beta=1.0)),
+    "potential, leak per neuron": lambda: nn.Sequential(
+        *_hidden(), _potential(beta=torch.tensor([0.0, 0.5, 0.9, 1.0]))
+    ),
+    "potential, learned leak": lambda: nn.Sequential(*_hidden(), _potential(beta=0.8, learn_beta=True)),
+    "li": lambda: _norse(norse.LI()),
+    "li above rest": lambda: _norse(norse.LI(LIParameters(v_leak=torch.tensor(0.3)))),
+    "li cell": lambda: norse.SequentialState(
+        nn.Linear(16, 10), SingleSpikeIFCell(), nn.Linear(10, 4), norse.LICell()
+    ),
+    "li box cell": lambda: norse.SequentialState(
+        nn.Linear(16, 10),
+        SingleSpikeIFCell(),
+        nn.Linear(10, 4),
+        norse.LIBoxCell(LIBoxParameters(v_leak=torch.tensor(0.3))),
+    ),
+    "li with weights": lambda: norse.SequentialState(
+        nn.Linear(16, 10), SingleSpikeIFCell(), norse.LILinearCell(10, 4)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ_OUTS)
+def test_read_outs_give_the_values_of_the_steps(name):
+    model = _alive(READ_OUTS[name]())
+    network = to_event_driven(model, t_max=T)
+    assert [type(layer) for layer in network] == [SpikeLinear, SpikeReadout]
+    report = verify(model, latency(_image(8, 16), T))
+    assert report.ok, report
+    assert report.outputs == T * 8 * (3 if name == "two linear" else 4)
+    named = dict(model.named_parameters())
+    assert set(report.gradients) == set(named)
+
+
+@pytest.mark.parametrize("name", READ_OUTS)
+def test_the_last_bin_has_its_value_and_gradients(name):
+    model, times = _alive(READ_OUTS[name]()), encode.latency(_image(8, 16), T)
+    every, last = (to_event_driven(model, t_max=T, last_bin=last_bin)(times) for last_bin in (False, True))
+    torch.testing.assert_close(last, every[-1], rtol=1e-10, atol=1e-12)
+    weights = torch.linspace(-1, 2, last.numel(), dtype=torch.float64).reshape(last.shape)
+    parameters = list(model.parameters())
+    for a, b in zip(
+        torch.autograd.grad((weights * last).sum(), parameters),
+        torch.autograd.grad((weights * every[-1]).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_a_hand_computed_potential():
+    model = nn.Sequential(
+        nn.Linear(1, 1, bias=False), SingleSpike(init_hidden=True), nn.Linear(1, 1), _potential(beta=0.5)
+    )
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), (2.0, 3.0, 0.25), strict=True):
+            parameter.fill_(value)
+    network = to_event_driven(model, t_max=4)
+    # A bias of 0.25 in every bin, and the spike's weight of 3 from bin 1 on, halved in every bin.
+    expected = [0.25, 0.125 + 3.25, 1.6875 + 0.25, 0.96875 + 0.25]
+    assert network(torch.tensor([[1.0]])).flatten().tolist() == expected
+    last = to_event_driven(model, t_max=4, last_bin=True)
+    assert last(torch.tensor([[1.0], [torch.inf]])).flatten().tolist() == [1.21875, 0.46875]
+
+
+def test_silent_and_late_spikes_are_not_heard():
+    network = to_event_driven(_alive(nn.Sequential(*_hidden(), _potential(beta=0.9))), t_max=T, last_bin=True)
+    silent = network(torch.full((2, 16), torch.inf).double())
+    assert torch.equal(silent[0], silent[1])
+    assert torch.equal(
+        network[1](torch.full((1, 10), float(T)).double()),
+        network[1](torch.full((1, 10), torch.inf).double()),
+    )
+
+
+def test_weights_are_shared_and_leaks_are_followed():
+    model = _alive(nn.Sequential(*_hidden(), _potential(beta=0.9)))
+    network, times = to_event_driven(model, t_max=T), encode.latency(_image(8, 16), T)
+    assert {id(p) for p in network.parameters()} == {id(p) for p in model.parameters()}
+    before = network(times)
+    model[3].beta.fill_(0.5)
+    assert not torch.equal(network(times), before)
+    assert verify(model, times_to_spikes(times, T)).ok
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            lambda: [*_hidden(), _potential(beta=0.9), nn.Linear(4, 2), SingleSpike(init_hidden=True)],
+            r"4 \(Linear\) .*3 \(Leaky\)|3 \(Leaky\) has no time mode: it is no neuron that fires",
+        ),
+        (
+            lambda: [*_hidden(), snn.Leaky(0.9, reset_mechanism="none", init_hidden=True)],
+            r"3 \(Leaky\) has no time mode: it returns its spikes alone. Set output=True",
+        ),
+        (
+            lambda: [*_hidden(), _potential(beta=0.9, state_quant=torch.round)],
+            r"3 \(Leaky\) has no time mode: the option state_quant has no meaning",
+        ),
+        (lambda: [nn.Linear(16, 4)], r"the model must end with neurons"),
+    ],
+)
+def test_what_is_no_read_out_is_refused(parts, message):
+    with pytest.raises(NoTimeMode, match=message):
+        to_event_driven(nn.Sequential(*parts()), t_max=T)
+
+
+def test_a_read_out_has_no_state_in_front():
+    for between in (nn.BatchNorm1d(10), nn.RNNCell(10, 10)):
+        parts = (*_hidden()[:2], between, nn.Linear(10, 4))
+        with pytest.raises(NoTimeMode, match=r"2 \(BatchNorm1d\) .*model\.eval|has a state of its own"):
+            to_event_driven(nn.Sequential(*parts), t_max=T)
+        with pytest.raises(NoTimeMode, match=r"2 \(BatchNorm1d\) .*model\.eval|has a state of its own"):
+            to_event_driven(nn.Sequential(*parts, _potential(beta=0.9)), t_max=T)
+    half = nn.Sequential(*_hidden()[:2], nn.Linear(10, 4).half())
+    with pytest.raises(NoTimeMode, match="neither float32 nor float64"):
+        to_event_driven(half, t_max=T)
+
+
+# Normalisations
+
+
+def _normed():
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.Linear(144, 5),
+        nn.Identity(),
+        nn.BatchNorm1d(5, affine=False),
+        nn.Conv1d(5, 3, 1),
+        nn.BatchNorm1d(3),
+    )
+    for module in model:
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model.double().eval()
+
+
+def test_normalisations_become_part_of_the_weights():
+    model = _normed()
+    image = _image(6, 2, 8, 8)
+    expected = model[:6](image)
+    last = model[6:](expected.unsqueeze(2))
+    assert fold_batchnorm(model) == ["1", "5", "7"]
+    torch.testing.assert_close(model[:6](image), expected)
+    torch.testing.assert_close(model[6:](expected.unsqueeze(2)), last)
+    assert not any("BatchNorm" in type(module).__name__ for module in model)
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
+    assert fold_batchnorm(model) == []
+
+
+def test_a_folded_model_runs_by_events():
+    model = nn.Sequential(nn.Linear(16, 4, bias=False), nn.BatchNorm1d(4), SingleSpike(init_hidden=True))
+    _alive(model)
+    model[1].running_mean.normal_(0, 0.1)
+    fold_batchnorm(model)
+    network = to_event_driven(model, t_max=T, binwise=False)
+    assert network[0].weight is model[0].weight
+    assert network[0].bias is model[0].bias
+    assert verify(model, latency(_image(8, 16), T)).ok
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)),
+            r"1 \(BatchNorm1d\) cannot be folded: the module before it must be a Linear .*, got ReLU",
+        ),
+        (lambda: nn.Sequential(nn.BatchNorm1d(4)), r"0 \(BatchNorm1d\) cannot be folded: .*, got nothing"),
+        (
+            lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)),
+            r"1 \(BatchNorm1d\) cannot be folded: it has no running statistics",
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(4)),
+            "the module before it has 3 outputs, not 4",
+        ),
+        (
+            lambda: nn.Sequential(*[nn.Linear(4, 4)] * 2, nn.BatchNorm1d(4)),
+            "the module before it stands in two places",
+        ),
+        (
+            lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.BatchNorm1d(4)),
+            "its weights are parametrized",
+        ),
+    ],
+)
+def test_what_cannot_be_folded_leaves_the_model_as_it_was(make, message):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), make())
+    with pytest.raises(ValueError, match=message):
+        fold_batchnorm(model)
+    assert isinstance(model[1], nn.BatchNorm1d)

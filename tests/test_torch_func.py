@@ -1,0 +1,142 @@
+"""`torch.func` over networks on spike times, layers in bins and windows of steps."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+from ssnn_plugin import IF, encode, to_event_driven
+from ssnn_plugin.decode import first_spikes
+from ssnn_plugin.functional import fill_silent
+from ssnn_plugin.nn import SpikeConv2d
+from ssnn_plugin.snntorch import SingleSpike, latency
+
+T = 12
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def _image():
+    return torch.rand(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def _network(**options):
+    model = nn.Sequential(
+        nn.Linear(8, 6),
+        SingleSpike(init_hidden=True, **options),
+        nn.Linear(6, 3),
+        SingleSpike(init_hidden=True, **options),
+    ).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in model[::2]:
+            module.weight.uniform_(-0.1, 0.5, generator=generator)
+            module.bias.zero_()
+    return to_event_driven(model, t_max=T)
+
+
+def _loss(times):
+    return fill_silent(times, T).pow(2).sum()
+
+
+NETWORKS = {"events": _network, "bins": lambda: _network(learn_threshold=True)}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_other_parameters_for_a_call(name):
+    network, times = NETWORKS[name](), encode.latency(_image(), T)
+    other = {key: (value + 0.2).detach().requires_grad_() for key, value in network.named_parameters()}
+    found = functional_call(network, other, (times,))
+    before = network(times)
+    assert not torch.equal(found, before)
+    gradients = torch.autograd.grad(_loss(found), list(other.values()))
+    with torch.no_grad():
+        for key, value in network.named_parameters():
+            value.copy_(other[key])
+    assert torch.equal(network(times), found)
+    expected = torch.autograd.grad(_loss(network(times)), list(network.parameters()))
+    for a, b in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_samples_and_ensembles_are_mapped(name):
+    network, times = NETWORKS[name](), encode.latency(_image(), T)
+    one_by_one = vmap(lambda x: network(x.unsqueeze(0)).squeeze(0))(times)
+    assert torch.equal(one_by_one, network(times))
+    parameters = dict(network.named_parameters())
+    several = {key: torch.stack([value, value + 0.2]) for key, value in parameters.items()}
+    found = vmap(lambda p: functional_call(network, p, (times,)))(several)
+    for number in range(2):
+        chosen = {key: value[number] for key, value in several.items()}
+        assert torch.equal(found[number], functional_call(network, chosen, (times,)))
+
+
+def _same_per_sample(loss, parameters, samples, axis):
+    found = vmap(grad(loss), (None, axis))(parameters, samples)
+    for number in range(samples.shape[axis]):
+        total = loss(parameters, samples.select(axis, number))
+        expected = torch.autograd.grad(total, list(parameters.values()))
+        for gradient, one in zip(found.values(), expected, strict=True):
+            torch.testing.assert_close(gradient[number], one)
+
+
+def test_gradients_of_each_sample_of_layers_in_bins():
+    model = nn.Sequential(nn.Linear(8, 6), SingleSpike(init_hidden=True, learn_threshold=True)).double()
+    nn.init.uniform_(model[0].weight, 0, 0.5)
+    network, times = to_event_driven(model, t_max=T), encode.latency(_image(), T)
+    _same_per_sample(
+        lambda p, x: _loss(functional_call(network, p, (x.unsqueeze(0),))),
+        dict(network.named_parameters()),
+        times,
+        0,
+    )
+
+
+@pytest.mark.parametrize("silent_gradient", [False, True])
+def test_gradients_of_each_sample_of_layers_by_events(silent_gradient):
+    network, times = _network(), encode.latency(_image(), T)
+    network[-1].silent_gradient = silent_gradient
+    parameters = dict(network.named_parameters())
+    _same_per_sample(lambda p, x: _loss(functional_call(network, p, (x.unsqueeze(0),))), parameters, times, 0)
+
+
+def test_gradients_of_each_sample_of_convolutions():
+    layer = SpikeConv2d(2, 3, 3, IF(1.0), t_max=T, bias=True, init_range=(-0.1, 0.4)).double()
+    image = torch.rand(4, 2, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    times = encode.latency(image, T)
+    _same_per_sample(
+        lambda p, x: _loss(functional_call(layer, p, (x.unsqueeze(0),))),
+        dict(layer.named_parameters()),
+        times,
+        0,
+    )
+
+
+def test_gradients_of_each_sample_of_a_window():
+    linear, lif = nn.Linear(8, 6).double(), SingleSpike(sequence=True)
+    nn.init.uniform_(linear.weight, 0, 0.5)
+    _same_per_sample(
+        lambda p, x: _loss(first_spikes(lif(functional_call(linear, p, (x,)))[0])),
+        dict(linear.named_parameters()),
+        latency(_image(), T),
+        1,
+    )
+
+
+def test_the_latency_rule_has_no_second_derivative():
+    lif, currents = SingleSpike(sequence=True), torch.rand(T, 3, dtype=torch.float64)
+
+    def first(x):
+        return grad(lambda y: (lif(y)[1] ** 2).sum())(x).sum()
+
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        grad(first)(currents)
+    network, times = _network(), encode.latency(_image(), T)
+    parameters = dict(network.named_parameters())
+
+    def gradient(p):
+        inner = grad(lambda q: _loss(functional_call(network, q, (times,))))(p)
+        return sum(one.sum() for one in inner.values())
+
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        grad(gradient)(parameters)

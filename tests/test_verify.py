@@ -1,0 +1,228 @@
+import sys
+
+import norse.torch as norse
+import pytest
+import snntorch as snn
+import torch
+from snntorch import spikegen
+from torch import nn
+
+from ssnn_plugin import NoTimeMode, to_event_driven, verify
+from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell
+from ssnn_plugin.snntorch import FirstSpikePool2d, SingleSpike, latency
+
+T = 16
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def _seeded(model, mean=0.15, spread=0.3):
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(mean, spread, generator=generator)
+    return model
+
+
+def _image(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _stack(**last):
+    return nn.Sequential(
+        nn.Linear(20, 12, bias=False),
+        SingleSpike(init_hidden=True),
+        nn.Linear(12, 6, bias=False),
+        SingleSpike(init_hidden=True, **last),
+    )
+
+
+class _Loop(nn.Module):
+    """With its spikes behind its potential."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(20, 12), nn.Linear(12, 6)
+        self.lif1, self.lif2 = SingleSpike(0.9), SingleSpike(0.9)
+
+    def forward(self, x):
+        mem1, mem2, spikes, potentials = self.lif1.reset_mem(), self.lif2.reset_mem(), [], []
+        for x_t in x:
+            spk, mem1 = self.lif1(self.fc1(x_t), mem1)
+            spk, mem2 = self.lif2(self.fc2(spk), mem2)
+            spikes.append(spk)
+            potentials.append(mem2)
+        return torch.stack(potentials), torch.stack(spikes)
+
+
+class _Cell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.cell = nn.Linear(20, 6), SingleSpikeIFCell()
+
+    def forward(self, x, state=None):
+        return self.cell(self.fc(x), state)
+
+
+MODELS = {
+    "steps": _stack,
+    "steps with potential": lambda: _stack(output=True),
+    "loop": _Loop,
+    "cell": _Cell,
+    "window": lambda: norse.SequentialState(norse.Lift(nn.Linear(20, 6)), SingleSpikeIF()),
+    "norse, a step per call": lambda: norse.SequentialState(nn.Linear(20, 6), SingleSpikeIFCell()),
+    "learned threshold": lambda: nn.Sequential(
+        nn.Linear(20, 6, bias=False), SingleSpike(init_hidden=True, learn_threshold=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_network_is_the_model(name, dtype):
+    model = _seeded(MODELS[name]()).to(dtype)
+    report = verify(model, latency(_image(9, 20), T).to(dtype))
+    assert report.ok, report
+    assert report.equal == report.outputs == 54
+    assert report.silent < 54
+    assert report.differences == []
+    assert set(report.gradients) == {key for key, _ in model.named_parameters()}
+    assert f"spike times: 54 of 54 agree, {report.silent} of them silent" in str(report)
+    count = len(report.gradients)
+    assert f"gradients: {count} of {count} parameters agree" in str(report)
+
+
+def test_convolutions_and_pools():
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        SingleSpike(init_hidden=True),
+        FirstSpikePool2d(2, init_hidden=True),
+        nn.Flatten(),
+        nn.Linear(27, 4),
+        SingleSpike(init_hidden=True),
+    )
+    assert verify(_seeded(model), latency(_image(5, 1, 8, 8), T)).ok
+
+
+def test_the_model_is_left_as_it_is():
+    model = _seeded(_stack())
+    model(torch.ones(3, 20))
+    before = model[1].mem.clone()
+    verify(model, latency(_image(9, 20), T))
+    assert torch.equal(model[1].mem, before)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_values_that_stay():
+    class Constant(_Loop):
+        def forward(self, x):
+            return super().forward(x for _ in range(T))
+
+    assert verify(_seeded(Constant()), _image(9, 20)).ok
+    model = _seeded(_stack())
+    assert verify(model, _image(9, 20), t_max=T, constant_input=True).ok
+    with pytest.raises(
+        ValueError, match="t_max must be given for a model that gets the same values in every"
+    ):
+        verify(model, _image(9, 20), constant_input=True)
+
+
+def test_read_outs_are_compared_as_values():
+    model = nn.Sequential(
+        *_stack()[:3], snn.Leaky(0.9, reset_mechanism="none", init_hidden=True, output=True)
+    )
+    report = verify(_seeded(model), latency(_image(9, 20), T))
+    assert report.ok, report
+    assert report.outputs == T * 9 * 6
+    assert str(report).startswith("values: 864 of 864 agree to 0.0001")
+
+
+def _on_a_grid(step):
+    model = nn.Sequential(nn.Linear(60, 30, bias=False), SingleSpike(init_hidden=True))
+    with torch.no_grad():
+        model[0].weight.copy_(
+            torch.randint(-2, 5, (30, 60), generator=torch.Generator().manual_seed(1)).float() * step
+        )
+    return model
+
+
+def test_sums_that_tie_are_named_with_the_remedy():
+    trains = latency(_image(40, 60), T)
+    report = verify(_on_a_grid(0.1), trains)
+    assert not report.ok
+    assert report.equal < report.outputs
+    assert len(report.differences) == 5
+    assert report.explained == report.examined > 0
+    assert list(report.ties) == ["0"]
+    first = report.differences[0]
+    assert first.steps != first.events
+    told = str(report)
+    assert f"sample {first.index[0]}, output ({first.index[1]},): steps {first.steps:g}" in told
+    assert (
+        f"ties: {report.explained} of the {report.explained} differences looked at are in samples in which"
+        in told
+    )
+    assert f"(neurons: {report.ties['0']} in layer 0)" in told
+    assert "multiples of a power of two are added up exactly" in told
+    assert "no ties" not in told
+    assert verify(_on_a_grid(0.125), trains).ok
+    model = _on_a_grid(0.1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_((parameter * 256).round() / 256)
+    assert verify(model, trains).ok
+
+
+def test_differences_without_ties_are_told_apart(monkeypatch):
+    def another(model, **options):
+        network = to_event_driven(model, **options)
+        network.follow = []
+        network[0].weight = nn.Parameter(1.3 * network[0].weight.detach())
+        return network
+
+    monkeypatch.setattr(sys.modules["ssnn_plugin.verify"], "to_event_driven", another)
+    report = verify(_seeded(_stack()), latency(_image(9, 20), T))
+    assert not report.ok
+    assert report.explained < report.examined
+    assert "are no ties: the network is not the model" in str(report)
+    assert report.gradients_that_differ
+
+
+def test_silent_outputs_prove_nothing():
+    report = verify(_seeded(_stack(), mean=-1.0), latency(_image(9, 20), T))
+    assert report.silent == report.outputs
+    assert "every output is silent: nothing is compared" in str(report)
+
+
+def test_batches_that_are_no_single_spikes_are_refused():
+    torch.manual_seed(0)
+    with pytest.raises(
+        ValueError, match=r"batch must fire at most once a line, got .* lines that fire more than"
+    ):
+        verify(_stack(), spikegen.rate(_image(9, 20), T))
+    with pytest.raises(
+        ValueError, match=r"batch must hold spikes, 0 or 1; encode values.*constant_input=True"
+    ):
+        verify(_stack(), _image(T, 9, 20))
+    with pytest.raises(ValueError, match=r"batch must have t_max = 8 steps, got \[16, 9, 20\]"):
+        verify(_stack(), latency(_image(9, 20), T), t_max=8)
+
+
+def test_a_model_without_a_time_mode_is_refused():
+    with pytest.raises(NoTimeMode, match="may fire more than once"):
+        verify(nn.Sequential(nn.Linear(20, 6), snn.Leaky(0.9, init_hidden=True)), latency(_image(9, 20), T))
+
+
+def test_models_that_keep_their_spikes_to_themselves_are_refused():
+    class Potential(_Loop):
+        def forward(self, x):
+            return super().forward(x)[0]
+
+    class Last(_Loop):
+        def forward(self, x):
+            return super().forward(x)[1][-1]
+
+    with pytest.raises(ValueError, match="model must return the spikes of its last neurons"):
+        verify(Potential(), latency(_image(9, 20), T))
+    with pytest.raises((ValueError, NoTimeMode)):
+        verify(Last(), latency(_image(9, 20), T))
