@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks import timing
 from reproductions import datasets
+from reproductions.allocator import keep_freed_memory
 from reproductions.errors import run_command_line
 from ssnn_plugin import IF, ExpPSP, ReLPSP, encode
 from ssnn_plugin.functional import normalize_error
@@ -317,6 +318,42 @@ def event_driven(
             f"1/{result.peaks[0] / result.peaks[1]:.0f}",
         )
     _print(table)
+
+
+@app.command()
+def bins(
+    data_root: DataRoot = None,
+    steps: Annotated[int, typer.Option(min=10, help="Timed steps of each.")] = 20,
+    keep_memory: Annotated[bool, typer.Option(help="Have glibc keep freed memory, for all.")] = True,
+    threads: Threads = None,
+) -> None:
+    """Training step of 16C5-P2-32C5-P2-300-10, T = 8, batch 128, on MNIST: all bins at once against snnTorch.
+
+    Peak memory is what a step needs beyond the model, in a fresh process under glibc's defaults.
+    """
+    from . import bins as networks  # imports snnTorch, which most commands do without
+
+    if keep_memory:
+        keep_freed_memory()
+    _set_threads(threads)
+    images = datasets.load("mnist", "train", data_root)
+    times = encode.latency(images.x, networks.T_MAX, x_max=images.x_max)
+    index = torch.randperm(len(times))[: (steps + 1) * BATCH].split(BATCH)
+    taken, peaks = networks.compare([(times[i], images.y[i]) for i in index])
+    base, *_ = medians = {name: statistics.median(part) for name, part in taken.items()}
+    columns = "p10 (ms)", "median (ms)", "of the loop's", "peak memory (MiB)", "of the loop's"
+    table = Table(f"{networks.NAME}, T = {networks.T_MAX}, batch {BATCH}", *columns)
+    for name, part in taken.items():
+        table.add_row(
+            name,
+            f"{1e3 * statistics.quantiles(part, n=10)[0]:.0f}",
+            f"{1e3 * medians[name]:.0f}",
+            f"1/{medians[base] / medians[name]:.1f}",
+            f"{peaks[name]:.0f}",
+            f"1/{peaks[base] / peaks[name]:.1f}",
+        )
+    _print(table)
+    console.print(f"freed memory {'kept' if keep_memory else 'given back'}, {steps} steps of each in turn")
 
 
 @app.command("import")
