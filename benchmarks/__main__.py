@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from benchmarks import timing
 from reproductions import datasets
 from reproductions.allocator import keep_freed_memory
-from reproductions.errors import run_command_line
+from reproductions.errors import SuiteError, run_command_line
 from ssnn_plugin import IF, ExpPSP, ReLPSP, encode
 from ssnn_plugin.functional import normalize_error
 from ssnn_plugin.losses import RelativeTargetLoss, TemporalCrossEntropyLoss
@@ -354,6 +354,51 @@ def bins(
         )
     _print(table)
     console.print(f"freed memory {'kept' if keep_memory else 'given back'}, {steps} steps of each in turn")
+
+
+@app.command()
+def gradients(
+    dataset: Annotated[str, typer.Option(help="digits or mnist.")] = "digits",
+    data_root: DataRoot = None,
+    images: Annotated[int, typer.Option(min=500, help="Training images; a fifth is held out.")] = 5000,
+    epochs: Annotated[int, typer.Option(min=1)] = 15,
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    figure: Annotated[Path | None, typer.Option(help="File for a figure, .png or .svg.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Gradient rules of IF networks: accuracy, agreement with a smooth network, spread over inputs.
+
+    Learning rates are chosen on the held-out images with one more seed. Gradients are those of the first layer,
+    at the start / after training in every bin: their cosine to that of the network made smooth by escape noise, and
+    how the loss changes by the best of a few steps along them.
+    """
+    from . import gradients as rules  # imports matplotlib, which the other commands do without
+
+    if dataset not in ("digits", "mnist"):
+        raise SuiteError(f"the data set must be digits or mnist, got {dataset!r}")
+    if figure is not None and figure.suffix not in (".png", ".svg"):
+        raise SuiteError(f"the figure must be a .png or an .svg, got {figure}")
+    _set_threads(threads)
+    part = datasets.load(dataset, "train", data_root)
+    order = torch.randperm(len(part.y), generator=torch.Generator().manual_seed(0))[:images]
+    times = encode.latency(part.x[order], rules.T_MAX, x_max=part.x_max).unflatten(1, part.shape)
+    labels, few = part.y[order], len(order) // 5
+    learned, held_out = (times[few:], labels[few:]), (times[:few], labels[:few])
+    audits = {}
+    with console.status("") as status:
+        for kind in rules.NETWORKS:
+            audits[kind] = rules.audit(kind, learned, held_out, epochs, seeds, status.console.log)
+    columns = [
+        f"{kind}: {what}" for kind in audits for what in ("accuracy (rate)", "cosine", "loss", "spread")
+    ]
+    table = Table(
+        "rule", *columns, title=f"{dataset}, {len(learned[1])} images, {epochs} epochs, {seeds} seeds"
+    )
+    for name in rules.RULES:
+        table.add_row(*rules.row(name, audits))
+    console.print(table)
+    if figure is not None:
+        rules.draw(audits, figure)
 
 
 @app.command("import")
