@@ -33,7 +33,7 @@ BATCH = 64
 # A class that fires so many bins earlier is e times likelier.
 TEMPERATURE = 2.0
 FIRING = 0.3
-LEARNING_RATES = (3e-3, 1e-2, 3e-2)
+LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 NETWORKS = "MLP", "conv"
 
 # Width in thresholds of the smooth network's escape noise.
@@ -244,7 +244,7 @@ def cosine(first: Tensor, second: Tensor) -> float:
 
 @torch.no_grad()
 def descent(network: SpikeSequential, direction: Tensor, data: Data) -> float:
-    """How much the best of a few steps of the first layer against `direction` changes the loss, relative to it."""
+    """How the best of a few steps of the first layer against `direction` changes the loss, relative to it."""
     weight, loss = connections(network)[0].weight, loss_function()
     start, unit = weight.clone(), weight.norm() * direction / direction.norm()
     before = float(loss(network(data[0]), data[1]))
