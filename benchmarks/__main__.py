@@ -338,7 +338,7 @@ def bins(
     _set_threads(threads)
     images = datasets.load("mnist", "train", data_root)
     times = encode.latency(images.x, networks.T_MAX, x_max=images.x_max)
-    index = torch.randperm(len(times))[: (steps + 1) * BATCH].split(BATCH)
+    index = torch.randperm(len(times))[: (steps + 1) * BATCH].reshape(-1, BATCH)
     taken, peaks = networks.compare([(times[i], images.y[i]) for i in index])
     base, *_ = medians = {name: statistics.median(part) for name, part in taken.items()}
     columns = "p10 (ms)", "median (ms)", "of the loop's", "peak memory (MiB)", "of the loop's"
@@ -381,7 +381,7 @@ def gradients(
     _set_threads(threads)
     part = datasets.load(dataset, "train", data_root)
     order = torch.randperm(len(part.y), generator=torch.Generator().manual_seed(0))[:images]
-    times = encode.latency(part.x[order], rules.T_MAX, x_max=part.x_max).unflatten(1, part.shape)
+    times = encode.latency(part.x[order].reshape(-1, *part.shape), rules.T_MAX, x_max=part.x_max)
     labels, few = part.y[order], len(order) // 5
     learned, held_out = (times[few:], labels[few:]), (times[:few], labels[:few])
     audits = {}

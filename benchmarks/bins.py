@@ -76,7 +76,8 @@ def _of_the_host(module: nn.Module) -> list[nn.Module]:
     if isinstance(module, EarliestSpikePool2d):
         return [nn.MaxPool2d(module.kernel_size)]
     if isinstance(module, SpikeConv2d):
-        dense: nn.Module = nn.Conv2d(module.in_channels, module.out_channels, module.kernel_size, bias=False)
+        height, width = module.kernel_size
+        dense: nn.Module = nn.Conv2d(module.in_channels, module.out_channels, (height, width), bias=False)
     elif isinstance(module, SpikeLinear):
         dense = nn.Linear(module.in_features, module.out_features, bias=False)
     else:

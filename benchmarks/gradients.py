@@ -66,7 +66,7 @@ class AtTheSpike(Rule):
     def learner(self, network: SpikeSequential) -> Learner:
         for layer in connections(network):
             layer.gradient = self.gradient
-        return network  # type: ignore[no-any-return]
+        return network
 
     def pull(self, layer: SpikeLinear, times: Tensor, chosen: Tensor) -> Tensor:
         layer.gradient = self.gradient
@@ -153,11 +153,10 @@ def build(kind: str, times: Tensor, seed: int) -> SpikeSequential:
     if kind == "MLP":
         layers = [SpikeFlatten(), _linear(size * size, 50), _linear(50, 50)]
     else:
-        fine = {"kernel_size": 3, "padding": 1} if size == 8 else {"kernel_size": 5, "stride": 2}
-        second = {"kernel_size": 3} if size == 8 else {"kernel_size": 5}
+        kernel, stride, padding = (3, 1, 1) if size == 8 else (5, 2, 0)
         layers = [
-            SpikeConv2d(1, 8, neuron=IF(), t_max=T_MAX, **fine),  # type: ignore[arg-type]
-            SpikeConv2d(8, 16, neuron=IF(), t_max=T_MAX, input_pool=AveragePool(2), **second),
+            SpikeConv2d(1, 8, kernel, IF(), t_max=T_MAX, stride=stride, padding=padding),
+            SpikeConv2d(8, 16, kernel, IF(), t_max=T_MAX, input_pool=AveragePool(2)),
             SpikeFlatten(),
             _linear(64, 50),
         ]
@@ -187,7 +186,7 @@ def train(network: SpikeSequential, rule: Rule, data: Data, epochs: int, rate: f
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(epochs):
         order = torch.randperm(len(labels), generator=generator)
-        for index in order[: len(labels) // BATCH * BATCH].split(BATCH):
+        for index in order[: len(labels) // BATCH * BATCH].reshape(-1, BATCH):
             optimizer.zero_grad()
             loss(learner(times[index]), labels[index]).backward()
             for layer in connections(network)[:-1]:
@@ -354,9 +353,9 @@ def draw(audits: dict[str, Audit], path: Path) -> None:
         left.barh(places, values, height, xerr=spans, label=kind)
     left.set_yticks([number + 0.4 - height / 2 for number in range(len(RULES))], list(RULES))
     left.invert_yaxis()
-    left.set_xlim(min(left.get_xlim()[1], 80), 100)
+    left.set_xlim(0, 100)
     left.set_xlabel("accuracy on held-out images, rule potential (%)")
-    left.legend(loc="lower left")
+    left.legend(loc="lower left", framealpha=0.9)
     styles = ["-", "--", "-.", ":", "-", "--", "-."]
     for style, (name, finding) in zip(styles, audits[NETWORKS[0]].items(), strict=True):
         right.plot(range(T_MAX), finding.by_lag, style, label=name)

@@ -28,9 +28,9 @@ def peak(build: Callable[[], Step], inputs: Tensor, labels: Tensor, warm_up: int
     process = context.Process(target=_measure, args=arguments)
     process.start()
     sender.close()
-    peak: float = receiver.recv()
+    mib: float = receiver.recv()
     process.join()
-    return peak
+    return mib
 
 
 def _measure(
