@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from benchmarks import timing
 from reproductions import datasets
-from reproductions.errors import run_command_line
+from reproductions.allocator import keep_freed_memory
+from reproductions.errors import SuiteError, run_command_line
 from ssnn_plugin import IF, ExpPSP, ReLPSP, encode
 from ssnn_plugin.functional import normalize_error
 from ssnn_plugin.losses import RelativeTargetLoss, TemporalCrossEntropyLoss
@@ -317,6 +318,87 @@ def event_driven(
             f"1/{result.peaks[0] / result.peaks[1]:.0f}",
         )
     _print(table)
+
+
+@app.command()
+def bins(
+    data_root: DataRoot = None,
+    steps: Annotated[int, typer.Option(min=10, help="Timed steps of each.")] = 20,
+    keep_memory: Annotated[bool, typer.Option(help="Have glibc keep freed memory, for all.")] = True,
+    threads: Threads = None,
+) -> None:
+    """Training step of 16C5-P2-32C5-P2-300-10, T = 8, batch 128, on MNIST: all bins at once against snnTorch.
+
+    Peak memory is what a step needs beyond the model, in a fresh process under glibc's defaults.
+    """
+    from . import bins as networks  # imports snnTorch, which most commands do without
+
+    if keep_memory:
+        keep_freed_memory()
+    _set_threads(threads)
+    images = datasets.load("mnist", "train", data_root)
+    times = encode.latency(images.x, networks.T_MAX, x_max=images.x_max)
+    index = torch.randperm(len(times))[: (steps + 1) * BATCH].reshape(-1, BATCH)
+    taken, peaks = networks.compare([(times[i], images.y[i]) for i in index])
+    base, *_ = medians = {name: statistics.median(part) for name, part in taken.items()}
+    columns = "p10 (ms)", "median (ms)", "of the loop's", "peak memory (MiB)", "of the loop's"
+    table = Table(f"{networks.NAME}, T = {networks.T_MAX}, batch {BATCH}", *columns)
+    for name, part in taken.items():
+        table.add_row(
+            name,
+            f"{1e3 * statistics.quantiles(part, n=10)[0]:.0f}",
+            f"{1e3 * medians[name]:.0f}",
+            f"1/{medians[base] / medians[name]:.1f}",
+            f"{peaks[name]:.0f}",
+            f"1/{peaks[base] / peaks[name]:.1f}",
+        )
+    _print(table)
+    console.print(f"freed memory {'kept' if keep_memory else 'given back'}, {steps} steps of each in turn")
+
+
+@app.command()
+def gradients(
+    dataset: Annotated[str, typer.Option(help="digits or mnist.")] = "digits",
+    data_root: DataRoot = None,
+    images: Annotated[int, typer.Option(min=500, help="Training images; a fifth is held out.")] = 5000,
+    epochs: Annotated[int, typer.Option(min=1)] = 15,
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    figure: Annotated[Path | None, typer.Option(help="File for a figure, .png or .svg.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Gradient rules of IF networks: accuracy, agreement with a smooth network, spread over inputs.
+
+    Learning rates are chosen on the held-out images with one more seed. Gradients are those of the first
+    layer, at the start / after training in every bin: their cosine to that of the network made smooth by
+    escape noise, and how the best of a few steps along them changes the loss.
+    """
+    from . import gradients as rules  # imports matplotlib, which the other commands do without
+
+    if dataset not in ("digits", "mnist"):
+        raise SuiteError(f"the data set must be digits or mnist, got {dataset!r}")
+    if figure is not None and figure.suffix not in (".png", ".svg"):
+        raise SuiteError(f"the figure must be a .png or an .svg, got {figure}")
+    _set_threads(threads)
+    part = datasets.load(dataset, "train", data_root)
+    order = torch.randperm(len(part.y), generator=torch.Generator().manual_seed(0))[:images]
+    times = encode.latency(part.x[order].reshape(-1, *part.shape), rules.T_MAX, x_max=part.x_max)
+    labels, few = part.y[order], len(order) // 5
+    learned, held_out = (times[few:], labels[few:]), (times[:few], labels[:few])
+    audits = {}
+    with console.status("") as status:
+        for kind in rules.NETWORKS:
+            audits[kind] = rules.audit(kind, learned, held_out, epochs, seeds, status.console.log)
+    columns = [
+        f"{kind}: {what}" for kind in audits for what in ("accuracy (rate)", "cosine", "loss", "spread")
+    ]
+    table = Table(
+        "rule", *columns, title=f"{dataset}, {len(learned[1])} images, {epochs} epochs, {seeds} seeds"
+    )
+    for name in rules.RULES:
+        table.add_row(*rules.row(name, audits))
+    console.print(table)
+    if figure is not None:
+        rules.draw(audits, figure)
 
 
 @app.command("import")

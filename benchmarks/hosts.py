@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import norse.torch as norse
 import snntorch as snn
@@ -14,6 +13,7 @@ from snntorch import functional as snn_functional
 from snntorch import utils as snn_utils
 from torch import Tensor, nn
 
+from benchmarks import memory
 from benchmarks.timing import seconds
 from ssnn_plugin import decode, losses, to_event_driven
 from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell
@@ -171,39 +171,15 @@ def compare(
         with torch.no_grad():
             expected = decode.spikes_to_times(MODELS[name].run(model, spikes))
             same = (expected == network(times)).double().mean().item()
-    peaks = peak_memory(name, False, times, labels), peak_memory(name, True, times, labels)
-    return Comparison(slow[1:], fast[10:], same, peaks)
+    peaks = [memory.peak(functools.partial(build, name), times, labels) for build in (_loop, _events)]
+    return Comparison(slow[1:], fast[10:], same, (peaks[0], peaks[1]))
 
 
-def peak_memory(name: str, events: bool, times: Tensor, labels: Tensor) -> float:
-    """MiB that a training step needs at its peak, beyond what the process has before; in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    arguments = sender, name, events, times.numpy(), labels.numpy(), torch.get_num_threads()
-    process = context.Process(target=_measure_peak, args=arguments)
-    process.start()
-    sender.close()
-    peak: float = receiver.recv()
-    process.join()
-    return peak
+def _loop(name: str) -> Step:
+    """A step of the host's model on spike times, whose trains are part of what it needs."""
+    step = step_by_step(name, event_network(name)[0])
+    return lambda times, labels: step(decode.times_to_spikes(times, T_MAX), labels)
 
 
-def _measure_peak(sender, name, events, times, labels, threads) -> None:  # type: ignore[no-untyped-def]
-    torch.set_num_threads(threads)
-    times, labels = torch.from_numpy(times), torch.from_numpy(labels)
-    model, network = event_network(name)
-    step = event_by_event(network) if events else step_by_step(name, model)
-    few = times[:2] if events else decode.times_to_spikes(times[:2], T_MAX)
-    step(few, labels[:2])  # compiles kernels, makes the optimiser's state
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _status("VmRSS")
-    step(times if events else decode.times_to_spikes(times, T_MAX), labels)
-    sender.send((_status("VmHWM") - before) / 1024)
-    sender.close()
-
-
-def _status(field: str) -> int:
-    (line,) = [
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:")
-    ]
-    return int(line.split()[1])
+def _events(name: str) -> Step:
+    return event_by_event(event_network(name)[1])
