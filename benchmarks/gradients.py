@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ssnn_plugin import IF, metrics, surrogate
 from ssnn_plugin.functional import bins_to_times, latch, times_to_bins
+from ssnn_plugin.functional.bins import Bins
 from ssnn_plugin.losses import TemporalCrossEntropyLoss
 from ssnn_plugin.nn import AveragePool, SpikeConv2d, SpikeFlatten, SpikeLinear, SpikeSequential, calibrate
 from ssnn_plugin.nn.bins import in_bins
@@ -86,18 +87,17 @@ class InEveryBin(Rule):
         *hidden, last = network
 
         def run(times: Tensor) -> Tensor:
-            activations = times_to_bins(times, T_MAX)
+            bins = Bins(times_to_bins(times, T_MAX))
             for module in hidden:
-                activations, _ = in_bins(module, activations, None, self.gradient)
-            activations, _ = in_bins(last, activations, None, self.outputs or self.gradient)
-            return bins_to_times(activations)
+                bins = in_bins(module, bins, self.gradient)
+            return bins_to_times(in_bins(last, bins, self.outputs or self.gradient).activations)
 
         return run
 
     def pull(self, layer: SpikeLinear, times: Tensor, chosen: Tensor) -> Tensor:
         """A spike that moves to the next bin takes its activation out of its own."""
         activations = times_to_bins(times, T_MAX).requires_grad_()
-        outputs, _ = layer.in_bins(activations, self.outputs or self.gradient)
+        outputs = layer.in_bins(Bins(activations), self.outputs or self.gradient).activations
         (grad,) = torch.autograd.grad(_of_chosen(bins_to_times(outputs), chosen), activations)
         return -self._in_its_bin(grad, times)
 
@@ -227,13 +227,13 @@ def smooth_gradient(network: SpikeSequential, data: Data) -> Tensor:
 
 def smooth_times(network: SpikeSequential, times: Tensor) -> Tensor:
     """Expected output times [batch, classes] of the smooth network, T for certain silence."""
-    activations = times_to_bins(times, T_MAX)
+    bins = Bins(times_to_bins(times, T_MAX))
     for module in network:
-        activations, potentials = in_bins(module, activations, None, surrogate.Arctan())
-        if potentials is not None:
-            stays = nn.functional.logsigmoid((module.neuron.threshold - potentials) / NOISE)  # type: ignore[union-attr, operator]
-            activations = 1 - stays.cumsum(0).exp()
-    return (1 - activations).sum(0)
+        _, potentials, neuron = bins = in_bins(module, bins, surrogate.Arctan())
+        if potentials is not None and neuron is not None:
+            stays = nn.functional.logsigmoid((neuron.threshold - potentials) / NOISE)
+            bins = bins._replace(activations=1 - stays.cumsum(0).exp())
+    return (1 - bins.activations).sum(0)
 
 
 def cosine(first: Tensor, second: Tensor) -> float:

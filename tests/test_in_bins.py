@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 
 from ssnn_plugin import IF, ReLPSP, surrogate
 from ssnn_plugin.functional import bins_to_times, times_to_bins
+from ssnn_plugin.functional.bins import Bins
 from ssnn_plugin.losses import TemporalCrossEntropyLoss
 from ssnn_plugin.nn import (
     AddedCurrentResidual,
@@ -123,8 +124,9 @@ def test_residual_blocks():
 
     added = AddedCurrentResidual(SpikeLinear(20, 20, IF(), t_max=T, dtype=torch.float64), gain=0.5)
     on_a_grid(added)
-    bins, _ = added.in_bins(times_to_bins(times, T), times_to_bins(times.flip(1), T), surrogate.Arctan())
-    assert torch.equal(bins_to_times(bins), added(times, times.flip(1)))
+    inputs, shortcut = Bins(times_to_bins(times, T)), Bins(times_to_bins(times.flip(1), T))
+    spikes = added.in_bins(inputs, shortcut, surrogate.Arctan()).activations
+    assert torch.equal(bins_to_times(spikes), added(times, times.flip(1)))
 
 
 def test_weight_gradients_are_those_of_a_loop_over_bins():
@@ -175,10 +177,10 @@ def test_autocast_halves_the_hidden_layers_alone():
     times = spike_times(16, 2, 10, 10, dtype=torch.float32)
     learner = InBins(network)
     with torch.autocast("cpu", torch.bfloat16):
-        outputs = learner.activations(times)
+        outputs = learner.layers(times)
         spikes = learner(times)
-    assert {activations.dtype for activations, _ in outputs[1:-1]} == {torch.bfloat16}
-    assert outputs[-1][0].dtype == torch.float32
+    assert {bins.activations.dtype for bins in outputs[1:-1]} == {torch.bfloat16}
+    assert outputs[-1].activations.dtype == torch.float32
     assert spikes.dtype == torch.float32
     assert torch.equal(spikes, network(times))  # eighths of small numbers are exact in half precision
 
@@ -188,7 +190,7 @@ def test_dropout_drops_a_spike_in_all_bins_and_parametrizations_hold():
     layer = SpikeLinear(400, 3, IF(), t_max=T, dropout=0.5)
     nn.init.constant_(layer.weight, 1.0)
     parametrize.register_parametrization(layer, "weight", WeightStandardization())
-    _, potentials = layer.in_bins(torch.ones(T, 1, 400))
+    potentials = layer.in_bins(Bins(torch.ones(T, 1, 400))).potentials
     kept = potentials / 2
     assert torch.equal(kept, kept.round())
     assert (potentials == potentials[0]).all()
@@ -221,6 +223,29 @@ def test_what_has_no_bins_is_refused(network, error, message):
 
 
 def test_a_potential_needs_neurons_at_the_end():
-    network = SpikeSequential(SpikeConv2d(1, 1, 1, IF(), t_max=2), EarliestSpikePool2d(1))
+    network = SpikeSequential(EarliestSpikeResidual(SpikeLinear(4, 4, IF(), t_max=2)))
     with pytest.raises(TypeError, match="needs a last layer with neurons"):
-        InBins(network)(torch.zeros(1, 1, 2, 2), return_potential=True)
+        InBins(network)(torch.zeros(1, 4), return_potential=True)
+
+
+def test_a_pool_teaches_the_neuron_of_its_window_that_comes_closest():
+    layer = SpikeConv2d(1, 1, 1, IF(1.0), t_max=2, dtype=torch.float64)
+    nn.init.constant_(layer.weight, 1.0)
+    network = SpikeSequential(layer, EarliestSpikePool2d(2))
+    potentials = torch.tensor([[[0.1, 0.2], [0.9, 0.3]], [[0.1, 0.95], [0.9, 0.3]]], dtype=torch.float64)
+    learner = InBins(network, surrogate.Triangle(1.0))
+    bins = layer.in_bins(Bins(torch.zeros(2, 1, 1, 2, 2, dtype=torch.float64)))
+    v = potentials.reshape(2, 1, 1, 2, 2).requires_grad_()
+    pooled = network[1].in_bins(bins._replace(potentials=v), learner.gradient).activations
+    pooled.sum().backward()
+    slope = [1 - 0.1, 1 - 0.05]  # of a triangle of width 1, at a distance of 0.1 and 0.05
+    expected = torch.zeros(2, 2, 2, dtype=torch.float64)
+    expected[0, 1, 0], expected[1, 0, 1] = slope
+    torch.testing.assert_close(v.grad.reshape(2, 2, 2), expected)
+
+
+def test_a_pool_of_inputs_takes_the_earliest():
+    network = SpikeSequential(EarliestSpikePool2d(2), SpikeFlatten(), SpikeLinear(4, 2, IF(), t_max=T))
+    on_a_grid(network)
+    times = spike_times(8, 1, 4, 4, dtype=torch.float32)
+    assert torch.equal(InBins(network)(times), network(times))

@@ -57,7 +57,7 @@ def test_a_window_of_a_host_has_the_gradients_of_layers_in_bins(module):
     # A loss on activations, which both have, asks silent neurons too.
     activations = spikes.cumsum(0)
     (T - activations.sum(0)).square().mean().backward()
-    outputs_again, _ = InBins(network, RULE).activations(times)[-1]
+    outputs_again = InBins(network, RULE).layers(times)[-1].activations
     (T - outputs_again.sum(0)).square().mean().backward()
     for layer, weight in zip(network, weights, strict=True):
         torch.testing.assert_close(weight.grad, layer.weight.grad)

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from ssnn_plugin import IF, surrogate
 from ssnn_plugin.functional import bins_to_times
-from ssnn_plugin.functional.bins import potential_at_crossing, times_to_bins
+from ssnn_plugin.functional.bins import Bins, potential_at_crossing, times_to_bins
 from ssnn_plugin.losses import RelativeTargetLoss, SingleTargetLoss, TemporalCrossEntropyLoss
 from ssnn_plugin.nn import SpikeConv2d, SpikeLinear, calibrate
 from ssnn_plugin.nn.bins import in_bins
@@ -169,18 +169,17 @@ class EveryBin(Layered):
         if not self.network.training:
             return super().forward(times)
         half = self.training.precision == "bfloat16"
-        activations, self.fired = times_to_bins(times, self.settings.bins), []
+        bins, self.fired = Bins(times_to_bins(times, self.settings.bins)), []
         layers: list[Tensor] = []
         with torch.autocast(times.device.type, torch.bfloat16, enabled=half):
             for stage in self.stages[:-1]:
-                activations, _ = in_bins(stage.neurons, activations, None, self.gradient)
-                self.fired.append(activations[-1])
+                bins = in_bins(stage.neurons, bins, self.gradient)
+                self.fired.append(bins.activations[-1])
                 # That they fired is all that is asked of hidden neurons while learning.
-                layers.append(torch.where(activations[-1] > 0, 0.0, torch.inf))
-                activations, _ = in_bins(stage.after, activations, None, self.gradient)
-        activations, potentials = in_bins(
-            self.stages[-1].neurons, activations.to(times.dtype), None, self.gradient
-        )
+                layers.append(torch.where(self.fired[-1] > 0, 0.0, torch.inf))
+                bins = in_bins(stage.after, bins, self.gradient)
+        inputs = Bins(bins.activations.to(times.dtype))
+        activations, potentials, _ = in_bins(self.stages[-1].neurons, inputs, self.gradient)
         assert potentials is not None
         self.at_end = potentials[self.settings.bins - 1]
         return [*layers, bins_to_times(activations)], potential_at_crossing(potentials, activations)

@@ -10,7 +10,7 @@ post-synaptic potential, V at the moment of firing does not depend on when the i
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,22 @@ from torch import Tensor
 from .. import _checks
 from ..kernels import latch as operators
 from ..kernels.window import accumulate
+from ..neurons import IF
 from ..surrogate import Arctan, LatchGradient
+
+
+class Bins(NamedTuple):
+    """What a layer sends on over the bins of a window.
+
+    Args:
+        activations: [T, batch, *], 1 from the bin of a spike on.
+        potentials: V as if nothing fired [T, batch, *], or None where there are no neurons.
+        neuron: the neuron that fires on these, or None.
+    """
+
+    activations: Tensor
+    potentials: Tensor | None = None
+    neuron: IF | None = None
 
 
 def times_to_bins(times: Tensor, t_max: int) -> Tensor:
@@ -155,6 +170,12 @@ def integrate(currents: Tensor, t_max: int, bias: Tensor | None = None, beta: fl
         return currents + age.reshape(-1, *[1] * (currents.ndim - 1)) * bias
     steps = torch.cat([currents[:1], currents.diff(dim=0)])
     return accumulate(steps if bias is None else steps + bias, torch.zeros_like(currents[0]), beta)
+
+
+def fire_in_bins(potentials: Tensor, neuron: IF, gradient: LatchGradient | None) -> Bins:
+    """The spikes of neurons with potentials [T, batch, *], delay included."""
+    activations = latch(potentials, neuron.threshold, gradient)
+    return Bins(delayed(activations, int(neuron.delay)), potentials, neuron)
 
 
 def delayed(activations: Tensor, delay: int) -> Tensor:

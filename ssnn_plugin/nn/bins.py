@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from ..functional.bins import bins_to_times, potential_at_crossing, times_to_bins
+from ..functional.bins import Bins, bins_to_times, potential_at_crossing, times_to_bins
 from ..surrogate import Arctan, LatchGradient
 from .connection import SpikeConnection
 
@@ -58,61 +58,54 @@ class InBins(nn.Module):
 
     def forward(self, times: Tensor, return_potential: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Times [batch, *] -> times, or (times, potential)."""
-        activations, potentials = self.activations(times)[-1]
+        activations, potentials, neuron = self.layers(times)[-1]
         spikes = bins_to_times(activations)
         if not return_potential:
             return spikes
-        if potentials is None:
+        if potentials is None or neuron is None:
             raise TypeError(f"return_potential=True needs a last layer with neurons, got {self.network!r}")
-        neuron = getattr(self._last(), "neuron", None)
-        return spikes, potential_at_crossing(potentials, activations, getattr(neuron, "delay", 0))
+        return spikes, potential_at_crossing(potentials, activations, int(neuron.delay))
 
-    def activations(self, times: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """Activations [T, batch, *] of the inputs and behind every module, with the potentials of neurons."""
+    def layers(self, times: Tensor) -> list[Bins]:
+        """What the inputs and every module send on over the bins of the window."""
         modules = list(_in_a_row(self.network))
         window = next((m.t_max for m in self.network.modules() if isinstance(m, SpikeConnection)), None)
         if window is None:
             raise TypeError(f"network must hold a layer of neurons such as SpikeLinear, got {self.network!r}")
-        last = self._last()
+        last = next(module for module in reversed(modules) if not isinstance(module, SHAPING))
         device = times.device.type
         half = torch.is_autocast_enabled(device)
         _checks.whole_and_positive("t_max", window)
-        outputs: list[tuple[Tensor, Tensor | None]] = [(times_to_bins(times, int(window)), None)]
+        outputs = [Bins(times_to_bins(times, int(window)))]
         for module in modules:
-            activations, potentials = outputs[-1]
+            inputs = outputs[-1]
             if module is last:
-                activations = activations.to(times.dtype)
+                inputs = inputs._replace(activations=inputs.activations.to(times.dtype))
             with torch.autocast(device, enabled=half and module is not last):
-                outputs.append(in_bins(module, activations, potentials, self.gradient))
+                outputs.append(in_bins(module, inputs, self.gradient))
         return outputs
 
-    def _last(self) -> nn.Module:
-        """The last module that does more than change the shape."""
-        modules = reversed(list(_in_a_row(self.network)))
-        return next(module for module in modules if not isinstance(module, SHAPING))
 
+def in_bins(module: nn.Module, inputs: Bins, gradient: LatchGradient) -> Bins:
+    """Run a module over the bins of a window.
 
-def in_bins(
-    module: nn.Module, activations: Tensor, potentials: Tensor | None, gradient: LatchGradient
-) -> tuple[Tensor, Tensor | None]:
-    """Run a module over the bins of a window, [T, batch, *] in and out.
-
-    A module of your own needs a method `in_bins(activations, gradient)` that returns activations and
-    potentials, or None for these if it has no neurons.
+    A module of your own needs a method `in_bins(inputs, gradient)` that returns `functional.bins.Bins`.
     """
     if isinstance(module, nn.Sequential):
         for child in module:
-            activations, potentials = in_bins(child, activations, potentials, gradient)
-        return activations, potentials
+            inputs = in_bins(child, inputs, gradient)
+        return inputs
     if isinstance(module, SHAPING):
-        return _each_bin(module, activations), None if potentials is None else _each_bin(module, potentials)
+        activations, potentials, neuron = inputs
+        shaped = None if potentials is None else _each_bin(module, potentials)
+        return Bins(_each_bin(module, activations), shaped, neuron)
     run = getattr(module, "in_bins", None)
     if run is None:
         raise TypeError(
             f"{type(module).__name__} has no bins: use the layers and pools of ssnn_plugin.nn, or give it a "
-            "method in_bins(activations, gradient)"
+            "method in_bins(inputs, gradient)"
         )
-    outputs: tuple[Tensor, Tensor | None] = run(activations, gradient)
+    outputs: Bins = run(inputs, gradient)
     return outputs
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from ..functional import drop_spikes, latch
-from ..functional.bins import delayed, integrate
+from ..functional import drop_spikes
+from ..functional.bins import Bins, fire_in_bins, integrate
 from ..functional.fire import check_neuron
 from ..functional.pool import AveragePool
 from ..neurons import IF, Neuron
@@ -66,13 +66,13 @@ class SpikeConnection(nn.Module):
         return drop_spikes(times, self.dropout), self.weight / (1 - self.dropout)
 
     def in_bins(
-        self, activations: Tensor, gradient: LatchGradient | None = None, shortcut: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Input activations [T, batch, *in] -> activations and potentials [t_max, batch, *out].
+        self, inputs: Bins, gradient: LatchGradient | None = None, shortcut: Tensor | None = None
+    ) -> Bins:
+        """Inputs over the bins of a window [T, batch, *in] -> spikes and potentials [t_max, batch, *out].
 
         Spikes are those of the layer on times, to the bin; the gradient is one in every bin, by the rule
-        `gradient` of `functional.latch`. The potentials are V as if nothing fired. The window is that of
-        the layer: of inputs that end before it, what they are at their end is kept.
+        `gradient` of `functional.latch`. The window is that of the layer: of inputs that end before it,
+        what they are at their end is kept.
 
         Args:
             shortcut: cumulative currents [T, batch, *out] that are added to those of the inputs.
@@ -83,9 +83,9 @@ class SpikeConnection(nn.Module):
         if not isinstance(self.neuron, IF):
             raise TypeError(f"only IF neurons have bins, got {self.neuron!r}")
         _checks.whole_and_positive("t_max", self.t_max)
-        window = int(self.t_max)
+        window, bins = int(self.t_max), inputs.activations
         # No slice where there is nothing to cut: its backward pass copies.
-        bins = activations[:window] if len(activations) > window else activations
+        bins = bins[:window] if len(bins) > window else bins
         if self.training and self.dropout:
             bins = nn.functional.dropout(torch.ones_like(bins[0]), self.dropout) * bins
         currents = self._currents(bins.flatten(0, 1))
@@ -93,9 +93,7 @@ class SpikeConnection(nn.Module):
         if shortcut is not None:
             currents = currents + shortcut[: len(bins)]
         bias = None if self.bias is None else self.bias.reshape(-1, *[1] * (currents.ndim - 3))
-        potentials = integrate(currents, window, bias, self.neuron.beta)
-        spikes = latch(potentials, self.neuron.threshold, gradient)
-        return delayed(spikes, int(self.neuron.delay)), potentials
+        return fire_in_bins(integrate(currents, window, bias, self.neuron.beta), self.neuron, gradient)
 
     def _currents(self, inputs: Tensor) -> Tensor:
         """The connection as a dense layer, [batch, *in] -> [batch, *out], without bias."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..functional import earliest_spike_pool2d
+from ..functional.bins import Bins, fire_in_bins
 from ..functional.connection import Size2d, pool_window
 from ..surrogate import LatchGradient
 
@@ -33,11 +34,20 @@ class EarliestSpikePool2d(nn.Module):
         """Times [batch, channels, H, W] -> times [batch, channels, H', W']."""
         return earliest_spike_pool2d(times, self.kernel_size, self.stride, self.padding)
 
-    def in_bins(self, activations: Tensor, gradient: LatchGradient | None = None) -> tuple[Tensor, None]:
-        """Activations [T, batch, channels, H, W] -> [T, batch, channels, H', W'], and no potentials."""
-        window = self.kernel_size, self.stride, self.padding
-        pooled = nn.functional.max_pool2d(activations.flatten(0, 1), *window)
-        return pooled.reshape(*activations.shape[:2], *pooled.shape[1:]), None
+    def in_bins(self, inputs: Bins, gradient: LatchGradient | None = None) -> Bins:
+        """Over the bins of a window, [T, batch, channels, H, W] -> [T, batch, channels, H', W'].
+
+        The first neuron of a window fires when the highest of their potentials crosses the threshold. So it is
+        potentials that are pooled, and the gradient of a bin goes to the neuron that comes closest.
+        """
+        activations, potentials, neuron = inputs
+        if potentials is None or neuron is None:
+            return Bins(self._highest(activations))
+        return fire_in_bins(self._highest(potentials), neuron, gradient)
+
+    def _highest(self, values: Tensor) -> Tensor:
+        pooled = nn.functional.max_pool2d(values.flatten(0, 1), self.kernel_size, self.stride, self.padding)
+        return pooled.reshape(*values.shape[:2], *pooled.shape[1:])
 
 
 class SpikeFlatten(nn.Flatten):

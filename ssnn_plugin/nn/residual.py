@@ -13,6 +13,7 @@ from ..functional import (
     first_spike_conv2d,
     first_spike_linear,
 )
+from ..functional.bins import Bins
 from ..surrogate import LatchGradient
 from .bins import in_bins
 from .connection import SpikeConnection
@@ -52,10 +53,10 @@ class EarliestSpikeResidual(nn.Module):
             )
         return earliest_spike(spikes, times)
 
-    def in_bins(self, activations: Tensor, gradient: LatchGradient) -> tuple[Tensor, None]:
-        """Activations [T, batch, *] -> [T, batch, *]: 1 from the bin on in which the earlier spike is."""
-        spikes, _ = in_bins(self.block, activations, None, gradient)
-        return torch.maximum(spikes, activations), None
+    def in_bins(self, inputs: Bins, gradient: LatchGradient) -> Bins:
+        """Over the bins of a window, [T, batch, *] -> [T, batch, *]: from the bin on of the earlier spike."""
+        spikes = in_bins(self.block, inputs, gradient).activations
+        return Bins(torch.maximum(spikes, inputs.activations))
 
 
 class AddedCurrentResidual(nn.Module):
@@ -124,8 +125,6 @@ class AddedCurrentResidual(nn.Module):
             **layer._options(),
         )
 
-    def in_bins(
-        self, activations: Tensor, shortcut: Tensor, gradient: LatchGradient
-    ) -> tuple[Tensor, Tensor]:
-        """Activations of inputs and shortcut [T, batch, *] -> activations and potentials [T, batch, *]."""
-        return self.connection.in_bins(activations, gradient, shortcut=self.gain * shortcut)
+    def in_bins(self, inputs: Bins, shortcut: Bins, gradient: LatchGradient) -> Bins:
+        """Inputs and shortcut over the bins of a window [T, batch, *] -> spikes and potentials."""
+        return self.connection.in_bins(inputs, gradient, shortcut=self.gain * shortcut.activations)
