@@ -37,8 +37,8 @@ class EarliestSpikePool2d(nn.Module):
     def in_bins(self, inputs: Bins, gradient: LatchGradient | None = None) -> Bins:
         """Over the bins of a window, [T, batch, channels, H, W] -> [T, batch, channels, H', W'].
 
-        The first neuron of a window fires when the highest of their potentials crosses the threshold. So it is
-        potentials that are pooled, and the gradient of a bin goes to the neuron that comes closest.
+        The first neuron of a window fires when the highest of its potentials crosses the threshold. So
+        potentials are pooled, and the gradient of a bin goes to the neuron that comes closest.
         """
         activations, potentials, neuron = inputs
         if potentials is None or neuron is None:
