@@ -136,7 +136,7 @@ def _row(runs: list[dict[str, Any]]) -> dict[str, str]:
 def _against_published(runs: list[dict[str, Any]], network: str) -> tuple[str, str]:
     """The number that the method's paper prints, and how ours compares under the papers' own rule."""
     table = published()
-    method = runs[0]["config"]["implementation"]
+    method = _paper(runs[0]["method"], set(table["method"]))
     rows = table[
         (table["method"] == method) & (table["dataset"] == runs[0]["dataset"])
         & (table["metric"] == "accuracy") & table["certainty"].str.startswith(("P", "X"))
@@ -148,6 +148,13 @@ def _against_published(runs: list[dict[str, Any]], network: str) -> tuple[str, s
     gap = round(100 * mean(run["test"]["accuracy"]["lenient"] for run in runs) - float(first["value"]), 2)
     verdict = f"falls short by {-gap:.2f}" if gap < 0 else f"reached, +{abs(gap):.2f}"
     return f"{first['value']} [{first['certainty']}{elsewhere}]", verdict
+
+
+def _paper(method: str, papers: set[str]) -> str:
+    """The paper's method that a recipe belongs to: its name, or what that begins with, as of "s4nn-tuned"."""
+    words = method.split("-")
+    beginnings = ("-".join(words[:count]) for count in range(len(words), 0, -1))
+    return next((name for name in beginnings if name in papers), method)
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

@@ -157,3 +157,13 @@ def test_csv_parses_back():
 
 def test_html_is_escaped():
     assert "&lt;b&gt;" in tables.render(SPECIAL, "html")
+
+
+def test_a_recipe_is_compared_with_the_paper_that_its_name_begins_with():
+    from reproductions.tables import _paper
+
+    papers = {"s4nn", "ts4tl", "ds4nn", "stdp-ncg"}
+    assert _paper("s4nn-tuned", papers) == "s4nn"
+    assert _paper("ds4nn-every-bin", papers) == "ds4nn"
+    assert _paper("stdp-ncg", papers) == "stdp-ncg"
+    assert _paper("sparse-ramp-conv", papers) == "sparse-ramp-conv"
