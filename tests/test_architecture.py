@@ -7,21 +7,20 @@ from torch import nn
 from reproductions.errors import SuiteError
 from reproductions.methods.architecture import Convolution, Pool, build_stages, neuron_layers, parse
 from ssnn_plugin import IF
-from ssnn_plugin.nn import EarliestSpikePool2d, SpikeConv2d, SpikeLinear
+from ssnn_plugin.nn import AveragePool, EarliestSpikePool2d, SpikeConv2d, SpikeLinear
 
 
 def _build(layers, shape=(2, 8, 6), classes=3):
     built = []
 
-    def linear(number, in_features, out_features):
+    def linear(number, in_features, out_features, pool):
         built.append((number, in_features, out_features))
-        return SpikeLinear(in_features, out_features, IF(), t_max=8)
+        return SpikeLinear(in_features, out_features, IF(), t_max=8, input_pool=pool)
 
-    def convolution(number, channels, layer):
+    def convolution(number, channels, layer, pool):
         built.append((number, channels, layer))
-        return SpikeConv2d(
-            channels, layer.channels, layer.kernel, IF(), t_max=8, stride=layer.stride, padding=layer.padding
-        )
+        options = {"stride": layer.stride, "padding": layer.padding, "input_pool": pool}
+        return SpikeConv2d(channels, layer.channels, layer.kernel, IF(), t_max=8, **options)
 
     return build_stages(layers, shape, classes, linear, convolution), built
 
@@ -83,3 +82,15 @@ def test_outputs_right_behind_a_convolution_see_it_flat():
 def test_a_layer_that_does_not_fit_is_named(layers):
     with pytest.raises(SuiteError, match=f"network.layers: '{layers[-1]}' does not fit what is left"):
         _build(layers)
+
+
+def test_an_average_pool_is_part_of_the_layer_behind():
+    stages, built = _build(["4C3p1", "A2", "5C3", "A2", "7"], shape=(2, 12, 12))
+    modules = [module for stage in stages for module in stage.neurons.modules()]
+    pools = [module.input_pool for module in modules if hasattr(module, "input_pool")]
+    assert pools == [None, AveragePool(2), AveragePool(2), None]
+    assert [entry[:2] for entry in built] == [(0, 2), (1, 4), (2, 5 * 2 * 2), (3, 7)]
+    times = torch.rand(3, 2 * 12 * 12).mul(8).floor()
+    for stage in stages:
+        times = stage.after(stage.neurons(times))
+    assert times.shape == (3, 3)
