@@ -229,10 +229,10 @@ def smooth_times(network: SpikeSequential, times: Tensor) -> Tensor:
     """Expected output times [batch, classes] of the smooth network, T for certain silence."""
     bins = Bins(times_to_bins(times, T_MAX))
     for module in network:
-        _, potentials, neuron = bins = in_bins(module, bins, surrogate.Arctan())
-        if potentials is not None and neuron is not None:
-            stays = nn.functional.logsigmoid((neuron.threshold - potentials) / NOISE)
-            bins = bins._replace(activations=1 - stays.cumsum(0).exp())
+        bins = in_bins(module, bins, surrogate.Arctan())
+        if bins.potentials is not None and bins.neuron is not None:
+            stays = nn.functional.logsigmoid((bins.neuron.threshold - bins.potentials) / NOISE)
+            bins = Bins(1 - stays.cumsum(0).exp())
     return (1 - bins.activations).sum(0)
 
 

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from ssnn_plugin import IF, ReLPSP, surrogate
 from ssnn_plugin.functional import bins_to_times, times_to_bins
-from ssnn_plugin.functional.bins import Bins
+from ssnn_plugin.functional.bins import Bins, NeuronsInBins
 from ssnn_plugin.losses import TemporalCrossEntropyLoss
 from ssnn_plugin.nn import (
     AddedCurrentResidual,
@@ -234,9 +234,8 @@ def test_a_pool_teaches_the_neuron_of_its_window_that_comes_closest():
     network = SpikeSequential(layer, EarliestSpikePool2d(2))
     potentials = torch.tensor([[[0.1, 0.2], [0.9, 0.3]], [[0.1, 0.95], [0.9, 0.3]]], dtype=torch.float64)
     learner = InBins(network, surrogate.Triangle(1.0))
-    bins = layer.in_bins(Bins(torch.zeros(2, 1, 1, 2, 2, dtype=torch.float64)))
     v = potentials.reshape(2, 1, 1, 2, 2).requires_grad_()
-    pooled = network[1].in_bins(bins._replace(potentials=v), learner.gradient).activations
+    pooled = network[1].in_bins(NeuronsInBins(v, layer.neuron, learner.gradient)).activations
     pooled.sum().backward()
     slope = [1 - 0.1, 1 - 0.05]  # of a triangle of width 1, at a distance of 0.1 and 0.05
     expected = torch.zeros(2, 2, 2, dtype=torch.float64)

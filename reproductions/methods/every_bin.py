@@ -179,10 +179,11 @@ class EveryBin(Layered):
                 layers.append(torch.where(self.fired[-1] > 0, 0.0, torch.inf))
                 bins = in_bins(stage.after, bins, self.gradient)
         inputs = Bins(bins.activations.to(times.dtype))
-        activations, potentials, _ = in_bins(self.stages[-1].neurons, inputs, self.gradient)
-        assert potentials is not None
-        self.at_end = potentials[self.settings.bins - 1]
-        return [*layers, bins_to_times(activations)], potential_at_crossing(potentials, activations)
+        outputs = in_bins(self.stages[-1].neurons, inputs, self.gradient)
+        assert outputs.potentials is not None
+        self.at_end = outputs.potentials[self.settings.bins - 1]
+        potential = potential_at_crossing(outputs.potentials, outputs.activations)
+        return [*layers, bins_to_times(outputs.activations)], potential
 
     def costs(self, layers: list[Tensor]) -> Tensor | float:
         if not self.training.spike_price:

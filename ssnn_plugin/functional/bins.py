@@ -10,7 +10,9 @@ post-synaptic potential, V at the moment of firing does not depend on when the i
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,18 +24,42 @@ from ..neurons import IF
 from ..surrogate import Arctan, LatchGradient
 
 
-class Bins(NamedTuple):
+class Bins:
     """What a layer sends on over the bins of a window.
 
-    Args:
+    Attributes:
         activations: [T, batch, *], 1 from the bin of a spike on.
         potentials: V as if nothing fired [T, batch, *], or None where there are no neurons.
         neuron: the neuron that fires on these, or None.
     """
 
-    activations: Tensor
     potentials: Tensor | None = None
     neuron: IF | None = None
+
+    def __init__(self, activations: Tensor) -> None:
+        self.activations = activations
+
+
+class NeuronsInBins(Bins):
+    """Neurons that fire on potentials [T, batch, *]; their activations are computed when they are asked for.
+
+    A pool behind them does not ask: it takes the potentials.
+    """
+
+    potentials: Tensor
+    neuron: IF
+
+    def __init__(self, potentials: Tensor, neuron: IF, gradient: LatchGradient | None) -> None:
+        self.potentials, self.neuron, self.gradient = potentials, neuron, gradient
+
+    @cached_property
+    def activations(self) -> Tensor:  # type: ignore[override]
+        """With the delay of the neuron."""
+        return delayed(latch(self.potentials, self.neuron.threshold, self.gradient), int(self.neuron.delay))
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> NeuronsInBins:
+        """The same neurons on changed potentials."""
+        return NeuronsInBins(function(self.potentials), self.neuron, self.gradient)
 
 
 def times_to_bins(times: Tensor, t_max: int) -> Tensor:
@@ -170,12 +196,6 @@ def integrate(currents: Tensor, t_max: int, bias: Tensor | None = None, beta: fl
         return currents + age.reshape(-1, *[1] * (currents.ndim - 1)) * bias
     steps = torch.cat([currents[:1], currents.diff(dim=0)])
     return accumulate(steps if bias is None else steps + bias, torch.zeros_like(currents[0]), beta)
-
-
-def fire_in_bins(potentials: Tensor, neuron: IF, gradient: LatchGradient | None) -> Bins:
-    """The spikes of neurons with potentials [T, batch, *], delay included."""
-    activations = latch(potentials, neuron.threshold, gradient)
-    return Bins(delayed(activations, int(neuron.delay)), potentials, neuron)
 
 
 def delayed(activations: Tensor, delay: int) -> Tensor:

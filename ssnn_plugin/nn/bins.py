@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from ..functional.bins import Bins, bins_to_times, potential_at_crossing, times_to_bins
+from ..functional.bins import Bins, NeuronsInBins, bins_to_times, potential_at_crossing, times_to_bins
 from ..surrogate import Arctan, LatchGradient
 from .connection import SpikeConnection
 
@@ -58,13 +59,14 @@ class InBins(nn.Module):
 
     def forward(self, times: Tensor, return_potential: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Times [batch, *] -> times, or (times, potential)."""
-        activations, potentials, neuron = self.layers(times)[-1]
-        spikes = bins_to_times(activations)
+        outputs = self.layers(times)[-1]
+        spikes = bins_to_times(outputs.activations)
         if not return_potential:
             return spikes
-        if potentials is None or neuron is None:
+        if outputs.potentials is None or outputs.neuron is None:
             raise TypeError(f"return_potential=True needs a last layer with neurons, got {self.network!r}")
-        return spikes, potential_at_crossing(potentials, activations, int(neuron.delay))
+        delay = int(outputs.neuron.delay)
+        return spikes, potential_at_crossing(outputs.potentials, outputs.activations, delay)
 
     def layers(self, times: Tensor) -> list[Bins]:
         """What the inputs and every module send on over the bins of the window."""
@@ -80,7 +82,7 @@ class InBins(nn.Module):
         for module in modules:
             inputs = outputs[-1]
             if module is last:
-                inputs = inputs._replace(activations=inputs.activations.to(times.dtype))
+                inputs = Bins(inputs.activations.to(times.dtype))
             with torch.autocast(device, enabled=half and module is not last):
                 outputs.append(in_bins(module, inputs, self.gradient))
         return outputs
@@ -96,9 +98,10 @@ def in_bins(module: nn.Module, inputs: Bins, gradient: LatchGradient) -> Bins:
             inputs = in_bins(child, inputs, gradient)
         return inputs
     if isinstance(module, SHAPING):
-        activations, potentials, neuron = inputs
-        shaped = None if potentials is None else _each_bin(module, potentials)
-        return Bins(_each_bin(module, activations), shaped, neuron)
+        shape = partial(_each_bin, module)
+        if isinstance(inputs, NeuronsInBins):
+            return inputs.mapped(shape)
+        return Bins(shape(inputs.activations))
     run = getattr(module, "in_bins", None)
     if run is None:
         raise TypeError(

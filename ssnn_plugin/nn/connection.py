@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..functional import drop_spikes
-from ..functional.bins import Bins, fire_in_bins, integrate
+from ..functional.bins import Bins, NeuronsInBins, integrate
 from ..functional.fire import check_neuron
 from ..functional.pool import AveragePool
 from ..neurons import IF, Neuron
@@ -93,7 +93,7 @@ class SpikeConnection(nn.Module):
         if shortcut is not None:
             currents = currents + shortcut[: len(bins)]
         bias = None if self.bias is None else self.bias.reshape(-1, *[1] * (currents.ndim - 3))
-        return fire_in_bins(integrate(currents, window, bias, self.neuron.beta), self.neuron, gradient)
+        return NeuronsInBins(integrate(currents, window, bias, self.neuron.beta), self.neuron, gradient)
 
     def _currents(self, inputs: Tensor) -> Tensor:
         """The connection as a dense layer, [batch, *in] -> [batch, *out], without bias."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..functional import earliest_spike_pool2d
-from ..functional.bins import Bins, fire_in_bins
+from ..functional.bins import Bins, NeuronsInBins
 from ..functional.connection import Size2d, pool_window
 from ..surrogate import LatchGradient
 
@@ -40,10 +40,9 @@ class EarliestSpikePool2d(nn.Module):
         The first neuron of a window fires when the highest of its potentials crosses the threshold. So
         potentials are pooled, and the gradient of a bin goes to the neuron that comes closest.
         """
-        activations, potentials, neuron = inputs
-        if potentials is None or neuron is None:
-            return Bins(self._highest(activations))
-        return fire_in_bins(self._highest(potentials), neuron, gradient)
+        if isinstance(inputs, NeuronsInBins):
+            return inputs.mapped(self._highest)
+        return Bins(self._highest(inputs.activations))
 
     def _highest(self, values: Tensor) -> Tensor:
         pooled = nn.functional.max_pool2d(values.flatten(0, 1), self.kernel_size, self.stride, self.padding)
