@@ -352,7 +352,7 @@ def bins(
             f"{peaks[name]:.0f}",
             f"1/{peaks[base] / peaks[name]:.1f}",
         )
-    _print(table)
+    _print(table, cells="")
     console.print(f"freed memory {'kept' if keep_memory else 'given back'}, {steps} steps of each in turn")
 
 
@@ -436,11 +436,11 @@ def _add_row(table: Table, labels: tuple[str, ...], seconds: Seconds) -> None:
     table.add_row(*labels, *cells, f"{medians[0] / medians[1]:.2f}")
 
 
-def _print(table: Table) -> None:
+def _print(table: Table, cells: str = "median (quartiles); ") -> None:
     console.print(table)
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
     console.print(
-        f"median (quartiles); torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{cells}torch {torch.__version__}, {torch.get_num_threads()} threads, "
         f"{os.cpu_count()} cores {platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), "
         f"load {load}"
     )
