@@ -213,8 +213,9 @@ class StandardizedWeights(nn.Module):
 
     def forward(self, direction: Tensor, gain: Tensor) -> Tensor:
         """Directions [out, *] and gains [out] -> weight [out, *]."""
-        unit = _per_neuron(1 / _centred(direction).flatten(1).norm(dim=1), direction)
-        return self.scale * _per_neuron(gain, direction) * _centred(direction) * unit
+        centred = _centred(direction)
+        unit = _per_neuron(1 / centred.flatten(1).norm(dim=1), direction)
+        return self.scale * _per_neuron(gain, direction) * centred * unit
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Directions and gains for a weight [out, *]."""

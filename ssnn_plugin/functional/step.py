@@ -26,7 +26,7 @@ from ..kernels.window import (
     single_spike_window_grad,
 )
 from ..surrogate import LatchGradient
-from .bins import latch
+from .bins import delayed, latch
 from .connection import Size2d
 
 Number: TypeAlias = "float | Tensor"
@@ -269,9 +269,9 @@ def _latched(
     else:
         free = start + currents.cumsum(0)
     activations = latch(free, threshold, gradient)
-    before = torch.cat([torch.zeros_like(activations[:1]), activations[:-1]])
+    before = delayed(activations, 1)
     unspent = ~(start > threshold)
-    return (activations - before) * unspent, hold(free, start, bins_alive(free, start, threshold))
+    return (activations - before) * unspent, hold(free, start, (before == 0) & unspent)
 
 
 def first_spike_pool2d_step(
