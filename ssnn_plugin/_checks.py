@@ -32,6 +32,12 @@ def dropout(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a probability of at least 0 and below 1, got {value!r}")
 
 
+def wanted_fraction(value: float) -> None:
+    """A part of the neurons that calibration shall make fire."""
+    if not 0 < value <= 1:
+        raise ValueError(f"fraction must be above 0 and at most 1, got {value!r}")
+
+
 def own_forward(module: object, *kinds: type) -> None:
     """Refuse a subclass that computes something else than the class it is taken for."""
     if getattr(type(module), "forward", None) not in [getattr(kind, "forward", None) for kind in kinds]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from . import _checks
 from .kernels.window import accumulate
+from .nn.calibration import evaluating, watched
 
 Run = Callable[[nn.Module, Tensor], Any]
 WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -49,8 +50,7 @@ def calibrate(
     model: nn.Module, trains: Tensor, fraction: float, *, host: StepHost, tolerance: float, run: Run | None
 ) -> dict[str, float]:
     """As `ssnn_plugin.snntorch.calibrate`, for the neurons of a host."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction!r}")
+    _checks.wanted_fraction(fraction)
     if trains.ndim < 3 or not trains.numel():
         raise ValueError(f"trains must be spike trains [T, batch, *], got {list(trains.shape)}")
     neurons = _neurons(model, host)
@@ -58,21 +58,15 @@ def calibrate(
     def run_once() -> None:
         (run or host.run_window)(model, trains)
 
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    layers: list[_Layer] = []
-    before: list[Tensor] = []
-    try:
+    with evaluating(model):
         layers = _layers(model, neurons, run_once)
         before = [layer.weights.weight.clone() for layer in layers]
-        return {layer.name: _raise(layer, run_once, len(trains), fraction, tolerance) for layer in layers}
-    except Exception:
-        for layer, weight in zip(layers, before, strict=True):
-            layer.weights.weight.copy_(weight)
-        raise
-    finally:
-        for module in training:
-            module.training = True
+        try:
+            return {layer.name: _raise(layer, run_once, len(trains), fraction, tolerance) for layer in layers}
+        except Exception:
+            for layer, weight in zip(layers, before, strict=True):
+                layer.weights.weight.copy_(weight)
+            raise
 
 
 def _neurons(model: nn.Module, host: StepHost) -> dict[nn.Module, tuple[str, StepNeuron]]:
@@ -86,16 +80,6 @@ def _neurons(model: nn.Module, host: StepHost) -> dict[nn.Module, tuple[str, Ste
     return found
 
 
-@contextmanager
-def _watched(modules: Any, before: Callable[[nn.Module, tuple[Any, ...]], None]) -> Iterator[None]:
-    hooks = [module.register_forward_pre_hook(before) for module in modules]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def _layers(
     model: nn.Module, neurons: dict[nn.Module, tuple[str, StepNeuron]], run_once: Callable[[], None]
 ) -> list[_Layer]:
@@ -106,7 +90,7 @@ def _layers(
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         called.append(module)
 
-    with _watched([m for m in names if m in neurons or isinstance(m, WEIGHTS + NORMS)], before):
+    with watched([m for m in names if m in neurons or isinstance(m, WEIGHTS + NORMS)], before):
         run_once()
     layers: dict[nn.Module, _Layer] = {}
     source: nn.Module | None = None
@@ -182,7 +166,7 @@ def _potential(layer: _Layer, run_once: Callable[[], None], num_steps: int) -> t
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         calls.append(inputs[0])
 
-    with _watched([layer.module], before):
+    with watched([layer.module], before):
         run_once()
     wanted = 1 if layer.neuron.takes_window else num_steps
     if len(calls) != wanted:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .. import _checks
 from .connection import SpikeConnection
 from .residual import AddedCurrentResidual
 
@@ -54,8 +56,7 @@ def calibrate(
     >>> layer(torch.tensor([[3.0]])).tolist()
     [[inf, inf, 3.0, 3.0]]
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction!r}")
+    _checks.wanted_fraction(fraction)
     network = _network(layers)
     named = _connections(network)
     reached: dict[str, float] = {}
@@ -78,20 +79,37 @@ def calibrate(
                 f"{error} fire with weights scaled down or up, got {fraction!r}"
             ) from None
 
-    hooks = [module.register_forward_pre_hook(before) for module in named]
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
+    with watched(named, before), evaluating(network):
         network(times)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module in training:
-            module.training = True
     idle = [name for name, _ in named.values() if name not in reached]
     if idle:
         raise ValueError(f"layers must call every connection, got no call of {', '.join(map(repr, idle))}")
     return reached
+
+
+@contextmanager
+def watched(
+    modules: Iterable[nn.Module], before: Callable[[nn.Module, tuple[Any, ...]], None]
+) -> Iterator[None]:
+    """Call `before` with a module and its inputs ahead of each of its calls."""
+    hooks = [module.register_forward_pre_hook(before) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; each module returns to the mode that it was in."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class _OutOfReach(Exception):
