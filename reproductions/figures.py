@@ -12,8 +12,10 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from .records import require_writable
@@ -239,7 +241,9 @@ def _colored_groups(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, 
     """Color, name and runs of each config; a config that changed under its name shows its hash."""
     configs = sorted({(run["name"], run["config_hash"]) for run in runs})
     names = [name for name, _ in configs]
-    for color, (name, digest) in zip(itertools.cycle(f"C{k}" for k in range(10)), configs, strict=False):
+    shades = [to_hex(color) for color in colormaps["tab20"].colors]  # type: ignore[attr-defined]
+    # The ten usual colors, then their lighter shades.
+    for color, (name, digest) in zip(itertools.cycle(shades[::2] + shades[1::2]), configs, strict=False):
         group = [run for run in runs if (run["name"], run["config_hash"]) == (name, digest)]
         yield color, name if names.count(name) == 1 else f"{name} ({digest})", group
 
