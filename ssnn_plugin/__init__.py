@@ -1,11 +1,11 @@
 """Neurons that fire at most once, as drop-in modules for PyTorch."""
 
-from . import decode, encode, functional, losses, metrics, nn, online, surrogate
+from . import decode, encode, functional, losses, metrics, nn, online, rules, surrogate
 from ._trace import NoTimeMode
 from .convert import to_event_driven, to_step_mode
 from .fold import fold_batchnorm
 from .functional.silent import SilentNetworkWarning
-from .neurons import IF, LIF, AlphaPSP, ExpPSP, ReLPSP
+from .neurons import IF, LIF, AlphaPSP, CurrentNeuron, ExpPSP, Neuron, ReLPSP, WindowedRamp
 from .replace import Replacement, replace_neurons
 from .verify import Verification, verify
 
@@ -15,12 +15,15 @@ __all__ = [
     "IF",
     "LIF",
     "AlphaPSP",
+    "CurrentNeuron",
     "ExpPSP",
+    "Neuron",
     "NoTimeMode",
     "ReLPSP",
     "Replacement",
     "SilentNetworkWarning",
     "Verification",
+    "WindowedRamp",
     "decode",
     "encode",
     "fold_batchnorm",
@@ -30,6 +33,7 @@ __all__ = [
     "nn",
     "online",
     "replace_neurons",
+    "rules",
     "surrogate",
     "to_event_driven",
     "to_step_mode",

@@ -335,8 +335,8 @@ def _in_steps(layer: nn.Module, adapter: Host, last: bool, flat: bool) -> Iterat
     elif isinstance(layer, SpikeConnection):
         if not isinstance(layer.neuron, IF):
             raise ValueError(f"only IF neurons run in steps, got {layer.neuron}")
-        if layer.gradient != "latency":
-            raise ValueError(f"in steps the gradient is 'latency', got {layer.gradient!r}")
+        if layer.gradient.name != "latency":
+            raise ValueError(f"in steps the gradient is 'latency', got {str(layer.gradient)!r}")
         if layer.neuron.delay:
             raise ValueError(f"the hosts' neurons have no delay, got {layer.neuron}")
         if layer.silent_gradient and not last:

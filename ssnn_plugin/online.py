@@ -77,7 +77,7 @@ def s4nn_train(
     _check(weights, times, labels, gamma, t_max, thresholds, learning_rates, drop)
     _check_weight_decay(weight_decay, learning_rates)
     sequence = _sequence(order, len(times))
-    from .kernels.online import s4nn_epoch
+    from .kernels.cpu.online import s4nn_epoch
 
     weights_t = tuple(weight.detach().t().contiguous().numpy() for weight in weights)
     spikes, right, loss = s4nn_epoch(

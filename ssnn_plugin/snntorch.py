@@ -23,7 +23,7 @@ from .functional import (
 from .functional.connection import Size2d, pool_window
 from .functional.silent import warn_if_none
 from .functional.step import NEEDS_A_WINDOW, floating, within
-from .kernels.operators import output_size
+from .kernels.geometry import output_size
 from .neurons import IF
 from .nn import EarliestSpikePool2d
 from .nn.binwise import Response

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import pickle
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from scipy.integrate import solve_ivp
 from scipy.special import lambertw
 from torch.nn.functional import conv2d, linear, relu
 
-from ssnn_plugin import IF, LIF, AlphaPSP, ExpPSP, ReLPSP
+from ssnn_plugin import IF, LIF, AlphaPSP, ExpPSP, ReLPSP, WindowedRamp
 from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear
-from ssnn_plugin.kernels import parallel
-from ssnn_plugin.kernels.operators import BACKENDS
-from ssnn_plugin.kernels.psp import ALPHA, DOUBLE, RAMP
+from ssnn_plugin.kernels import ops
+from ssnn_plugin.kernels.backends import BACKENDS
+from ssnn_plugin.kernels.cpu import parallel
+from ssnn_plugin.kernels.geometry import Geometry
 from ssnn_plugin.nn import SpikeConv2d, SpikeLinear
 
 INF, NAN, E = math.inf, math.nan, math.e
@@ -408,17 +410,9 @@ def test_slopes_at_crossings_are_never_negative(backend, dtype, neuron):
     at, height = _peak(neuron)
     steps = 10.0 ** -torch.arange(1, 17, dtype=torch.float64)
     weight = ((1 + torch.cat([steps, -steps, torch.zeros(1)])) * neuron.threshold / height).unsqueeze(1)
-    psp = DOUBLE if isinstance(neuron, LIF) and neuron.tau_mem != neuron.tau_syn else ALPHA
-    tau = neuron.tau if isinstance(neuron, AlphaPSP) else neuron.tau_syn
-    unit = tau if isinstance(neuron, AlphaPSP) else 1.0
-    spikes, _, slope = BACKENDS[backend].psp_linear.first_spike(
-        torch.tensor([[0.5]], dtype=dtype),
-        weight.to(dtype),
-        None,
-        psp,
-        tau,
-        neuron.threshold / unit,
-        5 * at,
+    times = torch.tensor([[0.5]], dtype=dtype)
+    spikes, _, slope = ops.first_spike(
+        times, weight.to(dtype), None, *Geometry(), neuron.kind, neuron.numbers, 5 * at, backend
     )
     fired = spikes.isfinite()
     assert 0 < fired.sum() < fired.numel()
@@ -552,7 +546,7 @@ def test_times_scale_and_shift(backend, neuron):
     later = first_spike_linear(*_tensors(times + 0.75, weight), neuron, t_max=t_max + 0.75, backend=backend)
     torch.testing.assert_close(later, spikes + 0.75, rtol=1e-9, atol=1e-9)
     if not isinstance(neuron, ReLPSP):
-        constants = {n: 3 * getattr(neuron, n) for n in ("tau", "tau_mem", "tau_syn") if hasattr(neuron, n)}
+        constants = {f.name: 3 * getattr(neuron, f.name) for f in fields(neuron) if f.name.startswith("tau")}
         threshold = neuron.threshold * (3 if isinstance(neuron, AlphaPSP) else 1)
         slower = type(neuron)(threshold, **constants)
         stretched = first_spike_linear(*_tensors(3 * times, weight), slower, t_max=3 * t_max, backend=backend)
@@ -782,7 +776,7 @@ def test_the_backends_agree_on_convolutions(neuron, geometry, layout, dtype):
 
 
 @on_every_backend
-@pytest.mark.parametrize("neuron", [*CAUSAL, ReLPSP(start=3.0)], ids=repr)
+@pytest.mark.parametrize("neuron", [*CAUSAL, WindowedRamp(start=3.0)], ids=repr)
 def test_a_convolution_over_the_whole_input_is_a_linear_layer(backend, neuron):
     times, weight, bias, t_max = _image(4, kernel=(5, 6))
     found = first_spike_conv2d(
@@ -832,7 +826,7 @@ def test_leading_dimensions_and_strides_do_not_matter(backend, neuron):
 
 
 @on_every_backend
-@pytest.mark.parametrize("neuron", [*CAUSAL, ReLPSP(start=2.0)], ids=repr)
+@pytest.mark.parametrize("neuron", [*CAUSAL, WindowedRamp(start=2.0)], ids=repr)
 def test_an_empty_batch(backend, neuron):
     t, w, b = _tensors(np.zeros((0, 3)), np.ones((4, 3)), np.ones(4), grad=True)
     image, kernels = _tensors(np.zeros((0, 2, 4, 4)), np.ones((4, 2, 3, 2)), grad=True)
@@ -919,7 +913,7 @@ def _relu_inputs(shape, start, dtype, seed=0):
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_with_a_start_it_is_a_relu_layer(backend, dtype, with_bias):
     start, threshold, t_max = 2.0, 50.0, 52.0
-    neuron = ReLPSP(threshold, start=start)
+    neuron = WindowedRamp(threshold, start=start)
     x, times = _relu_inputs((5, 7), start, dtype)
     weight, bias = _tensors(
         np.random.default_rng(1).normal(size=(6, 7)),
@@ -970,7 +964,7 @@ def test_with_a_start_it_is_a_relu_convolution(backend, geometry):
     spikes = first_spike_conv2d(
         times,
         weight,
-        ReLPSP(threshold, start=start),
+        WindowedRamp(threshold, start=start),
         t_max=start + threshold,
         bias=bias,
         backend=backend,
@@ -993,7 +987,7 @@ def test_with_a_start_it_is_a_relu_convolution(backend, geometry):
 @in_both_precisions
 def test_a_start_by_hand(backend, dtype):
     """V(3) = sum w (3 - t), t = 3 + 2 - V(3)."""
-    neuron = ReLPSP(2.0, start=3.0)
+    neuron = WindowedRamp(2.0, start=3.0)
 
     def one(times, weight, t_max=5.0):
         return _one(times, weight, neuron, backend, dtype, t_max=t_max)
@@ -1013,7 +1007,7 @@ def test_a_start_by_hand(backend, dtype):
 def test_a_saturated_neuron_has_no_gradient(backend):
     times, weight, bias = _tensors([[0.0, 1.0]], [[9.0, 9.0], [0.1, 0.1]], [0.0, 0.1], grad=True)
     spikes, potential = first_spike_linear(
-        times, weight, ReLPSP(2.0, start=3.0), t_max=5.0, bias=bias, return_potential=True, backend=backend
+        times, weight, WindowedRamp(2.0, start=3.0), t_max=5.0, bias=bias, return_potential=True, backend=backend
     )
     assert spikes[0, 0] == 3
     for grad in torch.autograd.grad(spikes[0, 0] + potential[0, 0], (times, weight, bias), retain_graph=True):
@@ -1025,22 +1019,22 @@ def test_a_saturated_neuron_has_no_gradient(backend):
 
 
 def test_a_start_of_zero_sees_nothing():
-    assert _one([0.0, 1.0], [5.0, 5.0], ReLPSP(2.0, start=0.0), t_max=5.0) == (2.0, 2.0)
+    assert _one([0.0, 1.0], [5.0, 5.0], WindowedRamp(2.0, start=0.0), t_max=5.0) == (2.0, 2.0)
 
 
 # The operators
 
 
-@pytest.mark.parametrize(("psp", "with_bias"), [(RAMP, True), (DOUBLE, False)])
+@pytest.mark.parametrize(("neuron", "with_bias"), [(ReLPSP(0.5), True), (LIF(0.5, tau_mem=2.0), False)])
 @on_every_backend
-def test_opcheck_of_the_forward_operators(backend, with_bias, psp):
+def test_opcheck_of_the_forward_operator(backend, with_bias, neuron):
     times, weight, bias, t_max = _layer(0)
-    t, w, b = _tensors(times, weight, bias if with_bias else None, grad=True)
-    neuron = psp, 1.5, 0.5, t_max
-    torch.library.opcheck(BACKENDS[backend].psp_linear.first_spike, (t, w, b, *neuron))
+    t, w, b = _tensors(times, weight, bias if with_bias else None)
+    described = neuron.kind, neuron.numbers, t_max, backend
+    torch.library.opcheck(ops.first_spike, (t, w, b, *Geometry(), *described))
     t, w, b, _ = _image(0, groups=2)
-    inputs = [tensor.requires_grad_() for tensor in (t, w)] + [b.requires_grad_() if with_bias else None]
-    torch.library.opcheck(BACKENDS[backend].psp_conv2d.first_spike, (*inputs, [2, 1], [1, 2], 2, *neuron))
+    geometry = Geometry([2, 1], [1, 2], 2)
+    torch.library.opcheck(ops.first_spike, (t, w, b if with_bias else None, *geometry, *described))
 
 
 @in_both_precisions
@@ -1052,18 +1046,16 @@ def test_opcheck_of_the_backward_operators(backend, layout, dtype):
     a = b = t.masked_fill(t.isinf(), 0)
     p = torch.rand(4, 5, dtype=dtype)
     until = torch.where(p < 0.3, -INF, 6 * p)
-    operators = BACKENDS[backend].psp_linear
-    torch.library.opcheck(operators.weight_grad, (p, p, until, a, b, t))
-    torch.library.opcheck(operators.input_grad, (p, p, until, a, b, t, w))
+    torch.library.opcheck(ops.weight_grad, (p, p, until, a, b, t, [], *Geometry(), backend))
+    torch.library.opcheck(ops.input_grad, (p, p, until, a, b, t, w, *Geometry(), backend))
     t, w, _, _ = _image(0, dtype, groups=2)
     t = t.contiguous(memory_format=layout)
     a = b = t.masked_fill(t.isinf(), 0)
-    geometry = [2, 1], [1, 2], 2
+    geometry = Geometry([2, 1], [1, 2], 2)
     p = torch.rand(2, 8, 8, dtype=dtype)
     until = torch.where(p < 0.3, -INF, 6 * p)
-    operators = BACKENDS[backend].psp_conv2d
-    torch.library.opcheck(operators.weight_grad, (p, p, until, a, b, t, [3, 2], *geometry))
-    torch.library.opcheck(operators.input_grad, (p, p, until, a, b, t, w, *geometry))
+    torch.library.opcheck(ops.weight_grad, (p, p, until, a, b, t, [3, 2], *geometry, backend))
+    torch.library.opcheck(ops.input_grad, (p, p, until, a, b, t, w, *geometry, backend))
 
 
 @needs_compiler
@@ -1079,7 +1071,7 @@ def test_compiled_step_equals_the_eager_one(backend):
         options = {"t_max": t_max, "return_potential": True, "backend": backend}
         hidden, potential = first_spike_conv2d(times, weight, AlphaPSP(0.8), bias=bias, groups=2, **options)
         middle, _ = first_spike_linear(hidden.flatten(1), readout, LIF(0.2, tau_mem=2.0), **options)
-        out, at_end = first_spike_linear(middle, top, ReLPSP(30.0, start=6.5), **options | {"t_max": 60.0})
+        out, at_end = first_spike_linear(middle, top, WindowedRamp(30.0, start=6.5), **options | {"t_max": 60.0})
         loss = out.clamp(max=60).sum() + 0.01 * potential.sum() + middle.clamp(max=t_max).square().sum()
         return out, loss + 0.01 * at_end.sum()
 
@@ -1097,7 +1089,7 @@ def test_compiled_step_equals_the_eager_one(backend):
 
 
 @pytest.mark.parametrize("backend", [None, *NAMES])
-@pytest.mark.parametrize("neuron", [*CAUSAL, ReLPSP(start=2.0)], ids=repr)
+@pytest.mark.parametrize("neuron", [*CAUSAL, WindowedRamp(start=2.0)], ids=repr)
 @pytest.mark.parametrize("shape", [(6,), (4, 6), (0, 6), (2, 3, 6)])
 def test_shapes_on_the_meta_device(backend, neuron, shape):
     times, weight = torch.empty(shape, device="meta"), torch.empty(3, 6, device="meta")
@@ -1118,14 +1110,14 @@ def _network(neuron, dtype=torch.float32):
     """A convolution and a readout with the same neuron; with a start, the windows follow each other."""
     torch.manual_seed(0)
     second, last = neuron, 6.0
-    if isinstance(neuron, ReLPSP) and neuron.start is not None:
-        second, last = ReLPSP(30.0, start=6.0), 36.0
+    if isinstance(neuron, WindowedRamp):
+        second, last = WindowedRamp(30.0, start=6.0), 36.0
     conv = SpikeConv2d(1, 4, 3, neuron, t_max=6.0, stride=2, bias=True, init_range=(0.0, 0.8), dtype=dtype)
     out = SpikeLinear(36, 3, second, t_max=last, init_range=(0.0, 0.25), dtype=dtype)
     return conv, out
 
 
-ALL = [*CAUSAL, ReLPSP(8.0, start=2.0)]
+ALL = [*CAUSAL, WindowedRamp(8.0, start=2.0)]
 
 
 @pytest.mark.parametrize("neuron", ALL, ids=repr)

@@ -14,8 +14,9 @@ from torch.nn.functional import conv2d, pad, unfold
 from ssnn_plugin import IF, ReLPSP
 from ssnn_plugin.functional import earliest_spike_pool2d, first_spike_conv2d, first_spike_linear
 from ssnn_plugin.functional.pool import AveragePool
-from ssnn_plugin.kernels import parallel
-from ssnn_plugin.kernels.operators import BACKENDS
+from ssnn_plugin.kernels import ops
+from ssnn_plugin.kernels.backends import BACKENDS
+from ssnn_plugin.kernels.cpu import parallel
 from ssnn_plugin.losses import RelativeTargetLoss
 from ssnn_plugin.nn import SpikeConv2d
 
@@ -250,15 +251,14 @@ def test_results_do_not_depend_on_the_number_of_threads(set_threads, neuron, dty
         _equal(a, b)
 
 
-@pytest.mark.parametrize("silent", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
 @on_every_backend
-def test_opcheck_of_the_forward_operator(backend, with_bias, silent):
+def test_opcheck_of_the_forward_operator(backend, with_bias):
     times, weight, bias, geometry = _example(torch.float64)
-    inputs = _inputs(torch.float64, times, weight, bias if with_bias else None)
-    torch.library.opcheck(
-        BACKENDS[backend].conv2d.first_spike, (*inputs, *geometry, 5.0, 0.5, 1.0, 8.0, silent)
-    )
+    neuron = IF(5.0, delay=1, beta=0.5)
+    described = neuron.kind, neuron.numbers, 8.0, backend
+    inputs = times, weight, bias if with_bias else None
+    torch.library.opcheck(ops.first_spike, (*inputs, *geometry, *described))
 
 
 @in_both_precisions
@@ -267,12 +267,14 @@ def test_opcheck_of_the_forward_operator(backend, with_bias, silent):
 def test_opcheck_of_the_backward_operators(backend, layout, dtype):
     times, weight, _, geometry = _example(dtype)
     times = times.contiguous(memory_format=layout)
-    operators = BACKENDS[backend].conv2d
-    spikes, _ = operators.first_spike(times, weight, None, *geometry, 5.0, 1.0, 1.0, 8.0, False)
-    assert 0 < spikes.isfinite().sum() < spikes.numel()
-    grad = torch.ones_like(spikes)
-    torch.library.opcheck(operators.weight_grad, (grad, spikes, times, [3, 2], *geometry, 1.0, 8.0, False))
-    torch.library.opcheck(operators.input_grad, (grad, spikes, times, weight, *geometry, 1.0, 8.0, True))
+    neuron = IF(5.0)
+    crossing, _, _ = ops.first_spike(
+        times, weight, None, *geometry, neuron.kind, neuron.numbers, 8.0, backend
+    )
+    assert 0 < crossing.isfinite().sum() < crossing.numel()
+    factors = torch.ones_like(crossing), None, crossing.clamp(max=8.0), None, None, times
+    torch.library.opcheck(ops.weight_grad, (*factors, [3, 2], *geometry, backend))
+    torch.library.opcheck(ops.input_grad, (*factors, weight, *geometry, backend))
 
 
 @needs_compiler

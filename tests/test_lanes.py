@@ -2,7 +2,7 @@ import numba as nb
 import numpy as np
 import pytest
 
-from ssnn_plugin.kernels.lanes import any_of, load, splat, store, total, where
+from ssnn_plugin.kernels.cpu.lanes import any_of, load, splat, store, total, where
 
 in_both_precisions = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 of_both_widths = pytest.mark.parametrize("width", [16, 32])

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import PositiveFloat, model_validator
 from torch import Tensor, nn
 
-from ssnn_plugin import ReLPSP
+from ssnn_plugin import WindowedRamp
 from ssnn_plugin.functional import overdue_times
 
 from ..config import Config
@@ -28,11 +28,11 @@ class Network(layered.Network):
 
     hidden_window: PositiveFloat
 
-    def neuron(self, number: int) -> tuple[ReLPSP, float]:
+    def neuron(self, number: int) -> tuple[WindowedRamp, float]:
         """The neuron of a layer, silent for activations that are not positive, and its window's end."""
         start = 1 + number * self.hidden_window
         end = start + self.hidden_window if number < neuron_layers(self.layers) else self.t_max
-        return ReLPSP(end - start, start=start), end
+        return WindowedRamp(end - start, start=start), end
 
     @model_validator(mode="after")
     def _outputs_have_a_window(self) -> Network:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..kernels.operators import output_size
-from ..neurons import IF, Neuron
-from .fire import Synapses, check_neuron, fire
+from ..engine import How, Synapses
+from ..kernels.geometry import Geometry, output_size
+from ..neurons import Neuron
+from ..rules import Rule, rule_of
 
 Size2d: TypeAlias = "int | tuple[int, ...] | list[int]"
 
@@ -26,7 +27,7 @@ def first_spike_linear(
     *,
     t_max: float,
     bias: Tensor | None = None,
-    gradient: str | None = None,
+    gradient: str | Rule | None = None,
     silent_gradient: bool = False,
     return_potential: Literal[False] = False,
     backend: str | None = None,
@@ -39,7 +40,7 @@ def first_spike_linear(
     *,
     t_max: float,
     bias: Tensor | None = None,
-    gradient: str | None = None,
+    gradient: str | Rule | None = None,
     silent_gradient: bool = False,
     return_potential: Literal[True],
     backend: str | None = None,
@@ -52,7 +53,7 @@ def first_spike_linear(
     *,
     t_max: float,
     bias: Tensor | None = None,
-    gradient: str | None = None,
+    gradient: str | Rule | None = None,
     silent_gradient: bool = False,
     return_potential: bool,
     backend: str | None = None,
@@ -64,7 +65,7 @@ def first_spike_linear(
     *,
     t_max: float,
     bias: Tensor | None = None,
-    gradient: str | None = None,
+    gradient: str | Rule | None = None,
     silent_gradient: bool = False,
     return_potential: bool = False,
     backend: str | None = None,
@@ -112,26 +113,17 @@ def first_spike_linear(
     tensor([[8.],
             [4.]])
     """
-    rule = check_neuron(neuron, gradient, silent_gradient, t_max, bias is not None)
-    _check_tensors(times, weight, bias, neuron, t_max, rule)
+    how = how_to_fire(neuron, gradient, silent_gradient, t_max, bias is not None, backend)
+    _check_tensors(times, weight, bias, neuron, t_max, how.rule)
     if times.ndim == 0 or weight.ndim != 2 or times.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"times must have shape [*, in] for a weight of shape [out, in], "
             f"got {list(times.shape)} and {list(weight.shape)}"
         )
     flat = times.reshape(math.prod(times.shape[:-1]), times.shape[-1])
-    outputs = fire(
-        flat,
-        Synapses(weight, bias),
-        neuron,
-        t_max=t_max,
-        gradient=rule,
-        silent_gradient=silent_gradient,
-        with_potential=return_potential,
-        backend=backend,
-    )
-    spikes, *potential = (output.reshape(*times.shape[:-1], weight.shape[0]) for output in outputs)
-    return (spikes, potential[0]) if return_potential else spikes
+    spikes, potential = neuron.fire(flat, Synapses(weight, bias), t_max, how)
+    shape = *times.shape[:-1], weight.shape[0]
+    return (spikes.reshape(shape), potential.reshape(shape)) if return_potential else spikes.reshape(shape)
 
 
 @overload
@@ -146,7 +138,7 @@ def first_spike_conv2d(
     padding: Size2d | str = 0,
     dilation: Size2d = 1,
     groups: int = 1,
-    gradient: str | None = None,
+    gradient: str | Rule | None = None,
     silent_gradient: bool = False,
     return_potential: Literal[False] = False,
     backend: str | None = None,
@@ -163,7 +155,7 @@ def first_spike_conv2d(
     padding: Size2d | str = 0,
     dilation: Size2d = 1,
     groups: int = 1,
-    gradient: str | None = None,
+    gradient: str | Rule | None = None,
     silent_gradient: bool = False,
     return_potential: Literal[True],
     backend: str | None = None,
@@ -180,7 +172,7 @@ def first_spike_conv2d(
     padding: Size2d | str = 0,
     dilation: Size2d = 1,
     groups: int = 1,
-    gradient: str | None = None,
+    gradient: str | Rule | None = None,
     silent_gradient: bool = False,
     return_potential: bool,
     backend: str | None = None,
@@ -196,7 +188,7 @@ def first_spike_conv2d(
     padding: Size2d | str = 0,
     dilation: Size2d = 1,
     groups: int = 1,
-    gradient: str | None = None,
+    gradient: str | Rule | None = None,
     silent_gradient: bool = False,
     return_potential: bool = False,
     backend: str | None = None,
@@ -228,8 +220,8 @@ def first_spike_conv2d(
               [inf, inf, inf],
               [inf, inf, inf]]]])
     """
-    rule = check_neuron(neuron, gradient, silent_gradient, t_max, bias is not None)
-    _check_tensors(times, weight, bias, neuron, t_max, rule)
+    how = how_to_fire(neuron, gradient, silent_gradient, t_max, bias is not None, backend)
+    _check_tensors(times, weight, bias, neuron, t_max, how.rule)
     strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
     _checks.whole_and_positive("groups", groups)
     if times.ndim != 4 or weight.ndim != 4 or times.shape[1] != weight.shape[1] * groups:
@@ -247,20 +239,10 @@ def first_spike_conv2d(
             f"weight's kernel {list(weight.shape[2:])} with dilation {dilations} must fit the padded input, "
             f"got {list(padded.shape[2:])}"
         )
-    outputs = fire(
-        padded,
-        Synapses(weight, bias, (strides, dilations, groups)),
-        neuron,
-        t_max=t_max,
-        gradient=rule,
-        silent_gradient=silent_gradient,
-        with_potential=return_potential,
-        backend=backend,
-    )
-    spikes, *potential = (
-        output.transpose(1, 2).reshape(len(times), weight.shape[0], height, width) for output in outputs
-    )
-    return (spikes, potential[0]) if return_potential else spikes
+    synapses = Synapses(weight, bias, Geometry(strides, dilations, groups))
+    outputs = neuron.fire(padded, synapses, t_max, how)
+    spikes, potential = (output.transpose(1, 2).unflatten(2, (height, width)) for output in outputs)
+    return (spikes, potential) if return_potential else spikes
 
 
 def pair(name: str, value: Size2d, least: int) -> list[int]:
@@ -303,18 +285,33 @@ def _pad(
     return torch.nn.functional.pad(times, (left, right, top, bottom), value=math.inf)
 
 
+def how_to_fire(
+    neuron: Neuron,
+    gradient: str | Rule | None,
+    silent_gradient: bool,
+    t_max: float,
+    bias: bool,
+    backend: str | None = None,
+) -> How:
+    """Refuse options that do not go together."""
+    if not isinstance(neuron, Neuron):
+        raise TypeError(f"neuron must be one of ssnn_plugin's neurons, such as IF(), got {neuron!r}")
+    neuron.check(t_max)
+    rule = rule_of(gradient, neuron)
+    rule.check(neuron, bias)
+    if silent_gradient and not neuron.jumps:
+        raise ValueError(f"silent_gradient has no meaning for the exact gradient of {neuron!r}: use False")
+    return How(rule, silent_gradient, backend)
+
+
 def _check_tensors(
-    times: Tensor, weight: Tensor, bias: Tensor | None, neuron: Neuron, t_max: float, gradient: str
+    times: Tensor, weight: Tensor, bias: Tensor | None, neuron: Neuron, t_max: float, rule: Rule
 ) -> None:
     _checks.floating("times", times)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape {list(weight.shape[:1])}, got {list(bias.shape)}")
-    if isinstance(neuron, IF) and (bias is not None or neuron.beta != 1):
-        if t_max != int(t_max):
-            raise ValueError(f"t_max must be a whole number of bins with a bias or a leak, got {t_max!r}")
-        _checks.whole_bins("times", times)
-    if gradient == "local_slope":
-        _checks.whole_bins("times", times, "gradient 'local_slope'")
+    neuron.check_times(times, t_max, bias is not None)
+    rule.check_times(times)
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue

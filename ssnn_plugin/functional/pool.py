@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..kernels.operators import output_size
+from ..kernels.geometry import output_size
 from .connection import Size2d, pool_window
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..neurons import Neuron, ReLPSP
+from ..neurons import Neuron, WindowedRamp
 
 REDUCTIONS = ("sum", "mean")
 
@@ -115,24 +115,24 @@ def overdue_times(times: Tensor, potential: Tensor, neuron: Neuron, t_max: float
     A loss on these times teaches silent outputs, which have no time of their own.
 
     Args:
-        times, potential: what a layer of `ReLPSP` with a `start` returned, [*, out].
+        times, potential: what a layer of `WindowedRamp` returned, [*, out].
         neuron, t_max: of that layer.
 
     Returns:
         Finite times [*, out]: `t_max` + threshold - potential for a silent neuron.
 
     Raises:
-        ValueError: a neuron without `start`, whose potential after the window is not known.
+        ValueError: another neuron, whose potential after the window is not known.
 
     Source: B1-model of Stanojevic et al. 2024, where V has slope 1 in its window.
 
     >>> import torch
-    >>> from ssnn_plugin import ReLPSP
-    >>> overdue_times(torch.tensor([2.0, torch.inf]), torch.tensor([3.0, 1.0]), ReLPSP(3.0, start=1.0), 4.0)
+    >>> from ssnn_plugin import WindowedRamp
+    >>> overdue_times(torch.tensor([2.0, torch.inf]), torch.tensor([3.0, 1.0]), WindowedRamp(3.0, start=1.0), 4.0)
     tensor([2., 6.])
     """
-    if not isinstance(neuron, ReLPSP) or neuron.start is None:
-        raise ValueError(f"neuron must be a ReLPSP with a start, got {neuron!r}")
+    if not isinstance(neuron, WindowedRamp):
+        raise ValueError(f"neuron must be a WindowedRamp, got {neuron!r}")
     return torch.where(times.isfinite(), times, t_max + neuron.threshold - potential)
 
 

@@ -71,10 +71,10 @@ def _register(reference: Callable[..., Tensor], name: str) -> Callable[..., Tens
     def on_cpu(potentials: Tensor, *args: Any) -> Tensor:
         if potentials.dtype not in COMPILED:
             return reference(potentials, *args)
-        from . import cpu_latch  # when it first runs: importing numba is slow
+        from .cpu import latch as compiled  # when it first runs: importing numba is slow
 
-        compiled: Callable[..., Tensor] = getattr(cpu_latch, name)
-        return compiled(potentials, *args)
+        kernel: Callable[..., Tensor] = getattr(compiled, name)
+        return kernel(potentials, *args)
 
     operator.register_kernel("cpu", on_cpu)
     operator.register_fake(lambda potentials, *args: output_like(potentials))

@@ -63,9 +63,9 @@ def _window_grad(
 def _window_on_cpu(currents: Tensor, start: Tensor, beta: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     if currents.dtype not in _checks.DTYPES:
         return plain_window(currents, start, beta, threshold)
-    from . import cpu  # when it first runs: importing numba is slow
+    from .cpu import window  # when it first runs: importing numba is slow
 
-    return cpu.single_spike_window(currents, start, beta, threshold)
+    return window.single_spike_window(currents, start, beta, threshold)
 
 
 def _window_grad_on_cpu(
@@ -73,9 +73,9 @@ def _window_grad_on_cpu(
 ) -> tuple[Tensor, Tensor]:
     if potentials.dtype not in _checks.DTYPES:
         return _window_grad(grad_spikes, grad_potentials, potentials, start, threshold)
-    from . import cpu
+    from .cpu import window
 
-    return cpu.single_spike_window_grad(grad_spikes, grad_potentials, potentials, start, threshold)
+    return window.single_spike_window_grad(grad_spikes, grad_potentials, potentials, start, threshold)
 
 
 single_spike_window = torch.library.custom_op(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import _checks, decode
 from ..functional.silent import overdue_times
-from ..neurons import ReLPSP
+from ..neurons import WindowedRamp
 from .linear import SpikeLinear
 from .scaling import MinMaxScaling
 
@@ -84,7 +84,7 @@ class SpikeClassifier(nn.Module):
         for (n_in, n_out), (start, end) in zip(
             itertools.pairwise(widths), itertools.pairwise(ends), strict=True
         ):
-            neuron, p = ReLPSP(end - start, start=start), dropout if self.layers else 0.0
+            neuron, p = WindowedRamp(end - start, start=start), dropout if self.layers else 0.0
             self.layers.append(SpikeLinear(n_in, n_out, neuron, t_max=end, bias=True, dropout=p))
         self.t_max = ends[-1]
         self.scaling = MinMaxScaling(in_features)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from .. import _checks
 from ..functional import drop_spikes
 from ..functional.bins import Bins, NeuronsInBins, integrate
-from ..functional.fire import check_neuron
+from ..functional.connection import how_to_fire
 from ..functional.pool import AveragePool
 from ..neurons import IF, Neuron
+from ..rules import Rule
 from ..surrogate import LatchGradient
 
 
@@ -27,7 +28,7 @@ class SpikeConnection(nn.Module):
         neuron: Neuron,
         *,
         t_max: float,
-        gradient: str | None,
+        gradient: str | Rule | None,
         silent_gradient: bool,
         bias: bool,
         init_range: tuple[float, float] | None,
@@ -37,7 +38,7 @@ class SpikeConnection(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.gradient = check_neuron(neuron, gradient, silent_gradient, t_max, bias)
+        self.gradient = how_to_fire(neuron, gradient, silent_gradient, t_max, bias).rule
         _checks.dropout("dropout", dropout)
         self.neuron, self.t_max, self.silent_gradient = neuron, t_max, silent_gradient
         self.input_pool, self.dropout = input_pool, dropout
@@ -111,7 +112,7 @@ class SpikeConnection(nn.Module):
         options = [
             repr(self.neuron),
             f"t_max={self.t_max}",
-            f"gradient={self.gradient!r}",
+            f"gradient={str(self.gradient)!r}",
             f"silent_gradient={self.silent_gradient}",
             f"bias={self.bias is not None}",
             f"init_range={self.init_range}",

@@ -11,7 +11,9 @@ import math
 
 import numpy as np
 
-from .events import fire_if, jit, sort_events
+from .compile import jit
+from .events import sort_events
+from .steps import fire_if
 
 
 @jit

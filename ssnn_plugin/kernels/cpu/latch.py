@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..latch import output_like
 from . import latch_bins
-from .latch import output_like
 from .parallel import share_out
 
 

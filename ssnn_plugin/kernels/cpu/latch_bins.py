@@ -10,13 +10,12 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 
 # Neurons per block: a few rows of them fit the first level of the cache.
 BLOCK = 512
 
-jit = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @intrinsic

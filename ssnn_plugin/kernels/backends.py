@@ -1,0 +1,83 @@
+"""What can carry out the kernels: a folder each, and a line in `BACKENDS`.
+
+The package of a backend has three functions, of which the first takes a `neurons.SeparableNeuron`:
+
+`first_spike(times, weight, bias, geometry, neuron, t_max) -> (crossing, potential, slope)`
+`weight_grad(factors, times, kernel_size, geometry) -> grad_weight`
+`input_grad(factors, times, weight, geometry) -> grad_times`
+
+What they compute is told in `ops`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+
+
+class Factors(NamedTuple):
+    """The two halves of a gradient dL/dV dV/dw; see `ops.weight_grad`."""
+
+    p: Tensor
+    q: Tensor | None
+    until: Tensor
+    a: Tensor | None = None
+    b: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the kernels, and what it can do.
+
+    Args:
+        name: of its package in this folder.
+        device_types: those that it runs on; None for all.
+        any_neuron: whether it runs every neuron, or those with a compiled response.
+    """
+
+    name: str
+    device_types: tuple[str, ...] | None = None
+    any_neuron: bool = True
+    dtypes: tuple[torch.dtype, ...] = _checks.DTYPES
+
+    @cached_property
+    def kernels(self) -> Any:
+        """Its package, imported when it is first needed: importing numba is slow."""
+        return importlib.import_module(f"{__package__}.{self.name}")
+
+    def runs_on(self, device: torch.device) -> bool:
+        # On the meta device nothing runs, and shapes are the same for all.
+        return self.device_types is None or device.type in (*self.device_types, "meta")
+
+    def runs(self, neuron: Any) -> bool:
+        return self.any_neuron or neuron is None or neuron.jumps or neuron.compiled() is not None
+
+
+#: the fastest first
+BACKENDS = {
+    backend.name: backend
+    for backend in (Backend("cpu", device_types=("cpu",), any_neuron=False), Backend("reference"))
+}
+
+
+def select(name: str | None, device: torch.device, neuron: Any = None) -> str:
+    """The backend that was asked for, or the fastest one that runs the neuron, if there is one, on the device."""
+    if name is None:
+        return next(b.name for b in BACKENDS.values() if b.runs_on(device) and b.runs(neuron))
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {sorted(BACKENDS)} or None, got {name!r}")
+    backend = BACKENDS[name]
+    if not backend.runs_on(device):
+        raise ValueError(
+            f"backend {name!r} takes tensors on {' or '.join(backend.device_types or ())}, times are on {device}"
+        )
+    if not backend.runs(neuron):
+        raise ValueError(f"backend {name!r} needs a compiled response, {neuron!r} has none: use None")
+    return name

@@ -1,0 +1,84 @@
+"""How the kernels are compiled, and where their machine code is kept."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numba as nb
+from numba.core import types
+from numba.core.caching import FunctionCache
+from numba.extending import overload
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile a function; re-association lets sums vectorise, and leaves `inf` alone, which is silence."""
+    return _compiled(function, fastmath={"reassoc", "contract"})
+
+
+def exact_jit(function: Callable[..., Any]) -> Any:
+    """As `jit`, but as a loop of torch operations computes it, bit by bit."""
+    return _compiled(function, fastmath=False)
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
+    compiled = nb.njit(nogil=True, error_model="numpy", **options)(function)
+    try:
+        compiled._cache = _Cache(function)
+    except RuntimeError:
+        _say_once_that_nothing_is_kept()
+    return compiled
+
+
+def where_given(absent: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A function of an optional first argument, which is `absent` where that is None.
+
+    Which one it is is chosen when a caller is compiled: a test in compiled code would leave both types open.
+    """
+
+    def decorate(present: Callable[..., Any]) -> Callable[..., Any]:
+        def function(factor: Any, *others: Any) -> Any:
+            raise NotImplementedError
+
+        @overload(function, strict=False)
+        def _(factor: Any, *others: Any) -> Callable[..., Any]:
+            return absent if isinstance(factor, types.NoneType) else present
+
+        return function
+
+    return decorate
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache on disk, without what is compiled for neurons of other packages.
+
+    Its index names the types of all arguments, and could not be read where such a package is missing.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        return None if _is_foreign(sig) else super().load_overload(sig, target_context)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        if not _is_foreign(data.signature.args):
+            super().save_overload(sig, data)
+
+
+def _is_foreign(argument_types: Any) -> bool:
+    package = __name__.partition(".")[0]
+    responses = [t for t in argument_types if isinstance(t, types.NamedTuple)]
+    return any(t.instance_class.__module__.partition(".")[0] != package for t in responses)
+
+
+_said = False
+
+
+def _say_once_that_nothing_is_kept() -> None:
+    global _said
+    if not _said:
+        warnings.warn(
+            "ssnn_plugin finds no folder in which it can keep its compiled kernels, and will compile them "
+            "anew in every process: set NUMBA_CACHE_DIR to a folder that can be written",
+            stacklevel=2,
+        )
+    _said = True

@@ -1,0 +1,325 @@
+"""Compiled backward pass of all neurons, by the factors of their response.
+
+It follows the spikes of the side that has fewer: all outputs for each input spike, or all inputs for
+each output with an error. Where a factor is None, the response is a step; numba leaves out what it
+would be needed for. Every sum has a fixed order, whatever the number of threads: the input gradient
+belongs to one sample, and the weight gradient gives each thread a range of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backends import Factors
+from ..geometry import Geometry, by_group, channels_last, synapse_table, weight_of_rows, weight_rows, whole_lanes
+from .compile import jit, where_given
+from .conv2d import LANES, place_of, positions_of_inputs
+from .events import find_events
+from .lanes import load, splat, store, total, where
+from .parallel import as_arrays, share_out
+
+# What a row costs beside its additions, in additions.
+ROW = 48
+
+
+def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Tensor:
+    """See `kernels.ops.weight_grad`."""
+    if not geometry.linear:
+        return _conv2d_weight_grad(factors, times, kernel_size, geometry)
+    n_out, n_in = factors.p.shape[1], times.shape[1]
+    arrays = *_optional_arrays(*factors), *as_arrays(times)
+    along_inputs, work = _cheaper_direction(*arrays[:2], arrays[5])
+    if along_inputs:
+        grad_weight = times.new_zeros(n_out, n_in)
+        share_out(n_out, work, _weights_along_inputs, *arrays, *as_arrays(grad_weight))
+        return grad_weight
+    grad_weight_t = times.new_zeros(n_in, n_out)
+    share_out(n_in, work, _weights_along_outputs, *arrays, *as_arrays(grad_weight_t))
+    return grad_weight_t.t().contiguous()
+
+
+def input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """See `kernels.ops.input_grad`."""
+    if not geometry.linear:
+        return _conv2d_input_grad(factors, times, weight, geometry)
+    grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
+    arrays = *_optional_arrays(*factors), *as_arrays(times)
+    along_inputs, work = _cheaper_direction(*arrays[:2], arrays[5])
+    kernel, matrix = (_times_along_inputs, weight) if along_inputs else (_times_along_outputs, weight.t())
+    share_out(len(times), work, kernel, *arrays, *as_arrays(matrix, grad_times))
+    return grad_times
+
+
+def _optional_arrays(*tensors: Tensor | None) -> tuple[np.ndarray | None, ...]:
+    return tuple(None if tensor is None else as_arrays(tensor)[0] for tensor in tensors)
+
+
+def _cheaper_direction(p: np.ndarray, q: np.ndarray | None, times: np.ndarray) -> tuple[bool, int]:
+    """Whether to take all inputs for each error, rather than all outputs for each input spike.
+
+    Returns it with the number of multiplications.
+    """
+    n_errors, n_events = _count(p, q, times)
+    along_inputs, along_outputs = n_errors * (times.shape[1] + ROW), n_events * (p.shape[1] + ROW)
+    return along_inputs <= along_outputs, 2 * min(along_inputs, along_outputs)
+
+
+@jit
+def _count(p, q, times):
+    """Number of outputs with an error, and of input spikes."""
+    n_errors = n_events = 0
+    for n in range(len(p)):
+        of_p, of_q = p[n], row_of(q, n)
+        for j in range(of_p.size):
+            n_errors += has_error(of_q, of_p, j)
+        for i in range(times.shape[1]):
+            n_events += times[n, i] < np.inf
+    return n_errors, n_events
+
+
+@where_given(lambda q, p, j: p[j] != 0)
+def has_error(q, p, j):
+    """Whether an output has an error."""
+    return (p[j] != 0) | (q[j] != 0)
+
+
+@jit
+def latest_of(p, q, until):
+    """Until when inputs count for any output with an error; the others can be skipped."""
+    latest = -np.inf
+    for j in range(until.size):
+        latest = max(latest, until[j] if has_error(q, p, j) else -np.inf)
+    return latest
+
+
+@where_given(lambda factor, n: None)
+def row_of(factor, n):
+    """What a factor is in a sample; None stays."""
+    return factor[n]
+
+
+@where_given(lambda row, k: 1)
+def value_of(row, k):
+    """A factor of one input or output; 1 where there is none."""
+    return row[k]
+
+
+@where_given(lambda row, k: None)
+def element_of(row, k):
+    """A factor of one input or output; None stays."""
+    return row[k]
+
+
+@where_given(lambda factor, value: None)
+def only_with(factor, value):
+    """A value, or None where there is no such factor."""
+    return value
+
+
+@where_given(lambda row, so_far, k, weight: so_far)
+def add_product(row, so_far, k, weight):
+    """Add what a factor of an output contributes, if there is one."""
+    return so_far + row[k] * weight
+
+
+@where_given(lambda factor, so_far, at, weight: so_far)
+def add_product_of_lanes(factor, so_far, at, weight):
+    """As `add_product`, for the outputs of a location."""
+    return so_far + load(factor, at, LANES) * weight
+
+
+@where_given(lambda q, p, a, b: p)
+def response(q, p, a, b):
+    """p a - q b, or p alone."""
+    return p * a - q * b
+
+
+@jit
+def _weights_along_inputs(first, end, p, q, until, a, b, times, grad_weight):
+    """One contiguous row per output with an error: the cheaper way where errors are few."""
+    zero = p.dtype.type(0)
+    for n in range(len(times)):
+        t, of_p, of_q, of_a, of_b = times[n], p[n], row_of(q, n), row_of(a, n), row_of(b, n)
+        for j in range(first, end):
+            if has_error(of_q, of_p, j):
+                row, last, p_j, q_j = grad_weight[j], until[n, j], of_p[j], element_of(of_q, j)
+                for i in range(row.size):
+                    change = response(q_j, p_j, value_of(of_a, i), value_of(of_b, i))
+                    row[i] -= change if t[i] < last else zero
+
+
+@jit
+def _weights_along_outputs(first, end, p, q, until, a, b, times, grad_weight_t):
+    """One contiguous row per input spike: the cheaper way where errors are many."""
+    causal = np.empty(end - first, np.int32)
+    for n in range(len(times)):
+        latest = latest_of(p[n], row_of(q, n), until[n])
+        found = 0
+        for i in range(first, end):
+            causal[found] = i
+            found += times[n, i] < latest
+        subtract_rows(
+            p[n], row_of(q, n), until[n], row_of(a, n), row_of(b, n), times[n], causal[:found], grad_weight_t
+        )
+
+
+@jit
+def subtract_rows(p, q, until, a, b, times, causal, grad_weight_t):
+    """Two rows at a time: reading the errors costs as much as a row."""
+    zero = p.dtype.type(0)
+    for k in range(0, causal.size - 1, 2):
+        i, other_i = causal[k], causal[k + 1]
+        row, t, a_i, b_i = grad_weight_t[i], times[i], value_of(a, i), value_of(b, i)
+        other, other_t = grad_weight_t[other_i], times[other_i]
+        other_a, other_b = value_of(a, other_i), value_of(b, other_i)
+        for j in range(row.size):
+            q_j = element_of(q, j)
+            row[j] -= response(q_j, p[j], a_i, b_i) if t < until[j] else zero
+            other[j] -= response(q_j, p[j], other_a, other_b) if other_t < until[j] else zero
+    if causal.size % 2:
+        i = causal[-1]
+        row, t, a_i, b_i = grad_weight_t[i], times[i], value_of(a, i), value_of(b, i)
+        for j in range(row.size):
+            row[j] -= response(element_of(q, j), p[j], a_i, b_i) if t < until[j] else zero
+
+
+@jit
+def _times_along_inputs(first, end, p, q, until, a, b, times, weight, grad_times):
+    zero = p.dtype.type(0)
+    for n in range(first, end):
+        t, sums = times[n], grad_times[n]
+        of_p, of_q, of_a, of_b = p[n], row_of(q, n), row_of(a, n), row_of(b, n)
+        for j in range(until.shape[1]):
+            if has_error(of_q, of_p, j):
+                row, last, p_j, q_j = weight[j], until[n, j], of_p[j], element_of(of_q, j)
+                for i in range(row.size):
+                    change = response(q_j, p_j, value_of(of_a, i), value_of(of_b, i)) * row[i]
+                    sums[i] += change if t[i] < last else zero
+
+
+@jit
+def _times_along_outputs(first, end, p, q, until, a, b, times, weight_t, grad_times):
+    zero = p.dtype.type(0)
+    for n in range(first, end):
+        last, of_p, of_q, of_a, of_b = until[n], p[n], row_of(q, n), row_of(a, n), row_of(b, n)
+        latest = latest_of(of_p, of_q, last)
+        for i in range(times.shape[1]):
+            t = times[n, i]
+            if t < latest:
+                row, sum_p, sum_q = weight_t[i], zero, zero
+                for j in range(row.size):
+                    w = row[j] if t < last[j] else zero
+                    sum_p += of_p[j] * w
+                    sum_q = add_product(of_q, sum_q, j, w)
+                grad_times[n, i] = response(only_with(of_q, sum_q), sum_p, value_of(of_a, i), value_of(of_b, i))
+
+
+def _conv2d_weight_grad(
+    factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry
+) -> Tensor:
+    synapses = synapse_table(*times.shape[2:], *kernel_size, *geometry.stride, *geometry.dilation)
+    shape = geometry.weight_shape(times, factors.p.shape[2], kernel_size)
+    arrays, width = _by_location(factors, times, geometry.groups)
+    grad_rows = times.new_zeros(geometry.groups * math.prod(shape[1:]), width)
+    work = len(times) * len(synapses.taps) * shape[0] * shape[1] // 2
+    share_out(len(grad_rows), work, _rows_conv2d, *arrays, *as_arrays(grad_rows), synapses[:3])
+    return weight_of_rows(grad_rows, shape, geometry.groups)
+
+
+def _conv2d_input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *geometry.stride, *geometry.dilation)
+    rows = whole_lanes(weight_rows(weight, geometry.groups), LANES).flatten(0, 2)
+    grad_times = times.new_zeros(len(times), math.prod(times.shape[2:]), times.shape[1])
+    arrays, _ = _by_location(factors, times, geometry.groups)
+    work = len(times) * len(synapses.taps) * weight.shape[1] * len(weight) // 2
+    share_out(len(times), work, _times_conv2d, *arrays, *as_arrays(rows, grad_times), synapses[:3])
+    return grad_times.transpose(1, 2).reshape(times.shape).contiguous()
+
+
+def _by_location(factors: Factors, times: Tensor, groups: int) -> tuple[tuple[np.ndarray | None, ...], int]:
+    """Factors and times with channels last, those of the outputs in whole lanes; and how many these are."""
+    outputs = [x if x is None else whole_lanes(by_group(x, groups), LANES) for x in factors[:3]]
+    inputs = [x if x is None else channels_last(x) for x in (factors.a, factors.b, times)]
+    assert outputs[2] is not None
+    return _optional_arrays(*outputs, *inputs), outputs[2].shape[-1]
+
+
+@where_given(lambda row, k: None)
+def splat_of(row, k):
+    """A factor of one input in all lanes; None stays."""
+    return splat(row[k], LANES)
+
+
+@where_given(lambda factor, at: None)
+def load_of(factor, at):
+    """A factor of the outputs of a location; None stays."""
+    return load(factor, at, LANES)
+
+
+@jit
+def _rows_conv2d(first, end, p, q, until, a, b, times, grad_rows, synapses):
+    """Weight gradient of a convolution: the rows first ... end of `grad_rows`; arrays as in `conv2d`."""
+    position_of = positions_of_inputs(times)
+    spiking = np.empty(position_of.size, np.int32)
+    start, taps, locations = synapses
+    channels, (groups, width) = times.shape[2], until.shape[2:]
+    in_group, none = channels // groups, splat(p.dtype.type(0), LANES)
+    for n in range(len(times)):
+        of_p, of_q, last = p[n], row_of(q, n), until[n]
+        flat, of_a, of_b = times[n].reshape(-1), flat_row_of(a, n), flat_row_of(b, n)
+        latest = latest_of(of_p.reshape(-1), flat_of(of_q), last.reshape(-1))
+        for i in spiking[: find_events(flat, latest, spiking)]:
+            position, group, first_row = place_of(i, position_of, len(grad_rows), channels, groups)
+            t, a_i, b_i = splat(flat[i], LANES), splat_of(of_a, i), splat_of(of_b, i)
+            for s in range(start[position], start[position + 1]):
+                row, unit = taps[s] * in_group + first_row, locations[s] * groups + group
+                if first <= row < end:
+                    for lane in range(0, width, LANES):
+                        at, to = unit * width + lane, row * width + lane
+                        change = response(load_of(of_q, at), load(of_p, at, LANES), a_i, b_i)
+                        causal = where(load(last, at, LANES) > t, change, none)
+                        store(grad_rows, to, load(grad_rows, to, LANES) - causal)
+
+
+@where_given(lambda factor, n: None)
+def flat_row_of(factor, n):
+    """What a factor of the inputs is in a sample, position by position; None stays."""
+    return factor[n].reshape(-1)
+
+
+@where_given(lambda factor: None)
+def flat_of(factor):
+    """A factor without its axes; None stays."""
+    return factor.reshape(-1)
+
+
+@jit
+def _times_conv2d(first, end, p, q, until, a, b, times, weight_rows, grad_times, synapses):
+    """Input gradient of a convolution: each input spike gets the errors of the outputs that counted it."""
+    position_of = positions_of_inputs(times)
+    spiking = np.empty(position_of.size, np.int32)
+    start, taps, locations = synapses
+    channels, (groups, width) = times.shape[2], until.shape[2:]
+    in_group, none = channels // groups, splat(p.dtype.type(0), LANES)
+    for n in range(first, end):
+        of_p, of_q, last = p[n], row_of(q, n), until[n]
+        flat, of_a, of_b = times[n].reshape(-1), flat_row_of(a, n), flat_row_of(b, n)
+        latest = latest_of(of_p.reshape(-1), flat_of(of_q), last.reshape(-1))
+        for i in spiking[: find_events(flat, latest, spiking)]:
+            position, group, first_row = place_of(i, position_of, len(weight_rows), channels, groups)
+            t, sum_p, sum_q = splat(flat[i], LANES), none, none
+            for s in range(start[position], start[position + 1]):
+                row, unit = taps[s] * in_group + first_row, locations[s] * groups + group
+                for lane in range(0, width, LANES):
+                    at = unit * width + lane
+                    w = where(load(last, at, LANES) > t, load(weight_rows, row * width + lane, LANES), none)
+                    sum_p = sum_p + load(of_p, at, LANES) * w
+                    sum_q = add_product_of_lanes(of_q, sum_q, at, w)
+            grad_times[n, position, i - position * channels] = response(
+                only_with(of_q, total(sum_q)), total(sum_p), value_of(of_a, i), value_of(of_b, i)
+            )

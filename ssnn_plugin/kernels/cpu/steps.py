@@ -1,0 +1,365 @@
+"""Compiled forward pass of neurons whose V jumps with an input.
+
+A sample costs (input spikes) x (outputs). How work is shared out is told in `parallel`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..geometry import Geometry, by_group, channels_last, synapse_table, weight_rows, whole_lanes
+from ..status import BAD_TIMES, NAN_POTENTIAL, refuse_bad_samples
+from .compile import jit
+from .conv2d import LANES, find_spikes_by_location, positions_of_inputs
+from .events import has_bad_times, sort_events
+from .lanes import any_of, load, splat, store, where
+from .parallel import as_arrays, share_out
+
+# Above this many bins the counting sort's table would cost more than comparing times.
+MOST_BINS = 1 << 16
+
+
+def first_spike_linear(
+    times: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    neuron: Any,
+    t_max: float,
+    status: np.ndarray,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Crossings and potentials of a fully connected layer; `status` [batch] tells what is wrong."""
+    crossing = times.new_empty(len(times), len(weight))
+    potential = torch.empty_like(crossing)
+    current = weight.new_zeros(len(weight)) if bias is None else bias
+    arrays = as_arrays(times, weight.t(), current, crossing, potential)
+    work = times.numel() * len(weight) // 4
+    numbers = *numbers_of(neuron, t_max), bias is not None
+    share_out(len(times), work, _first_spike_linear, *arrays, status, *numbers)
+    return crossing, potential, crossing.new_empty(0)
+
+
+def numbers_of(neuron: Any, t_max: float) -> tuple[float, float, float, float, int]:
+    """Threshold, leak, delay, window, and size of the counting sort's table."""
+    numbers = float(neuron.threshold), float(neuron.beta), float(neuron.delay), t_max
+    return *numbers, min(math.ceil(t_max), MOST_BINS) + 1
+
+
+@jit
+def _first_spike_linear(
+    first, end, times, weight_t, current, spikes, potential, status,
+    threshold, beta, delay, t_max, bins, rising,
+):  # fmt: skip
+    order = np.empty(times.shape[1], np.int32)
+    spiking = np.empty(times.shape[1], np.int32)
+    counts = np.empty(bins, np.int32)
+    v = np.empty(weight_t.shape[1], weight_t.dtype)
+    for b in range(first, end):
+        n = sort_events(times[b], t_max, order, spiking, counts)
+        if n < 0:
+            status[b] = BAD_TIMES
+            continue
+        if beta == 1 and not rising:
+            fire_if(order, n, times[b], weight_t, threshold, delay, t_max, v, spikes[b], potential[b])
+        else:
+            fire_if_with_drift(
+                order, n, times[b], weight_t, current, rising, beta, threshold, delay, t_max, v,
+                spikes[b], potential[b],
+            )  # fmt: skip
+        status[b] = status_of(potential[b])
+
+
+@jit
+def status_of(potential):
+    """Whether all potentials of a sample are numbers."""
+    nans = np.int32(0)
+    for j in range(potential.size):
+        nans += np.int32(0) if potential[j] == potential[j] else np.int32(1)
+    return NAN_POTENTIAL if nans > 0 else 0
+
+
+def first_spike_conv2d(
+    times: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    neuron: Any,
+    t_max: float,
+    status: np.ndarray,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `first_spike_linear`, of a convolution."""
+    groups, n_out = geometry.groups, len(weight) // geometry.groups
+    synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *geometry.stride, *geometry.dilation)
+    rows = weight_rows(weight, groups).flatten(1, 2)
+    drift = bias is not None or neuron.beta != 1
+    rows = rows if drift else whole_lanes(rows, LANES)
+    crossing = times.new_empty(len(times), len(synapses.seen), groups, rows.shape[-1])
+    potential = torch.empty_like(crossing)
+    outputs = *as_arrays(crossing, potential), status
+    numbers = numbers_of(neuron, t_max)
+    work = len(times) * synapses.seen.size * weight.shape[1] * len(weight) // 4
+    if drift:
+        current = by_group(weight.new_zeros(len(weight)) if bias is None else bias, groups)
+        arrays, rest = as_arrays(channels_last(times), rows, current), (*numbers, bias is not None)
+        share_out(len(times), work, _first_spike_conv2d_with_drift, *arrays, *outputs, synapses.seen, *rest)
+    else:
+        arrays = as_arrays(channels_last(times), rows.flatten(0, 1))
+        share_out(len(times), work, _first_spike_conv2d, *arrays, *outputs, synapses[:3], *numbers)
+    trimmed = (output[..., :n_out].flatten(2).contiguous() for output in (crossing, potential))
+    return *trimmed, crossing.new_empty(0)
+
+
+@jit
+def _first_spike_conv2d(
+    begin, end, times, rows, spikes, potential, status, synapses, threshold, beta, delay, t_max, bins
+):  # fmt: skip
+    position_of, groups = positions_of_inputs(times), spikes.shape[2]
+    order, spiking = np.empty(position_of.size, np.int32), np.empty(position_of.size, np.int32)
+    counts, n_events = np.empty(bins, np.int32), np.empty((times.shape[1], groups), np.int32)
+    ends = np.empty(spikes.shape[1] * groups, np.int64)
+    row, when = np.empty(0, np.int32), np.empty(0, times.dtype)
+    for b in range(begin, end):
+        n = sort_events(times[b].reshape(-1), t_max, order, spiking, counts)
+        if n < 0:
+            status[b] = BAD_TIMES
+            continue
+        row, when = find_spikes_by_location(
+            order, n, times[b], synapses, position_of, len(rows), groups, n_events, ends, row, when
+        )
+        fire_if_conv2d(ends, row, when, rows, threshold, delay, t_max, spikes[b], potential[b])
+        status[b] = status_of(potential[b].reshape(-1))
+
+
+@jit
+def _first_spike_conv2d_with_drift(
+    begin, end, times, rows, current, spikes, potential, status, seen,
+    threshold, beta, delay, t_max, bins, rising,
+):  # fmt: skip
+    """With a leak or a current every patch is a linear layer of its own."""
+    groups, n_rows, width = rows.shape
+    in_group = times.shape[2] // groups
+    patch, v = np.empty(n_rows, times.dtype), np.empty(width, rows.dtype)
+    order, spiking = np.empty(n_rows, np.int32), np.empty(n_rows, np.int32)
+    counts = np.empty(
+        min(bins, 4 * n_rows + 2), np.int32
+    )  # clearing them would cost more than the few spikes
+    for b in range(begin, end):
+        if has_bad_times(times[b].reshape(-1)):
+            status[b] = BAD_TIMES
+            continue
+        for location in range(len(seen)):
+            for group in range(groups):
+                for row in range(n_rows):
+                    patch[row] = times[b, seen[location, row // in_group], group * in_group + row % in_group]
+                n = sort_events(patch, t_max, order, spiking, counts)
+                fire_if_with_drift(
+                    order, n, patch, rows[group], current[group], rising, beta, threshold, delay, t_max, v,
+                    spikes[b, location, group], potential[b, location, group],
+                )  # fmt: skip
+        status[b] = status_of(potential[b].reshape(-1))
+
+
+@jit
+def fire_if_conv2d(ends, rows, when, weight_rows, threshold, delay, t_max, fired, potential):
+    """First crossing of step-PSP neurons at every location; `fired` is `inf` where there is none.
+
+    Potentials stay in registers while a location's spikes come in. The threshold counts once all
+    spikes of one time have come.
+    """
+    number = weight_rows.dtype.type
+    limit, silent, out = (
+        splat(number(threshold), LANES),
+        splat(number(np.inf), LANES),
+        splat(number(-np.inf), LANES),
+    )
+    width = weight_rows.shape[1]
+    for unit in range(ends.size):
+        first, last = ends[unit - 1] if unit > 0 else 0, ends[unit]
+        for lane in range(0, width, LANES):
+            v, crossing, level = splat(number(0), LANES), silent, silent
+            for k in range(first, last):
+                v = v + load(weight_rows, rows[k] * width + lane, LANES)
+                if any_of(v > limit):
+                    complete = k + 1 == last or when[k + 1] != when[k]
+                    if complete and when.dtype.type(when[k] + delay) < t_max:
+                        above = v > limit
+                        crossing = where(above, splat(when[k], LANES), crossing)
+                        level = where(above, v, level)
+                        v = where(above, out, v)
+            store(fired, unit * width + lane, crossing)
+            store(potential, unit * width + lane, where(silent <= crossing, v, level))
+
+
+@jit
+def fire_if(order, n, times, weight_t, threshold, delay, t_max, v, fired, potential):
+    """First crossing of a step-PSP neuron for each output; `fired` is `inf` where there is none.
+
+    `weight_t` is [in, out], so that an input spike adds one contiguous row. The threshold is
+    looked at once per distinct time, after all spikes of that time; nothing is read once every
+    output has fired.
+    """
+    v[:] = 0
+    fired[:] = np.inf
+    threshold = v.dtype.type(threshold)  # a wider type would halve the width of the comparison
+    waiting = fired.size
+    k = 0
+    while k < n and waiting > 0:
+        t = times[order[k]]
+        k, crossings = add_rows_of_time(t, k, order, n, times, weight_t, threshold, v)
+        if crossings > 0 and times.dtype.type(t + delay) < t_max:
+            waiting -= crossings
+            record_crossings(v, threshold, t, fired, potential)
+    for j in range(v.size):
+        potential[j] = v[j] if fired[j] == np.inf else potential[j]
+
+
+@jit
+def fire_if_with_drift(
+    order, n, times, weight_t, current, rising, beta, threshold, delay, t_max, v, fired, potential
+):  # fmt: skip
+    """As `fire_if`, with a leak or a constant current: V is an exponential or a line between inputs.
+
+    `v` holds what the input spikes contribute, `current` is added in every bin from bin 0 on;
+    `rising` says whether there is any. Times are whole bins.
+    """
+    v[:] = 0
+    fired[:] = np.inf
+    waiting = fired.size
+    k = 0
+    t = 0.0
+    while t < t_max and waiting > 0:
+        if k < n and times[order[k]] == t:
+            k, _ = add_rows_of_time(t, k, order, n, times, weight_t, threshold, v)
+        t_next = min(times[order[k]] if k < n else np.inf, t_max)
+        last = max(min(t_next, t_max - delay) - 1, t) if rising else t
+        if t + delay < t_max:
+            waiting -= cross_until(last, t, v, current, beta, threshold, fired, potential)
+        if t_next < t_max:
+            decay(v, beta, t_next - t)
+            t = t_next
+        else:
+            hold_potential(t_max - 1, t, v, current, beta, fired, potential)
+            t = t_max
+
+
+@jit
+def decay(v, beta, bins):
+    """Let the contributions of past input spikes leak away."""
+    if beta != 1:
+        kept = v.dtype.type(beta**bins)
+        for j in range(v.size):
+            v[j] *= kept
+
+
+@jit
+def bins_of_current(beta, t):
+    """What a unit current from bin 0 to bin t leaves in V: the sum of beta^k over k = 0 ... t."""
+    if beta == 1:
+        return t + 1
+    return -np.expm1((t + 1) * np.log(beta)) / (1 - beta)
+
+
+@jit
+def cross_until(last, t, v, current, beta, threshold, fired, potential):
+    """Note the outputs that cross in the bins t ... last, no input coming after t; return how many.
+
+    V is monotone in between, so that its two ends show whether it crosses.
+    """
+    threshold = v.dtype.type(threshold)
+    kept = v.dtype.type(1 if beta == 1 else beta ** (last - t))
+    now, later = v.dtype.type(bins_of_current(beta, t)), v.dtype.type(bins_of_current(beta, last))
+    above = np.int32(0)
+    for j in range(v.size):
+        highest = max(v[j] + current[j] * now, v[j] * kept + current[j] * later)
+        above += np.int32(1) if (highest > threshold) & (fired[j] == np.inf) else np.int32(0)
+    if above > 0:
+        for j in range(v.size):
+            if fired[j] == np.inf:
+                level = v[j] + current[j] * now
+                if level > threshold:
+                    fired[j] = t
+                    potential[j] = level
+                elif v[j] * kept + current[j] * later > threshold:
+                    crossing = first_bin_above(v[j], current[j], beta, threshold, t, last)
+                    fired[j] = crossing
+                    potential[j] = potential_after(v[j], current[j], beta, t, crossing)
+    return above
+
+
+@jit
+def hold_potential(end, t, v, current, beta, fired, potential):
+    """Write V after bin `end` for the outputs that have not fired."""
+    kept = v.dtype.type(1 if beta == 1 else beta ** (end - t))
+    bins = v.dtype.type(bins_of_current(beta, end))
+    for j in range(v.size):
+        level = v[j] * kept + current[j] * bins
+        potential[j] = level if fired[j] == np.inf else potential[j]
+
+
+@jit
+def potential_after(v, current, beta, t_event, t):
+    """V after bin t, no input having come since t_event, when it contributed v."""
+    kept = 1.0 if beta == 1 else beta ** (t - t_event)
+    return v * kept + current * bins_of_current(beta, t)
+
+
+@jit
+def first_bin_above(v, current, beta, threshold, start, last):
+    """First bin with V > threshold, where V is below in bin `start` and above in bin `last`.
+
+    Without a leak V is the line v + current (t + 1); with one it approaches
+    rest = current / (1 - beta) as rest - (rest - V(start)) beta^(t - start).
+    """
+    if beta == 1:
+        t = np.floor((threshold - v) / current)
+    else:
+        rest = current / (1 - beta)
+        gap = (rest - threshold) / (rest - potential_after(v, current, beta, start, start))
+        t = start + np.floor(np.log(gap) / np.log(beta)) + 1
+    # The closed form rounds: settle on the first bin in which V itself exceeds the threshold.
+    t = start if t != t else min(max(t, start), last)
+    while t > start and potential_after(v, current, beta, start, t - 1) > threshold:
+        t -= 1
+    while t < last and not potential_after(v, current, beta, start, t) > threshold:
+        t += 1
+    return t
+
+
+@jit
+def add_rows_of_time(t, k, order, n, times, weight_t, threshold, v):
+    """Add the weights of every input spike of time `t` to `v`.
+
+    Returns the first event after them, and how many outputs are above threshold now. They are
+    counted in passing, and rows are added in pairs: reading `v` costs as much as reading a row.
+    """
+    while True:
+        above = np.int32(0)
+        row = weight_t[order[k]]
+        if k + 1 < n and times[order[k + 1]] == t:
+            other = weight_t[order[k + 1]]
+            for j in range(v.size):
+                v[j] = (v[j] + row[j]) + other[j]
+                above += np.int32(1) if v[j] > threshold else np.int32(0)
+            k += 2
+        else:
+            for j in range(v.size):
+                v[j] += row[j]
+                above += np.int32(1) if v[j] > threshold else np.int32(0)
+            k += 1
+        if k == n or times[order[k]] != t:
+            return k, above
+
+
+@jit
+def record_crossings(v, threshold, t, fired, potential):
+    """Note time and potential of the outputs above threshold, and rule them out with V = -inf."""
+    for j in range(v.size):
+        above = v[j] > threshold
+        fired[j] = t if above else fired[j]
+        potential[j] = v[j] if above else potential[j]
+        v[j] = -np.inf if above else v[j]

@@ -1,0 +1,194 @@
+"""What a neuron that fires at most once is to the engine: a small frozen value that knows its response."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from ..engine import How, Synapses, fire
+from ..kernels.ops import NEURONS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Pair: TypeAlias = tuple[Tensor, Tensor]
+
+# e^(t / tau) and its product with t stay finite in single precision.
+MOST_TIME_CONSTANTS = 80
+# Of Newton's method; near a tangent each halves the error.
+MOST_ITERATIONS = 100
+
+
+class Neuron(ABC):
+    """Base of the descriptions of neurons: frozen dataclasses whose fields are numbers, or tensors [out].
+
+    A neuron of your own derives from `CurrentNeuron`, which the kernels run.
+    """
+
+    threshold: float | Tensor
+
+    #: names of the gradient rules that the neuron has in the package, its own first
+    rules: ClassVar[tuple[str, ...]] = ("exact",)
+    #: whether V jumps with an input: an input at the crossing counts, and V may overshoot the threshold
+    jumps: ClassVar[bool] = False
+    #: bins between the crossing and the spike
+    delay: int = 0
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        NEURONS[f"{cls.__module__}.{cls.__qualname__}"] = cls._of
+
+    @property
+    def kind(self) -> str:
+        """Name of the class; an operator finds the neuron by it."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
+    @property
+    def numbers(self) -> list[float]:
+        """The values of the fields; with the `kind` they are all that there is to the neuron."""
+        return [float(getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+
+    @classmethod
+    def _of(cls, *numbers: float) -> Neuron:
+        return cls(**{f.name: number for f, number in zip(fields(cls), numbers, strict=True)})  # type: ignore[arg-type]
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The fields that are tensors [out], one value per neuron."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def check(self, t_max: float) -> None:
+        """Refuse a window that the neuron cannot be run over."""
+        _checks.positive("t_max", t_max)
+
+    def check_times(self, times: Tensor, t_max: float, bias: bool) -> None:
+        """Refuse input times that the neuron has no meaning for."""
+
+    @abstractmethod
+    def fire(self, times: Tensor, synapses: Synapses, t_max: float, how: How) -> tuple[Tensor, Tensor]:
+        """Spike times and potentials of a layer: [batch, out], of a convolution [batch, locations, out]."""
+
+
+class SeparableNeuron(Neuron):
+    """A neuron whose response is separable: what the kernels run, event by event.
+
+    The potential is ``V(t) = sum_i w_i K(t - t_i)`` over the inputs before t, and
+    ``K(t - s) = p(t) a(s) - q(t) b(s)``. Forward and backward passes need no more of it. An `IF`, whose
+    response is a step, has p = a = 1 and q = b = 0, said as None.
+    """
+
+    def fire(self, times: Tensor, synapses: Synapses, t_max: float, how: How) -> tuple[Tensor, Tensor]:
+        return fire(times, synapses, self, t_max, how)
+
+    @abstractmethod
+    def input_factors(self, times: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """a and b at finite times."""
+
+    @abstractmethod
+    def output_factors(self, times: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """p and q at finite times."""
+
+    @abstractmethod
+    def output_slopes(self, times: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """p' and q' at finite times."""
+
+    @abstractmethod
+    def until(self, crossing: Tensor, t_max: float, silent: bool) -> Tensor:
+        """Before when an input counts for an output that crosses then.
+
+        For a silent one until the end of the window; where these do not count (`silent`) it may be NaN.
+        """
+
+    @abstractmethod
+    def of_bias(self, crossing: Tensor, t_max: float) -> Tensor:
+        """dV / dbias at the crossings, or at the end of the window."""
+
+
+class CurrentNeuron(SeparableNeuron):
+    """A neuron in continuous time whose V is continuous: an input raises a current, and this V.
+
+    A subclass is a frozen dataclass with the field `threshold` that defines `input_factors`,
+    `output_factors` and `output_slopes` of its response. It may define `crossing` in closed form, and
+    `compiled` for the compiled kernels, without which it runs on the reference ones. V rises through the
+    threshold along a concave arc, as it does for any two exponentials.
+
+    A bias is the weight of an input spike at time 0.
+    """
+
+    def check(self, t_max: float) -> None:
+        super().check(t_max)
+        if t_max > MOST_TIME_CONSTANTS * self.shortest_time:
+            raise ValueError(
+                f"t_max must be at most {MOST_TIME_CONSTANTS} time constants of {self.shortest_time}, "
+                f"got {t_max!r}"
+            )
+
+    @property
+    def shortest_time(self) -> float:
+        """The shortest time constant of the response, for the range of its factors; `inf` for none."""
+        return math.inf
+
+    @abstractmethod
+    def input_factors(self, times: Tensor) -> Pair:
+        """a and b at finite times [*]."""
+
+    @abstractmethod
+    def output_factors(self, times: Tensor) -> Pair:
+        """p and q at finite times [*]."""
+
+    @abstractmethod
+    def output_slopes(self, times: Tensor) -> Pair:
+        """p' and q' at finite times [*]."""
+
+    def crossing(self, a: Tensor, b: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        """First time from `start` on at which p(t) a - q(t) b reaches the threshold; `inf` or NaN for none.
+
+        What it is after `end` is of no interest. The default is Newton's method, which rises to the
+        crossing and never beyond it where V is concave.
+        """
+        t = start
+        for _ in range(MOST_ITERATIONS):
+            (p, q), (dp, dq) = self.output_factors(t), self.output_slopes(t)
+            missing, slope = self.threshold - (p * a - q * b), dp * a - dq * b
+            step = torch.where(missing > 0, missing / slope, 0)
+            t = torch.where((missing > 0) & ~(slope > 0), math.inf, t + step)
+            t = torch.where(t <= end, t, math.inf)
+            if not bool(((step > 1e-15 * (1 + t)) & t.isfinite()).any()):
+                break
+            t = torch.where(t.isfinite(), t, end)
+        return torch.where(t < end, t, math.inf)
+
+    def compiled(self) -> NamedTuple | None:
+        """The response for the compiled kernels; None if there is none.
+
+        A named tuple of numbers, whose class has methods in the Python that numba compiles: between two
+        inputs V and the current I move on by themselves.
+
+        `propagators(self, d)` -> alpha, beta, gamma of V(t + d) = alpha V + beta I, I(t + d) = gamma I;
+        `rates(self)` -> the two numbers x, y of V' = x V + y I, x <= 0 <= y;
+        `crossing(self, threshold, v, current)` -> time until V = threshold, `inf` for never; optional.
+        """
+        return None
+
+    def until(self, crossing: Tensor, t_max: float, silent: bool) -> Tensor:
+        return crossing.clamp(max=t_max)
+
+    def of_bias(self, crossing: Tensor, t_max: float) -> Tensor:
+        (p, q), (a, b) = (
+            self.output_factors(crossing.clamp(max=t_max)),
+            self.input_factors(crossing.new_zeros(())),
+        )
+        return p * a - q * b
+
+    def check_positive(self, *names: str) -> Self:
+        """Refuse fields that are not positive and finite."""
+        for name in names:
+            _checks.positive(name, getattr(self, name))
+        return self

@@ -1,0 +1,179 @@
+"""Leaky neurons driven by exponential currents, of any two time constants."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .base import CurrentNeuron, Pair
+
+
+class Response(NamedTuple):
+    """K(s) = e^(-s / tau_syn) g(s), compiled; g is that of `LeakyNeuron`, `height` times as high."""
+
+    height: float
+    tau_mem: float
+    tau_syn: float
+
+    def propagators(self, d):  # type: ignore[no-untyped-def]
+        slow, fast = math.exp(-d / self.tau_mem), math.exp(-d / self.tau_syn)
+        rate = 1 / self.tau_syn - 1 / self.tau_mem
+        grown = math.expm1(rate * d) / rate if rate != 0 else d
+        return slow, self.height * fast * grown / self.tau_mem, fast
+
+    def rates(self):  # type: ignore[no-untyped-def]
+        return -1 / self.tau_mem, self.height / self.tau_mem
+
+    def crossing(self, threshold, v, current):  # type: ignore[no-untyped-def]
+        """Newton's method on the concave arc from V to its peak, or Göltz et al.'s quadratic for the ratio 2."""
+        pull, missing = self.height * current, threshold - v
+        if pull <= v or pull < threshold:  # V falls, or is drawn to less than the threshold
+            return math.inf
+        if missing <= 0:
+            return 0.0
+        if self.tau_mem == 2 * self.tau_syn:
+            both = v + pull
+            square = both**2 - 4 * pull * threshold
+            if both <= 0 or square < 0:
+                return math.inf
+            return max(-self.tau_mem * math.log((both + math.sqrt(square)) / (2 * pull)), 0.0)
+        # The parabola at d = 0 comes near it; from either side the next step ends before the crossing.
+        slope = (pull - v) / self.tau_mem
+        square = slope**2 - 2 * missing * (pull / self.tau_syn + slope) / self.tau_mem
+        start = 2 * missing / (slope + math.sqrt(square)) if square > 0 else 0.0
+        rate, d = 1 / self.tau_syn - 1 / self.tau_mem, start
+        for k in range(100):
+            slow = math.exp(-d / self.tau_mem)
+            fast = slow if rate == 0 else math.exp(-d / self.tau_syn)
+            if abs(rate) * self.tau_mem > 0.1:
+                response = (slow - fast) / (rate * self.tau_mem)
+            else:  # the two are close to each other
+                response = fast * (d if rate == 0 else math.expm1(rate * d) / rate) / self.tau_mem
+            level, drawn = slow * v + pull * response, pull * fast
+            if drawn <= level:
+                if k == 0 and start > 0:  # past the peak
+                    d = 0.0
+                    continue
+                # V only touches the threshold there, but for rounding, or it never came near it.
+                return d if threshold - level <= 1e-15 * threshold else math.inf
+            step = (threshold - level) / (drawn - level) * self.tau_mem
+            if k > 0 and not step > 1e-15 * (1 + d):
+                break
+            d += step
+        return d
+
+
+class LeakyNeuron(CurrentNeuron):
+    """tau_mem V' = -V + height I, tau_syn I' = -I, for one time constant or two.
+
+    With delta = 1 / tau_syn - 1 / tau_mem and g(s) = height (e^(delta s) - 1) / (delta tau_mem), which
+    is height s / tau_mem for delta = 0, K(t - s) = e^(-t / tau_syn) (g(t) - g(s)) e^(s / tau_mem): a form
+    that loses no digits where the time constants are close to each other.
+    """
+
+    tau_mem: float
+    tau_syn: float
+    #: by how much the response is higher than that of unit leak conductance
+    height: float = 1.0
+
+    @property
+    def shortest_time(self) -> float:
+        return float(min(self.tau_mem, self.tau_syn))
+
+    @property
+    def _delta(self) -> float:
+        return 1 / self.tau_syn - 1 / self.tau_mem
+
+    def _grown(self, times: Tensor) -> Tensor:
+        """g."""
+        scale = self.height / self.tau_mem
+        if self._delta == 0:
+            return times * scale
+        return torch.expm1(times * self._delta) * (scale / self._delta)
+
+    def input_factors(self, times: Tensor) -> Pair:
+        risen = (times / self.tau_mem).exp()
+        return risen, risen * self._grown(times)
+
+    def output_factors(self, times: Tensor) -> Pair:
+        decay = (-times / self.tau_syn).exp()
+        return decay * self._grown(times), decay
+
+    def output_slopes(self, times: Tensor) -> Pair:
+        """g' = height e^(delta t) / tau_mem."""
+        decay, scale = (-times / self.tau_syn).exp(), self.height / self.tau_mem
+        rise = (-times / self.tau_mem).exp() * scale
+        return rise - decay * self._grown(times) / self.tau_syn, -decay / self.tau_syn
+
+    def crossing(self, a: Tensor, b: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        if self._delta == 0:
+            return self._crossing_of_equal(a, b)
+        if self.tau_mem == 2 * self.tau_syn:
+            return self._crossing_of_twice(a, b)
+        return super().crossing(a, b, start, end)
+
+    def _crossing_of_equal(self, a: Tensor, b: Tensor) -> Tensor:
+        """Comsa et al. 2020; Göltz et al. 2021, eq. for tau_mem = tau_syn: Lambert's W."""
+        tau, scale = self.tau_syn, self.height / self.tau_syn
+        ratio = b / a / scale / tau
+        w = lambert_w0(-self.threshold / (a * scale * tau) * ratio.exp())
+        return torch.where(a > 0, tau * (ratio - w), math.inf)
+
+    def _crossing_of_twice(self, a: Tensor, b: Tensor) -> Tensor:
+        """Göltz et al. 2021, eq. for tau_mem = 2 tau_syn: V = height a x - (height a + b) x^2, a quadratic
+        in x = e^(-t / tau_mem)."""
+        slow, fast = self.height * a, b + self.height * a
+        root = (slow.square() - 4 * fast * self.threshold).sqrt()
+        x = (slow + root) / (2 * fast)
+        return torch.where((fast > 0) & (x > 0), -self.tau_mem * x.log(), math.inf)
+
+    def compiled(self) -> Response:
+        return Response(float(self.height), float(self.tau_mem), float(self.tau_syn))
+
+
+def lambert_w0(x: Tensor) -> Tensor:
+    """Principal branch of Lambert's W for -1/e <= x <= 0, by Halley's method; NaN below -1/e."""
+    p = (2 * (math.e * x + 1)).sqrt()  # the series around the branch point starts the iteration
+    w = -1 + p * (1 + p * (-1 / 3 + p * 11 / 72))
+    for _ in range(12):
+        e = w.exp()
+        residual = w * e - x
+        step = residual / (e * (w + 1) - (w + 2) * residual / (2 * w + 2))
+        w = w - torch.where(residual == 0, 0, step)
+    return torch.where(p == 0, -1, w)
+
+
+@dataclass(frozen=True)
+class LIF(LeakyNeuron):
+    """Leaky integrate-and-fire neuron with exponential currents, of unit leak conductance.
+
+    ``tau_mem dV/dt = -V + I`` and ``tau_syn dI/dt = -I``, I growing by w with each input spike. Times
+    are continuous. For ``tau_mem = tau_syn`` the response is ``s / tau e^(-s / tau)``, otherwise
+    ``tau_syn / (tau_mem - tau_syn) (e^(-s / tau_mem) - e^(-s / tau_syn))``.
+
+    Args:
+        threshold: potential at which the neuron fires.
+        tau_mem: time constant of the membrane.
+        tau_syn: time constant of the currents.
+
+    Raises:
+        ValueError: a threshold or time constant that is not positive and finite.
+
+    Source: Göltz et al., "Fast and energy-efficient neuromorphic deep learning with first-spike
+    times", Nature Machine Intelligence 2021; there the crossing has a closed form for the ratios 1 and 2.
+
+    >>> LIF(tau_mem=2.0)
+    LIF(threshold=1.0, tau_mem=2.0, tau_syn=1.0)
+    """
+
+    threshold: float = 1.0
+    _: KW_ONLY
+    tau_mem: float = 1.0
+    tau_syn: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.check_positive("threshold", "tau_mem", "tau_syn")

@@ -1,0 +1,81 @@
+"""Integrate-and-fire: the response to an input is a step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from .base import SeparableNeuron
+
+
+@dataclass(frozen=True)
+class IF(SeparableNeuron):
+    """Integrate-and-fire neuron with a step post-synaptic potential, and a leak if asked for.
+
+    In every bin the potential becomes ``V(t) = beta V(t - 1) + sum_i w_i [t_i = t] + bias``, which
+    starts from 0 and without a leak is ``sum_i w_i [t_i <= t] + bias (t + 1)``. The neuron fires
+    in the first bin in which ``V > threshold``, strictly, and never again.
+
+    Args:
+        threshold: potential that has to be exceeded.
+        delay: bins between the crossing and the spike; S4NN uses 1 per layer.
+        beta: what is left of the potential after a bin; 1 is no leak.
+
+    Raises:
+        ValueError: a threshold that is negative or not finite, a delay that is not a whole
+            number of bins or is negative, a beta outside 0 ... 1.
+
+    Source: Kheradpisheh & Masquelier, "Temporal backpropagation for spiking neural networks with
+    one spike per neuron", Int. J. Neural Systems 30(6), 2020.
+
+    >>> IF(threshold=100.0, delay=1)
+    IF(threshold=100.0, delay=1, beta=1.0)
+    """
+
+    threshold: float = 1.0
+    _: KW_ONLY
+    delay: int = 0
+    beta: float = 1.0
+
+    rules = ("latency", "surrogate", "local_slope")
+    jumps = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.threshold) and self.threshold >= 0):
+            raise ValueError(f"threshold must be finite and at least 0, got {self.threshold!r}")
+        if not math.isfinite(self.delay) or self.delay != int(self.delay) or self.delay < 0:
+            raise ValueError(f"delay must be a whole number of bins >= 0, got {self.delay!r}")
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"beta must lie in 0 ... 1, got {self.beta!r}")
+
+    def check_times(self, times: Tensor, t_max: float, bias: bool) -> None:
+        if bias or self.beta != 1:
+            if t_max != int(t_max):
+                raise ValueError(f"t_max must be a whole number of bins with a bias or a leak, got {t_max!r}")
+            _checks.whole_bins("times", times)
+
+    def input_factors(self, times: Tensor) -> tuple[None, None]:
+        return None, None
+
+    def output_factors(self, times: Tensor) -> tuple[None, None]:
+        return None, None
+
+    def output_slopes(self, times: Tensor) -> tuple[None, None]:
+        """An input spike that comes one bin earlier stands for +w, as one that is counted at all."""
+        return None, None
+
+    def until(self, crossing: Tensor, t_max: float, silent: bool) -> Tensor:
+        """An input at the crossing counts: the next number that there is after it, which is NaN after `inf`."""
+        whole = torch.int32 if crossing.dtype == torch.float32 else torch.int64
+        if silent:
+            last = torch.nextafter(crossing.new_tensor(t_max), crossing.new_zeros(()))
+            crossing = crossing.minimum(last)
+        return (crossing.contiguous().view(whole) + 1).view(crossing.dtype)
+
+    def of_bias(self, crossing: Tensor, t_max: float) -> Tensor:
+        """A constant current has been added once per bin."""
+        return crossing.clamp(max=t_max - 1) + 1

@@ -1,0 +1,256 @@
+"""Gradient rules: how the time of a spike answers to the potential.
+
+A neuron fires where V crosses the threshold, so that dt/dV = -1 / (dV/dt), by the implicit function
+theorem. A neuron whose V jumps has no dV/dt, and a choice of what stands for it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from .kernels import ops
+from .kernels.backends import Factors
+from .kernels.geometry import Geometry
+
+if TYPE_CHECKING:
+    from .neurons.base import SeparableNeuron
+
+
+class Crossing(NamedTuple):
+    """What a rule may look at: a layer's inputs and weights, and where V crossed the threshold.
+
+    Outputs are [batch, out], or [batch, locations, out] of a convolution.
+    """
+
+    times: Tensor
+    weight: Tensor
+    #: when V crossed the threshold, without the neuron's delay; `inf` is silence
+    at: Tensor
+    #: before when an input counts for an output, as `SeparableNeuron.until` says
+    until: Tensor
+    #: V at the crossing, or at the end of the window of a silent neuron
+    potential: Tensor
+    #: dV/dt there; empty where V jumps
+    slope: Tensor
+    #: thresholds [out] in which V and the weights are measured, if each neuron has its own
+    unit: Tensor | None
+    neuron: SeparableNeuron
+    geometry: Geometry
+    t_max: float
+    #: whether silent neurons have an error
+    silent: bool
+    backend: str
+
+    @property
+    def fired(self) -> Tensor:
+        return self.at < self.t_max
+
+    def input_grad(self, error: Tensor, shift: float = 0.0) -> Tensor:
+        """dL/dtimes for -dL/dV = error, of inputs that count until `shift` after the crossing."""
+        until = self.neuron.until(self.at + shift, self.t_max, self.silent) if shift else self.until
+        factors = self._factors(error, self.neuron.output_slopes(until), until)
+        return _call(ops.input_grad, *factors, self.times, self.weight, *self.geometry, self.backend)
+
+    def weight_grad(self, error: Tensor) -> Tensor:
+        """dL/dweight for -dL/dV = error."""
+        factors = self._factors(error, self.neuron.output_factors(self.until), self.until)
+        kernel_size = list(self.weight.shape[2:])
+        return _call(ops.weight_grad, *factors, self.times, kernel_size, *self.geometry, self.backend)
+
+    def bias_grad(self, error: Tensor) -> Tensor:
+        """dL/dbias for -dL/dV = error."""
+        of_outputs = error * self.neuron.of_bias(self.at, self.t_max)
+        if not self.silent:
+            of_outputs = of_outputs.masked_fill(self.at.isinf(), 0)
+        return -of_outputs.flatten(0, -2).sum(0)
+
+    def _factors(
+        self, error: Tensor, of_outputs: tuple[Tensor | None, Tensor | None], until: Tensor
+    ) -> Factors:
+        p, q = of_outputs
+        # Inputs at or after the end of the window are before no `until`.
+        a, b = self.neuron.input_factors(self.times.clamp(max=self.t_max)) if p is not None else (None, None)
+        return Factors(error if p is None else error * p, None if q is None else error * q, until, a, b)
+
+    def mean_step(self, reach: int) -> Tensor:
+        """Mean of what V grows by per bin, from `reach` bins before the crossing to `reach` bins after it."""
+        times = self.times.masked_fill(self.times >= self.t_max, math.inf)
+        parts = []
+        weights = self.weight.flatten(1).chunk(self.geometry.groups)
+        patches = self.geometry.patches(times, self.weight.shape[2:])
+        for t, w, at in zip(patches, weights, self.geometry.rows(self.at), strict=True):
+            assert at is not None
+            # V at the times `at + shift` is an input gradient with inputs and outputs exchanged, time reversed.
+            ones, until, matrix = torch.ones_like(t), 0.5 - t, w.t().contiguous()
+            early, late = (
+                _call(ops.input_grad, ones, None, until, None, None, -(at + shift), matrix, *Geometry(), self.backend)
+                for shift in (-reach - 1, reach)
+            )
+            parts.append((late - early) / (2 * reach + 1))
+        return self.geometry.outputs(parts, tuple(self.at.shape))
+
+
+class Rule(ABC):
+    """Base of the gradient rules: frozen dataclasses.
+
+    A rule of your own defines `rate`, and `check` if it does not fit every neuron; pass it as `gradient`.
+    """
+
+    #: short name of a rule of the package
+    name: ClassVar[str] = ""
+
+    @abstractmethod
+    def rate(self, crossing: Crossing) -> Tensor | None:
+        """-dt/dV of every output, of the shape of `crossing.at`; None is 1 everywhere."""
+
+    def check(self, neuron: SeparableNeuron, bias: bool) -> None:
+        """Refuse neurons that the rule has no meaning for."""
+
+    def check_times(self, times: Tensor) -> None:
+        """Refuse input times that the rule has no meaning for."""
+
+    def input_grad(self, crossing: Crossing, error: Tensor, grad_spikes: Tensor | None) -> Tensor:
+        """dL/dtimes for -dL/dV = error, of which the gradient of the spikes is `grad_spikes`."""
+        return crossing.input_grad(error)
+
+    def __str__(self) -> str:
+        return self.name or repr(self)
+
+
+@dataclass(frozen=True)
+class Exact(Rule):
+    """dt/dV = -1 / (dV/dt), by the implicit function theorem: for neurons whose V is continuous."""
+
+    name = "exact"
+
+    def check(self, neuron: SeparableNeuron, bias: bool) -> None:
+        if neuron.jumps:
+            raise ValueError(f"gradient 'exact' needs a slope of V at the crossing, {neuron!r} has none")
+
+    def rate(self, crossing: Crossing) -> Tensor:
+        # The slope is 0 where V only touches the threshold; no error stays none.
+        return 1 / crossing.slope.clamp(min=torch.finfo(crossing.slope.dtype).tiny)
+
+
+class _OfJumps(Rule):
+    """A rule in place of the slope that a jump does not have."""
+
+    def check(self, neuron: SeparableNeuron, bias: bool) -> None:
+        if not neuron.jumps:
+            raise ValueError(f"gradient {str(self)!r} is for neurons without a slope of V, {neuron!r} has one")
+
+
+@dataclass(frozen=True)
+class Latency(_OfJumps):
+    """dt/dV = -1 (Kheradpisheh & Masquelier 2020)."""
+
+    name = "latency"
+
+    def rate(self, crossing: Crossing) -> Tensor | None:
+        return crossing.unit
+
+
+@dataclass(frozen=True)
+class Surrogate(_OfJumps):
+    """dt/dV minus the derivative of an arctan at the distance of V from the threshold.
+
+    1 / (1 + (pi u)^2) with u the distance in thresholds (Fang et al. 2021, alpha = 2, scaled to 1 at
+    u = 0); a neuron that overshoots, or stays silent far below, moves little with its potential.
+    """
+
+    name = "surrogate"
+
+    def rate(self, crossing: Crossing) -> Tensor:
+        threshold = crossing.neuron.threshold
+        distance = (crossing.potential - threshold) / (threshold or 1)
+        rate = 1 / (1 + (math.pi * distance).square())
+        return rate if crossing.unit is None else rate * crossing.unit
+
+
+@dataclass(frozen=True)
+class LocalSlope(_OfJumps):
+    """dt/dV minus the inverse of a local slope of V around the crossing.
+
+    V is a staircase, so its slope is measured over a window of `reach` bins to either side:
+    s_j = sum_i w_ji [|t_i - t_j| <= reach] / (2 reach + 1), and at least threshold / t_max, the mean
+    slope of a neuron that fires at the very end. Then dt_j/dw_ji = -1 / s_j for the causal inputs,
+    and dt_j/dt_i = w_ji / (2 reach + 1) / s_j for those in the window: the implicit function
+    theorem for steps that are smoothed to ramps of that width. A silent neuron that learns has the
+    slope threshold / t_max over the whole window, and so dt_j/dt_i = w_ji / threshold for all inputs.
+
+    Args:
+        reach: half width in bins of the window.
+    """
+
+    reach: int = 4
+
+    name = "local_slope"
+
+    def __post_init__(self) -> None:
+        _checks.whole_and_positive("reach", self.reach)
+
+    def check(self, neuron: SeparableNeuron, bias: bool) -> None:
+        super().check(neuron, bias)
+        if bias or getattr(neuron, "beta", 1) != 1:
+            raise ValueError("gradient 'local_slope' takes neither a bias nor a leak")
+
+    def check_times(self, times: Tensor) -> None:
+        _checks.whole_bins("times", times, "gradient 'local_slope'")
+
+    def _least(self, crossing: Crossing) -> Any:
+        return crossing.neuron.threshold / crossing.t_max or 1 / crossing.t_max
+
+    def rate(self, crossing: Crossing) -> Tensor:
+        least = self._least(crossing)
+        slope = torch.where(crossing.fired, crossing.mean_step(self.reach), least)
+        return 1 / slope.clamp(min=least)
+
+    def input_grad(self, crossing: Crossing, error: Tensor, grad_spikes: Tensor | None) -> Tensor:
+        early, late = (crossing.input_grad(error, shift) for shift in (-self.reach - 1, self.reach))
+        grad = (late - early) / (2 * self.reach + 1)
+        if crossing.silent and grad_spikes is not None:
+            lasting = self._least(crossing) * crossing.t_max
+            grad = grad + crossing.input_grad(torch.where(crossing.fired, 0, grad_spikes / lasting))
+        return grad
+
+
+RULES: dict[str, Rule] = {rule.name: rule for rule in (Latency(), Surrogate(), LocalSlope(), Exact())}
+
+
+def rule_of(gradient: str | Rule | None, neuron: SeparableNeuron) -> Rule:
+    """The rule of that name, or the neuron's own."""
+    if isinstance(gradient, Rule):
+        return gradient
+    name = neuron.rules[0] if gradient is None else gradient
+    _checks.one_of("gradient", name, neuron.rules)
+    return RULES[name]
+
+
+def _call(operator: Any, *arguments: Any) -> Tensor:
+    """An operator of a backward pass, which has no derivative of its own."""
+    if torch.is_grad_enabled():
+        return _Once.apply(operator, *arguments)  # type: ignore[no-any-return]
+    return operator(*arguments)  # type: ignore[no-any-return]
+
+
+class _Once(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(operator: Any, *arguments: Any) -> Tensor:
+        return operator(*arguments)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        raise NotImplementedError("a spike time has no second derivative")
