@@ -13,58 +13,77 @@ from .base import CurrentNeuron, Pair
 
 
 class Response(NamedTuple):
-    """K(s) = e^(-s / tau_syn) g(s), compiled; g is that of `LeakyNeuron`, `height` times as high."""
+    """K(s) of `LeakyNeuron`, compiled."""
 
     height: float
     tau_mem: float
     tau_syn: float
 
     def propagators(self, d):  # type: ignore[no-untyped-def]
-        slow, fast = math.exp(-d / self.tau_mem), math.exp(-d / self.tau_syn)
         rate = 1 / self.tau_syn - 1 / self.tau_mem
-        grown = math.expm1(rate * d) / rate if rate != 0 else d
-        return slow, self.height * fast * grown / self.tau_mem, fast
+        slow, fast = math.exp(-d / self.tau_mem), math.exp(-d / self.tau_syn)
+        # Time constants that are close to each other would leave few digits of the difference.
+        grown = slow - fast if abs(rate) * self.tau_mem > 0.1 else fast * math.expm1(rate * d)
+        return slow, self.height * grown / (rate * self.tau_mem), fast
+
+    def rates(self):  # type: ignore[no-untyped-def]
+        return -1 / self.tau_mem, self.height / self.tau_mem
+
+
+class ResponseOfEqual(NamedTuple):
+    """The same for tau_mem = tau_syn."""
+
+    height: float
+    tau: float
+
+    def propagators(self, d):  # type: ignore[no-untyped-def]
+        decay = math.exp(-d / self.tau)
+        return decay, self.height * decay * d / self.tau, decay
+
+    def rates(self):  # type: ignore[no-untyped-def]
+        return -1 / self.tau, self.height / self.tau
+
+    def crossing(self, threshold, v, current):  # type: ignore[no-untyped-def]
+        """First root of V + I d = threshold e^d, d >= 0: Lambert's W, by Newton's method.
+
+        The difference of the two sides is concave, so that from d = 0, where it is negative, the
+        iteration rises to the first root and never beyond.
+        """
+        pull = self.height * current
+        if pull < threshold or pull <= v or math.log(pull / threshold) < 1 - v / pull:
+            return math.inf
+        d, peak = 0.0, 1 - v / pull
+        for _ in range(100):
+            grown = threshold * math.exp(d)
+            step = (grown - v - pull * d) / (pull - grown)
+            if not step > 1e-15 * (1 + d):
+                break
+            d += step
+        return self.tau * min(d, peak)  # close to a tangent the last step rounds
+
+
+class ResponseOfTwice(NamedTuple):
+    """The same for tau_mem = 2 tau_syn."""
+
+    height: float
+    tau_mem: float
+
+    def propagators(self, d):  # type: ignore[no-untyped-def]
+        slow = math.exp(-d / self.tau_mem)
+        fast = slow * slow
+        return slow, self.height * (slow - fast), fast
 
     def rates(self):  # type: ignore[no-untyped-def]
         return -1 / self.tau_mem, self.height / self.tau_mem
 
     def crossing(self, threshold, v, current):  # type: ignore[no-untyped-def]
-        """Newton's method on the concave arc from V to its peak, or Göltz et al.'s quadratic for the ratio 2."""
-        pull, missing = self.height * current, threshold - v
-        if pull <= v or pull < threshold:  # V falls, or is drawn to less than the threshold
+        """With x = e^(-d / tau_mem): (V + I) x - I x^2 = threshold, first reached at the larger root."""
+        pull = self.height * current
+        both = v + pull
+        square = both**2 - 4 * pull * threshold
+        if pull <= v or pull <= 0 or both <= 0 or square < 0:
             return math.inf
-        if missing <= 0:
-            return 0.0
-        if self.tau_mem == 2 * self.tau_syn:
-            both = v + pull
-            square = both**2 - 4 * pull * threshold
-            if both <= 0 or square < 0:
-                return math.inf
-            return max(-self.tau_mem * math.log((both + math.sqrt(square)) / (2 * pull)), 0.0)
-        # The parabola at d = 0 comes near it; from either side the next step ends before the crossing.
-        slope = (pull - v) / self.tau_mem
-        square = slope**2 - 2 * missing * (pull / self.tau_syn + slope) / self.tau_mem
-        start = 2 * missing / (slope + math.sqrt(square)) if square > 0 else 0.0
-        rate, d = 1 / self.tau_syn - 1 / self.tau_mem, start
-        for k in range(100):
-            slow = math.exp(-d / self.tau_mem)
-            fast = slow if rate == 0 else math.exp(-d / self.tau_syn)
-            if abs(rate) * self.tau_mem > 0.1:
-                response = (slow - fast) / (rate * self.tau_mem)
-            else:  # the two are close to each other
-                response = fast * (d if rate == 0 else math.expm1(rate * d) / rate) / self.tau_mem
-            level, drawn = slow * v + pull * response, pull * fast
-            if drawn <= level:
-                if k == 0 and start > 0:  # past the peak
-                    d = 0.0
-                    continue
-                # V only touches the threshold there, but for rounding, or it never came near it.
-                return d if threshold - level <= 1e-15 * threshold else math.inf
-            step = (threshold - level) / (drawn - level) * self.tau_mem
-            if k > 0 and not step > 1e-15 * (1 + d):
-                break
-            d += step
-        return d
+        return max(-self.tau_mem * math.log((both + math.sqrt(square)) / (2 * pull)), 0.0)
 
 
 class LeakyNeuron(CurrentNeuron):
@@ -131,8 +150,13 @@ class LeakyNeuron(CurrentNeuron):
         x = (slow + root) / (2 * fast)
         return torch.where((fast > 0) & (x > 0), -self.tau_mem * x.log(), math.inf)
 
-    def compiled(self) -> Response:
-        return Response(float(self.height), float(self.tau_mem), float(self.tau_syn))
+    def compiled(self) -> NamedTuple:
+        height, tau_mem, tau_syn = float(self.height), float(self.tau_mem), float(self.tau_syn)
+        if tau_mem == tau_syn:
+            return ResponseOfEqual(height, tau_mem)
+        if tau_mem == 2 * tau_syn:
+            return ResponseOfTwice(height, tau_mem)
+        return Response(height, tau_mem, tau_syn)
 
 
 def lambert_w0(x: Tensor) -> Tensor:

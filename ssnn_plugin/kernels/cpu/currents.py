@@ -78,6 +78,8 @@ def _(response, threshold, v, current):
 def rise_to_crossing(response, threshold, v, current):
     """Newton's method: V rises along a concave arc, so that it comes to the crossing and never beyond."""
     of_v, of_current = rates(response)
+    if of_current * current <= -of_v * max(v, threshold):  # V falls, or is drawn to less than the threshold
+        return np.inf
     d = 0.0
     for _ in range(MOST_ITERATIONS):
         alpha, beta, gamma = propagators(response, d)

@@ -127,10 +127,10 @@ def add_product(row, so_far, k, weight):
     return so_far + row[k] * weight
 
 
-@where_given(lambda factor, so_far, at, weight: so_far)
-def add_product_of_lanes(factor, so_far, at, weight):
-    """As `add_product`, for the outputs of a location."""
-    return so_far + load(factor, at, LANES) * weight
+@where_given(lambda factor, so_far, counts, at, weight, none: so_far)
+def add_where(factor, so_far, counts, at, weight, none):
+    """As `add_product`, for the outputs of a location that count."""
+    return so_far + where(counts, load(factor, at, LANES) * weight, none)
 
 
 @where_given(lambda q, p, a, b: p)
@@ -266,24 +266,31 @@ def _rows_conv2d(first, end, p, q, until, a, b, times, grad_rows, synapses):
     """Weight gradient of a convolution: the rows first ... end of `grad_rows`; arrays as in `conv2d`."""
     position_of = positions_of_inputs(times)
     spiking = np.empty(position_of.size, np.int32)
-    start, taps, locations = synapses
-    channels, (groups, width) = times.shape[2], until.shape[2:]
-    in_group, none = channels // groups, splat(p.dtype.type(0), LANES)
     for n in range(len(times)):
-        of_p, of_q, last = p[n], row_of(q, n), until[n]
-        flat, of_a, of_b = times[n].reshape(-1), flat_row_of(a, n), flat_row_of(b, n)
-        latest = latest_of(of_p.reshape(-1), flat_of(of_q), last.reshape(-1))
-        for i in spiking[: find_events(flat, latest, spiking)]:
-            position, group, first_row = place_of(i, position_of, len(grad_rows), channels, groups)
-            t, a_i, b_i = splat(flat[i], LANES), splat_of(of_a, i), splat_of(of_b, i)
-            for s in range(start[position], start[position + 1]):
-                row, unit = taps[s] * in_group + first_row, locations[s] * groups + group
-                if first <= row < end:
-                    for lane in range(0, width, LANES):
-                        at, to = unit * width + lane, row * width + lane
-                        change = response(load_of(of_q, at), load(of_p, at, LANES), a_i, b_i)
-                        causal = where(load(last, at, LANES) > t, change, none)
-                        store(grad_rows, to, load(grad_rows, to, LANES) - causal)
+        subtract_rows_conv2d(
+            p[n], row_of(q, n), until[n], flat_row_of(a, n), flat_row_of(b, n), times[n], synapses,
+            position_of, first, end, spiking, grad_rows,
+        )  # fmt: skip
+
+
+@jit
+def subtract_rows_conv2d(
+    p, q, until, a, b, times, synapses, position_of, first, end, spiking, grad_rows
+):  # fmt: skip
+    start, taps, locations = synapses
+    channels, (groups, width) = times.shape[1], until.shape[1:]
+    flat, in_group, none = times.reshape(-1), channels // groups, splat(p.dtype.type(0), LANES)
+    for i in spiking[: find_events(flat, np.inf, spiking)]:
+        position, group, first_row = place_of(i, position_of, len(grad_rows), channels, groups)
+        t, a_i, b_i = splat(flat[i], LANES), splat_of(a, i), splat_of(b, i)
+        for s in range(start[position], start[position + 1]):
+            row, unit = taps[s] * in_group + first_row, locations[s] * groups + group
+            if first <= row < end:
+                for lane in range(0, width, LANES):
+                    at, to = unit * width + lane, row * width + lane
+                    change = response(load_of(q, at), load(p, at, LANES), a_i, b_i)
+                    causal = where(load(until, at, LANES) > t, change, none)
+                    store(grad_rows, to, load(grad_rows, to, LANES) - causal)
 
 
 @where_given(lambda factor, n: None)
@@ -292,34 +299,35 @@ def flat_row_of(factor, n):
     return factor[n].reshape(-1)
 
 
-@where_given(lambda factor: None)
-def flat_of(factor):
-    """A factor without its axes; None stays."""
-    return factor.reshape(-1)
-
-
 @jit
 def _times_conv2d(first, end, p, q, until, a, b, times, weight_rows, grad_times, synapses):
     """Input gradient of a convolution: each input spike gets the errors of the outputs that counted it."""
     position_of = positions_of_inputs(times)
     spiking = np.empty(position_of.size, np.int32)
-    start, taps, locations = synapses
-    channels, (groups, width) = times.shape[2], until.shape[2:]
-    in_group, none = channels // groups, splat(p.dtype.type(0), LANES)
     for n in range(first, end):
-        of_p, of_q, last = p[n], row_of(q, n), until[n]
-        flat, of_a, of_b = times[n].reshape(-1), flat_row_of(a, n), flat_row_of(b, n)
-        latest = latest_of(of_p.reshape(-1), flat_of(of_q), last.reshape(-1))
-        for i in spiking[: find_events(flat, latest, spiking)]:
-            position, group, first_row = place_of(i, position_of, len(weight_rows), channels, groups)
-            t, sum_p, sum_q = splat(flat[i], LANES), none, none
-            for s in range(start[position], start[position + 1]):
-                row, unit = taps[s] * in_group + first_row, locations[s] * groups + group
-                for lane in range(0, width, LANES):
-                    at = unit * width + lane
-                    w = where(load(last, at, LANES) > t, load(weight_rows, row * width + lane, LANES), none)
-                    sum_p = sum_p + load(of_p, at, LANES) * w
-                    sum_q = add_product_of_lanes(of_q, sum_q, at, w)
-            grad_times[n, position, i - position * channels] = response(
-                only_with(of_q, total(sum_q)), total(sum_p), value_of(of_a, i), value_of(of_b, i)
-            )
+        sum_errors_conv2d(
+            p[n], row_of(q, n), until[n], flat_row_of(a, n), flat_row_of(b, n), times[n], synapses,
+            position_of, spiking, weight_rows, grad_times[n],
+        )  # fmt: skip
+
+
+@jit
+def sum_errors_conv2d(
+    p, q, until, a, b, times, synapses, position_of, spiking, weight_rows, grad_times
+):  # fmt: skip
+    start, taps, locations = synapses
+    channels, (groups, width) = times.shape[1], until.shape[1:]
+    flat, in_group, none = times.reshape(-1), channels // groups, splat(p.dtype.type(0), LANES)
+    for i in spiking[: find_events(flat, np.inf, spiking)]:
+        position, group, first_row = place_of(i, position_of, len(weight_rows), channels, groups)
+        t, sum_p, sum_q = splat(flat[i], LANES), none, none
+        for s in range(start[position], start[position + 1]):
+            row, unit = taps[s] * in_group + first_row, locations[s] * groups + group
+            for lane in range(0, width, LANES):
+                at = unit * width + lane
+                counts, w = load(until, at, LANES) > t, load(weight_rows, row * width + lane, LANES)
+                sum_p = sum_p + where(counts, load(p, at, LANES) * w, none)
+                sum_q = add_where(q, sum_q, counts, at, w, none)
+        grad_times[position, i - position * channels] = response(
+            only_with(q, total(sum_q)), total(sum_p), value_of(a, i), value_of(b, i)
+        )
