@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -42,13 +42,76 @@ def fire(
     times: Tensor, synapses: Synapses, neuron: SeparableNeuron, t_max: float, how: How
 ) -> tuple[Tensor, Tensor]:
     """Spike times and potentials of a separable neuron: [batch, out], or [batch, locations, out]."""
-    weight, bias, geometry = synapses
     # As the times can hold it, so that all comparisons with it agree.
     end = float(np.float32(t_max)) if times.dtype == torch.float32 else float(t_max)
-    backend = select(how.backend, times.device, neuron)
-    call = _Call(neuron, how.rule, geometry, end, how.silent_gradient, backend)
-    crossing, potential, _ = _Fire.apply(times, weight, bias, None, call)
-    return crossing + neuron.delay if neuron.delay else crossing, potential
+    neuron, synapses, unit = _in_thresholds(neuron, synapses)
+    if neuron.parameters:
+        crossing, potential = _fire_by_definition(times, synapses, neuron, end, how, unit)
+    else:
+        weight, bias, geometry = synapses
+        backend = select(how.backend, times.device, neuron)
+        call = _Call(neuron, how.rule, geometry, end, how.silent_gradient, backend)
+        crossing, potential, _ = _Fire.apply(times, weight, bias, None if unit is None else unit.detach(), call)
+    spikes = crossing + neuron.delay if neuron.delay else crossing
+    return spikes, potential if unit is None else potential * unit
+
+
+def _in_thresholds(
+    neuron: SeparableNeuron, synapses: Synapses
+) -> tuple[SeparableNeuron, Synapses, Tensor | None]:
+    """Where each neuron has a threshold of its own, all that its weights and V are measured in; else as they are."""
+    unit = neuron.threshold
+    if not isinstance(unit, Tensor):
+        return neuron, synapses, None
+    weight, bias, geometry = synapses
+    scaled = weight / unit.reshape(-1, *[1] * (weight.ndim - 1))
+    return (
+        replace(neuron, threshold=1.0),  # type: ignore[type-var]
+        Synapses(scaled, None if bias is None else bias / unit, geometry),
+        unit,
+    )
+
+
+def _fire_by_definition(
+    times: Tensor, synapses: Synapses, neuron: SeparableNeuron, t_max: float, how: How, unit: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Neurons with time constants of their own, in plain torch."""
+    if how.backend not in (None, "reference"):
+        raise ValueError(f"backend must be None or 'reference' with a time constant per neuron, got {how.backend!r}")
+    weight, bias, geometry = synapses
+    groups = geometry.groups
+    described = [
+        replace(neuron, **{name: value.chunk(groups)[g] for name, value in neuron.parameters.items()})  # type: ignore[type-var]
+        for g in range(groups)
+    ]
+    units = [None] * groups if unit is None else unit.detach().chunk(groups)
+    biases = [None] * groups if bias is None else bias.chunk(groups)
+    patches = geometry.patches(times, weight.shape[2:])
+    parts = [
+        _trace(patch, Synapses(w.flatten(1), b), n, t_max, how, u)
+        for patch, w, b, n, u in zip(patches, weight.chunk(groups), biases, described, units, strict=True)
+    ]
+    shape = geometry.output_shape(times, weight)
+    crossing, potential = (geometry.outputs(part, shape) for part in zip(*parts, strict=True))
+    return crossing, potential
+
+
+def _trace(
+    times: Tensor, synapses: Synapses, neuron: SeparableNeuron, t_max: float, how: How, unit: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    weight, bias, geometry = synapses
+    with torch.no_grad():
+        at, potential, slope = neuron.crossings(times, weight, bias, t_max)
+    v = neuron.traced_potential(at, times, weight, bias, t_max)
+    change, fired = v - v.detach(), at.isfinite()
+    crossing = Crossing(
+        times, weight, at, at, potential, slope, unit, neuron, geometry, t_max, how.silent_gradient, "reference"
+    )
+    rate = how.rule.rate(crossing)
+    # What is added is 0, and has the derivatives of the crossing.
+    moved = at - (change if rate is None else rate * change)
+    spikes = torch.where(fired | how.silent_gradient, moved, at)
+    return spikes, potential + torch.where(fired & (not neuron.jumps), 0, change)
 
 
 @dataclass(frozen=True)

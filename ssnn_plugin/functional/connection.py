@@ -310,6 +310,7 @@ def _check_tensors(
     _checks.floating("times", times)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape {list(weight.shape[:1])}, got {list(bias.shape)}")
+    neuron.check_parameters(weight)
     neuron.check_times(times, t_max, bias is not None)
     rule.check_times(times)
     for name, tensor in (("weight", weight), ("bias", bias)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
+from .base import Number
 from .lif import LeakyNeuron
 
 
@@ -16,7 +17,7 @@ class AlphaPSP(LeakyNeuron):
     leaky neuron with equal time constants, tau times as sensitive.
 
     Args:
-        threshold: potential at which the neuron fires.
+        threshold: potential at which the neuron fires; this and tau may hold a value per neuron.
         tau: time constant; 1 / K of the paper.
 
     Raises:
@@ -29,21 +30,21 @@ class AlphaPSP(LeakyNeuron):
     1.16732
     """
 
-    threshold: float = 1.0
+    threshold: Number = 1.0
     _: KW_ONLY
-    tau: float = 1.0
+    tau: Number = 1.0
 
     def __post_init__(self) -> None:
         self.check_positive("threshold", "tau")
 
     @property
-    def tau_mem(self) -> float:  # type: ignore[override]
+    def tau_mem(self) -> Number:  # type: ignore[override]
         return self.tau
 
     @property
-    def tau_syn(self) -> float:  # type: ignore[override]
+    def tau_syn(self) -> Number:  # type: ignore[override]
         return self.tau
 
     @property
-    def height(self) -> float:  # type: ignore[override]
+    def height(self) -> Number:  # type: ignore[override]
         return self.tau

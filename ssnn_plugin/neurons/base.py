@@ -12,11 +12,14 @@ from torch import Tensor
 
 from .. import _checks
 from ..engine import How, Synapses, fire
+from ..kernels.geometry import Geometry
 from ..kernels.ops import NEURONS
+from ..kernels.reference import first_spike
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+Number: TypeAlias = float | Tensor
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 # e^(t / tau) and its product with t stay finite in single precision.
@@ -25,13 +28,23 @@ MOST_TIME_CONSTANTS = 80
 MOST_ITERATIONS = 100
 
 
+def least(value: Number) -> float:
+    """The number itself, or the least of those that a tensor holds."""
+    if isinstance(value, Tensor):
+        return float(value.min()) if _checks.has_values(value) and value.numel() else math.inf
+    return float(value)
+
+
 class Neuron(ABC):
-    """Base of the descriptions of neurons: frozen dataclasses whose fields are numbers, or tensors [out].
+    """Base of the descriptions of neurons: frozen dataclasses whose fields are numbers.
+
+    Thresholds, leaks and time constants may be tensors [out], one value per neuron or per channel, which
+    get a gradient if they ask for one; a layer takes them over as parameters or buffers.
 
     A neuron of your own derives from `CurrentNeuron`, which the kernels run.
     """
 
-    threshold: float | Tensor
+    threshold: Number
 
     #: names of the gradient rules that the neuron has in the package, its own first
     rules: ClassVar[tuple[str, ...]] = ("exact",)
@@ -71,6 +84,14 @@ class Neuron(ABC):
     def check_times(self, times: Tensor, t_max: float, bias: bool) -> None:
         """Refuse input times that the neuron has no meaning for."""
 
+    def check_parameters(self, weight: Tensor) -> None:
+        """Refuse values per neuron that do not fit the weights."""
+        for name, value in self.parameters.items():
+            if value.shape != weight.shape[:1]:
+                raise ValueError(f"{name} must hold {len(weight)} values, one per neuron, got {len(value)}")
+            if value.dtype != weight.dtype:
+                raise TypeError(f"{name} is {value.dtype}, weight is {weight.dtype}: they must be the same")
+
     @abstractmethod
     def fire(self, times: Tensor, synapses: Synapses, t_max: float, how: How) -> tuple[Tensor, Tensor]:
         """Spike times and potentials of a layer: [batch, out], of a convolution [batch, locations, out]."""
@@ -86,6 +107,22 @@ class SeparableNeuron(Neuron):
 
     def fire(self, times: Tensor, synapses: Synapses, t_max: float, how: How) -> tuple[Tensor, Tensor]:
         return fire(times, synapses, self, t_max, how)
+
+    @abstractmethod
+    def crossings(
+        self, times: Tensor, weight: Tensor, bias: Tensor | None, t_max: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Crossings, potentials and slopes of a fully connected layer, in plain torch, without gradient."""
+
+    @abstractmethod
+    def traced_potential(
+        self, at: Tensor, times: Tensor, weight: Tensor, bias: Tensor | None, t_max: float
+    ) -> Tensor:
+        """What is differentiated as V at these crossings [batch, out], by a table [batch, in, out].
+
+        For time constants per neuron: each neuron sees its inputs in a time of its own, so that the factors
+        of inputs and outputs do not come apart.
+        """
 
     @abstractmethod
     def input_factors(self, times: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -176,6 +213,20 @@ class CurrentNeuron(SeparableNeuron):
         `crossing(self, threshold, v, current)` -> time until V = threshold, `inf` for never; optional.
         """
         return None
+
+    def crossings(
+        self, times: Tensor, weight: Tensor, bias: Tensor | None, t_max: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return first_spike(times, weight, bias, Geometry(), self, t_max)
+
+    def traced_potential(
+        self, at: Tensor, times: Tensor, weight: Tensor, bias: Tensor | None, t_max: float
+    ) -> Tensor:
+        end, seen = at.clamp(max=t_max), times.clamp(max=t_max).unsqueeze(2)
+        (p, q), (a, b) = self.output_factors(end), self.input_factors(seen)
+        counted = torch.where(seen < end.unsqueeze(1), weight.t(), 0)
+        v = p * (counted * a).sum(1) - q * (counted * b).sum(1)
+        return v if bias is None else v + bias * self.of_bias(at, t_max)
 
     def until(self, crossing: Tensor, t_max: float, silent: bool) -> Tensor:
         return crossing.clamp(max=t_max)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import CurrentNeuron, Pair
+from .base import CurrentNeuron, Number, Pair, least
 
 
 class Response(NamedTuple):
@@ -39,7 +39,7 @@ class ExpPSP(CurrentNeuron):
     ``z = sum_C w_i z_i / (sum_C w_i - threshold)`` for its causal set C.
 
     Args:
-        threshold: potential at which the neuron fires.
+        threshold: potential at which the neuron fires; this and tau may hold a value per neuron.
         tau: time constant of the currents.
 
     Raises:
@@ -52,16 +52,16 @@ class ExpPSP(CurrentNeuron):
     ExpPSP(threshold=1.0, tau=1.0)
     """
 
-    threshold: float = 1.0
+    threshold: Number = 1.0
     _: KW_ONLY
-    tau: float = 1.0
+    tau: Number = 1.0
 
     def __post_init__(self) -> None:
         self.check_positive("threshold", "tau")
 
     @property
     def shortest_time(self) -> float:
-        return float(self.tau)
+        return least(self.tau)
 
     def input_factors(self, times: Tensor) -> Pair:
         return torch.ones_like(times), (times / self.tau).exp()

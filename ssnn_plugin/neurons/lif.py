@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .base import CurrentNeuron, Pair
+from .base import CurrentNeuron, Number, Pair, least
 
 
 class Response(NamedTuple):
@@ -89,47 +89,55 @@ class ResponseOfTwice(NamedTuple):
 class LeakyNeuron(CurrentNeuron):
     """tau_mem V' = -V + height I, tau_syn I' = -I, for one time constant or two.
 
-    With delta = 1 / tau_syn - 1 / tau_mem and g(s) = height (e^(delta s) - 1) / (delta tau_mem), which
-    is height s / tau_mem for delta = 0, K(t - s) = e^(-t / tau_syn) (g(t) - g(s)) e^(s / tau_mem): a form
-    that loses no digits where the time constants are close to each other.
+    With the slower and the faster of the two, delta = 1 / fast - 1 / slow >= 0 and
+    g(s) = height (e^(delta s) - 1) / (delta tau_mem), which is height s / tau_mem for delta = 0,
+    K(t - s) = e^(-t / fast) (g(t) - g(s)) e^(s / slow): a form that loses no digits where the time
+    constants are close to each other, nor where they are far apart.
     """
 
-    tau_mem: float
-    tau_syn: float
+    tau_mem: Number
+    tau_syn: Number
     #: by how much the response is higher than that of unit leak conductance
-    height: float = 1.0
+    height: Number = 1.0
 
     @property
     def shortest_time(self) -> float:
-        return float(min(self.tau_mem, self.tau_syn))
+        return min(least(self.tau_mem), least(self.tau_syn))
 
     @property
-    def _delta(self) -> float:
-        return 1 / self.tau_syn - 1 / self.tau_mem
+    def _slow_and_fast(self) -> tuple[Any, Any]:
+        times = self.tau_mem, self.tau_syn
+        if not any(isinstance(time, Tensor) for time in times):
+            return max(times), min(times)
+        one, other = (torch.as_tensor(time) for time in times)
+        return torch.maximum(one, other), torch.minimum(one, other)
 
     def _grown(self, times: Tensor) -> Tensor:
         """g."""
-        scale = self.height / self.tau_mem
-        if self._delta == 0:
-            return times * scale
-        return torch.expm1(times * self._delta) * (scale / self._delta)
+        slow, fast = self._slow_and_fast
+        scale, delta = self.height / self.tau_mem, 1 / fast - 1 / slow
+        if isinstance(delta, Tensor):
+            return times * scale * relative_growth(times * delta)
+        return times * scale if delta == 0 else torch.expm1(times * delta) * (scale / delta)
 
     def input_factors(self, times: Tensor) -> Pair:
-        risen = (times / self.tau_mem).exp()
+        risen = (times / self._slow_and_fast[0]).exp()
         return risen, risen * self._grown(times)
 
     def output_factors(self, times: Tensor) -> Pair:
-        decay = (-times / self.tau_syn).exp()
+        decay = (-times / self._slow_and_fast[1]).exp()
         return decay * self._grown(times), decay
 
     def output_slopes(self, times: Tensor) -> Pair:
         """g' = height e^(delta t) / tau_mem."""
-        decay, scale = (-times / self.tau_syn).exp(), self.height / self.tau_mem
-        rise = (-times / self.tau_mem).exp() * scale
-        return rise - decay * self._grown(times) / self.tau_syn, -decay / self.tau_syn
+        slow, fast = self._slow_and_fast
+        decay, rise = (-times / fast).exp(), (-times / slow).exp() * (self.height / self.tau_mem)
+        return rise - decay * self._grown(times) / fast, -decay / fast
 
     def crossing(self, a: Tensor, b: Tensor, start: Tensor, end: Tensor) -> Tensor:
-        if self._delta == 0:
+        if {"tau", "tau_mem", "tau_syn"} & self.parameters.keys():
+            return super().crossing(a, b, start, end)
+        if self.tau_mem == self.tau_syn:
             return self._crossing_of_equal(a, b)
         if self.tau_mem == 2 * self.tau_syn:
             return self._crossing_of_twice(a, b)
@@ -159,6 +167,14 @@ class LeakyNeuron(CurrentNeuron):
         return Response(height, tau_mem, tau_syn)
 
 
+def relative_growth(x: Tensor) -> Tensor:
+    """(e^x - 1) / x, and its derivatives, where x is close to 0 too."""
+    small = x.abs() < 1e-2
+    series = 1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7)))))
+    apart = torch.where(small, 1, x)
+    return torch.where(small, series, torch.expm1(apart) / apart)
+
+
 def lambert_w0(x: Tensor) -> Tensor:
     """Principal branch of Lambert's W for -1/e <= x <= 0, by Halley's method; NaN below -1/e."""
     p = (2 * (math.e * x + 1)).sqrt()  # the series around the branch point starts the iteration
@@ -180,7 +196,7 @@ class LIF(LeakyNeuron):
     ``tau_syn / (tau_mem - tau_syn) (e^(-s / tau_mem) - e^(-s / tau_syn))``.
 
     Args:
-        threshold: potential at which the neuron fires.
+        threshold: potential at which the neuron fires; this and the others may hold a value per neuron.
         tau_mem: time constant of the membrane.
         tau_syn: time constant of the currents.
 
@@ -194,10 +210,10 @@ class LIF(LeakyNeuron):
     LIF(threshold=1.0, tau_mem=2.0, tau_syn=1.0)
     """
 
-    threshold: float = 1.0
+    threshold: Number = 1.0
     _: KW_ONLY
-    tau_mem: float = 1.0
-    tau_syn: float = 1.0
+    tau_mem: Number = 1.0
+    tau_syn: Number = 1.0
 
     def __post_init__(self) -> None:
         self.check_positive("threshold", "tau_mem", "tau_syn")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import CurrentNeuron, Pair
+from .base import CurrentNeuron, Number, Pair
 
 
 class Response(NamedTuple):
@@ -35,7 +35,7 @@ class ReLPSP(CurrentNeuron):
     ``t = (threshold + sum_C w_i t_i) / sum_C w_i`` for its causal set C, the inputs before t.
 
     Args:
-        threshold: potential at which the neuron fires.
+        threshold: potential at which the neuron fires; it may hold a value per neuron.
 
     Raises:
         ValueError: a threshold that is not positive and finite.
@@ -47,7 +47,7 @@ class ReLPSP(CurrentNeuron):
     ReLPSP(threshold=1.0)
     """
 
-    threshold: float = 1.0
+    threshold: Number = 1.0
 
     def __post_init__(self) -> None:
         self.check_positive("threshold")

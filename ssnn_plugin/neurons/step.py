@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .base import SeparableNeuron
+from ..kernels.window import accumulate
+from .base import Number, SeparableNeuron, least
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class IF(SeparableNeuron):
     in the first bin in which ``V > threshold``, strictly, and never again.
 
     Args:
-        threshold: potential that has to be exceeded.
+        threshold: potential that has to be exceeded; this and beta may hold a value per neuron, thresholds
+            are greater than 0 then.
         delay: bins between the crossing and the spike; S4NN uses 1 per layer.
         beta: what is left of the potential after a bin; 1 is no leak.
 
@@ -36,27 +38,58 @@ class IF(SeparableNeuron):
     IF(threshold=100.0, delay=1, beta=1.0)
     """
 
-    threshold: float = 1.0
+    threshold: Number = 1.0
     _: KW_ONLY
     delay: int = 0
-    beta: float = 1.0
+    beta: Number = 1.0
 
     rules = ("latency", "surrogate", "local_slope")
     jumps = True
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.threshold) and self.threshold >= 0):
+        if isinstance(self.threshold, Tensor):
+            _checks.positive("threshold", self.threshold)
+        elif not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise ValueError(f"threshold must be finite and at least 0, got {self.threshold!r}")
         if not math.isfinite(self.delay) or self.delay != int(self.delay) or self.delay < 0:
             raise ValueError(f"delay must be a whole number of bins >= 0, got {self.delay!r}")
-        if not 0 <= self.beta <= 1:
+        low, high = (least(self.beta), -least(-self.beta))
+        if not (0 <= low and high <= 1) and math.isfinite(low):
             raise ValueError(f"beta must lie in 0 ... 1, got {self.beta!r}")
 
     def check_times(self, times: Tensor, t_max: float, bias: bool) -> None:
-        if bias or self.beta != 1:
+        if bias or isinstance(self.beta, Tensor) or self.beta != 1:
             if t_max != int(t_max):
                 raise ValueError(f"t_max must be a whole number of bins with a bias or a leak, got {t_max!r}")
             _checks.whole_bins("times", times)
+
+    def crossings(
+        self, times: Tensor, weight: Tensor, bias: Tensor | None, t_max: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Bin by bin: [t_max, batch, out]."""
+        bins = torch.arange(int(t_max), dtype=times.dtype, device=times.device)[:, None, None]
+        currents = (times == bins).to(weight) @ weight.t()
+        currents = currents if bias is None else currents + bias
+        v = accumulate(currents, torch.zeros_like(currents[0]), self.beta)
+        crosses = (v > self.threshold) & (bins + self.delay < t_max)
+        at = torch.where(crosses, bins, math.inf).amin(0)
+        potential = v.gather(0, at.clamp(max=t_max - 1).long().unsqueeze(0)).squeeze(0)
+        return at, potential, at.new_empty(0)
+
+    def traced_potential(
+        self, at: Tensor, times: Tensor, weight: Tensor, bias: Tensor | None, t_max: float
+    ) -> Tensor:
+        """Weights and times have the derivatives that they have in the kernels, the leak its own."""
+        end, seen = at.clamp(max=t_max - 1), times.unsqueeze(2)
+        counted = seen <= end.unsqueeze(1)
+        weights = torch.where(counted, weight.t(), 0)
+        age = torch.where(counted, end.unsqueeze(1) - seen, 0)
+        v = weights.sum(1) + (weights.detach() * (self.beta ** age.detach() + age)).sum(1)
+        if bias is None:
+            return v
+        bins = torch.arange(int(t_max), dtype=times.dtype, device=times.device)
+        of_unit = (self.beta ** bins.unsqueeze(1)).cumsum(0).gather(0, end.long())
+        return v + bias * (end + 1) + bias.detach() * of_unit
 
     def input_factors(self, times: Tensor) -> tuple[None, None]:
         return None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,7 +41,12 @@ class SpikeConnection(nn.Module):
         super().__init__()
         self.gradient = how_to_fire(neuron, gradient, silent_gradient, t_max, bias).rule
         _checks.dropout("dropout", dropout)
-        self.neuron, self.t_max, self.silent_gradient = neuron, t_max, silent_gradient
+        self._neuron, self.t_max, self.silent_gradient = neuron, t_max, silent_gradient
+        for name, value in neuron.parameters.items():
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:
+                self.register_buffer(name, value)
         self.input_pool, self.dropout = input_pool, dropout
         if init_range is not None and not init_range[0] <= init_range[1]:
             raise ValueError(f"init_range must be (low, high) with low <= high, got {init_range!r}")
@@ -48,11 +54,17 @@ class SpikeConnection(nn.Module):
         self.weight = nn.Parameter(torch.empty(weight_shape, **factory))
         _checks.floating("dtype: the weight", self.weight)
         inputs = self.weight[0].numel()
-        self.init_range = init_range or (0.0, 40 * neuron.threshold / inputs)
+        self.init_range = init_range or (0.0, 40 * float(torch.as_tensor(neuron.threshold).mean()) / inputs)
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(weight_shape[0], **factory)) if bias else None
         )
         self.reset_parameters()
+
+    @property
+    def neuron(self) -> Neuron:
+        """What the layer's neurons are, with the values per neuron as they are now."""
+        values = {name: getattr(self, name) for name in self._neuron.parameters}
+        return replace(self._neuron, **values) if values else self._neuron  # type: ignore[type-var]
 
     def reset_parameters(self) -> None:
         """Draw the weights anew from `init_range` and set the bias to 0."""
@@ -81,8 +93,8 @@ class SpikeConnection(nn.Module):
         Raises:
             TypeError: neurons in continuous time. ValueError: a `t_max` that is no whole number of bins.
         """
-        if not isinstance(self.neuron, IF):
-            raise TypeError(f"only IF neurons have bins, got {self.neuron!r}")
+        if not isinstance(self.neuron, IF) or self.neuron.parameters:
+            raise TypeError(f"only IF neurons that share their threshold and leak have bins, got {self.neuron!r}")
         _checks.whole_and_positive("t_max", self.t_max)
         window, bins = int(self.t_max), inputs.activations
         # No slice where there is nothing to cut: its backward pass copies.

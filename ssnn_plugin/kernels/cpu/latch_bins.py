@@ -13,6 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from .compile import exact_jit
+
 # Neurons per block: a few rows of them fit the first level of the cache.
 BLOCK = 512
 
@@ -75,7 +77,7 @@ def _scratch_of(v):
     return lambda v: np.empty((v.shape[0] + 1, BLOCK), dtype)
 
 
-@jit
+@exact_jit
 def latch(first, last, v, threshold, out):
     """1 from the first bin on in which V exceeds the threshold."""
     zero, one = _stored(0.0, out), _stored(1.0, out)
@@ -93,7 +95,7 @@ def latch(first, last, v, threshold, out):
             before = now
 
 
-@jit
+@exact_jit
 def _collect(low, high, v, grad, sums):
     """At each bin in which V is higher than ever before: the gradients until it is so again; else 0.
 
@@ -121,7 +123,7 @@ def _collect(low, high, v, grad, sums):
         highest[i] = collected[i] + _number(incoming[i])
 
 
-@jit
+@exact_jit
 def latch_grad(first, last, v, grad, out):
     """The gradient of the running maximum of V."""
     sums = _scratch(v)
@@ -134,7 +136,7 @@ def latch_grad(first, last, v, grad, out):
                 row[i] = _stored(total[i], out)
 
 
-@jit
+@exact_jit
 def latch_grad_arctan(first, last, v, grad, threshold, sharpness, out):
     """The same times the derivative of an arctan at V - threshold."""
     sums = _scratch(v)
@@ -150,7 +152,7 @@ def latch_grad_arctan(first, last, v, grad, threshold, sharpness, out):
                 row[i] = _stored(total[i] * half / (one + u * u), out)
 
 
-@jit
+@exact_jit
 def latch_grad_triangle(first, last, v, grad, threshold, width, out):
     """The same times a triangle of unit area around the threshold."""
     sums = _scratch(v)
@@ -166,7 +168,7 @@ def latch_grad_triangle(first, last, v, grad, threshold, width, out):
                 row[i] = _stored(total[i] * scale * left if left > zero else zero, out)
 
 
-@jit
+@exact_jit
 def latch_grad_escape(first, last, v, grad, threshold, width, out):
     """Escape noise: V of a bin lowers the survival of every bin from there on."""
     survival = _scratch(v)
