@@ -22,7 +22,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
-from ssnn_plugin import IF, metrics, surrogate
+from ssnn_plugin import IF, metrics, surrogate, rules
 from ssnn_plugin.functional import bins_to_times, latch, times_to_bins
 from ssnn_plugin.functional.bins import Bins
 from ssnn_plugin.losses import TemporalCrossEntropyLoss
@@ -66,11 +66,11 @@ class AtTheSpike(Rule):
 
     def learner(self, network: SpikeSequential) -> Learner:
         for layer in connections(network):
-            layer.gradient = self.gradient
+            layer.gradient = rules.RULES[self.gradient]
         return network
 
     def pull(self, layer: SpikeLinear, times: Tensor, chosen: Tensor) -> Tensor:
-        layer.gradient = self.gradient
+        layer.gradient = rules.RULES[self.gradient]
         times = times.detach().requires_grad_()
         (grad,) = torch.autograd.grad(_of_chosen(layer(times), chosen), times)
         return grad

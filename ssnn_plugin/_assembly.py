@@ -42,7 +42,7 @@ class Follower:
     def __call__(self) -> None:
         neuron = self.host.neuron_on_times(self.neuron)
         if neuron is not None and neuron != self.layer.neuron:
-            self.layer.neuron = neuron
+            self.layer.set_neuron(neuron)
         # The layer may have other parameters for the time of a call, as `torch.func` gives it.
         if self.connection.weight is not self.weight:
             check_plain_weights(self.connection)

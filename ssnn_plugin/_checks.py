@@ -16,9 +16,13 @@ def positive(name: str, value: float | Tensor) -> None:
     """Refuse a number, or a tensor of one value per neuron, that is not positive and finite."""
     if isinstance(value, Tensor):
         if value.ndim != 1 or not value.is_floating_point():
-            raise ValueError(f"{name} must be a number or hold one per neuron, got {value.dtype} {list(value.shape)}")
+            raise ValueError(
+                f"{name} must be a number or hold one per neuron, got {value.dtype} {list(value.shape)}"
+            )
         if has_values(value) and not bool(((value > 0) & value.isfinite()).all()):
-            raise ValueError(f"{name} must be finite and greater than 0 for every neuron, got {value.min().item()!r}")
+            raise ValueError(
+                f"{name} must be finite and greater than 0 for every neuron, got {value.min().item()!r}"
+            )
     elif not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be finite and greater than 0, got {value!r}")
 

@@ -333,8 +333,10 @@ def _in_steps(layer: nn.Module, adapter: Host, last: bool, flat: bool) -> Iterat
     elif isinstance(layer, nn.Flatten):
         yield nn.Flatten()
     elif isinstance(layer, SpikeConnection):
-        if not isinstance(layer.neuron, IF):
-            raise ValueError(f"only IF neurons run in steps, got {layer.neuron}")
+        if not isinstance(layer.neuron, IF) or layer.neuron.parameters:
+            raise ValueError(
+                f"only IF neurons run in steps, and share threshold and leak, got {layer.neuron}"
+            )
         if layer.gradient.name != "latency":
             raise ValueError(f"in steps the gradient is 'latency', got {str(layer.gradient)!r}")
         if layer.neuron.delay:

@@ -51,7 +51,9 @@ def fire(
         weight, bias, geometry = synapses
         backend = select(how.backend, times.device, neuron)
         call = _Call(neuron, how.rule, geometry, end, how.silent_gradient, backend)
-        crossing, potential, _ = _Fire.apply(times, weight, bias, None if unit is None else unit.detach(), call)
+        crossing, potential, _ = _Fire.apply(
+            times, weight, bias, None if unit is None else unit.detach(), call
+        )
     spikes = crossing + neuron.delay if neuron.delay else crossing
     return spikes, potential if unit is None else potential * unit
 
@@ -59,7 +61,7 @@ def fire(
 def _in_thresholds(
     neuron: SeparableNeuron, synapses: Synapses
 ) -> tuple[SeparableNeuron, Synapses, Tensor | None]:
-    """Where each neuron has a threshold of its own, all that its weights and V are measured in; else as they are."""
+    """Where each neuron has a threshold of its own, weights and V in units of it, and that unit."""
     unit = neuron.threshold
     if not isinstance(unit, Tensor):
         return neuron, synapses, None
@@ -77,7 +79,9 @@ def _fire_by_definition(
 ) -> tuple[Tensor, Tensor]:
     """Neurons with time constants of their own, in plain torch."""
     if how.backend not in (None, "reference"):
-        raise ValueError(f"backend must be None or 'reference' with a time constant per neuron, got {how.backend!r}")
+        raise ValueError(
+            f"backend must be None or 'reference' with a time constant per neuron, got {how.backend!r}"
+        )
     weight, bias, geometry = synapses
     groups = geometry.groups
     described = [
@@ -105,7 +109,18 @@ def _trace(
     v = neuron.traced_potential(at, times, weight, bias, t_max)
     change, fired = v - v.detach(), at.isfinite()
     crossing = Crossing(
-        times, weight, at, at, potential, slope, unit, neuron, geometry, t_max, how.silent_gradient, "reference"
+        times,
+        weight,
+        at,
+        at,
+        potential,
+        slope,
+        unit,
+        neuron,
+        geometry,
+        t_max,
+        how.silent_gradient,
+        "reference",
     )
     rate = how.rule.rate(crossing)
     # What is added is 0, and has the derivatives of the crossing.

@@ -20,7 +20,7 @@ from .kernels.backends import Factors
 from .kernels.geometry import Geometry
 
 if TYPE_CHECKING:
-    from .neurons.base import SeparableNeuron
+    from .neurons.base import Neuron, SeparableNeuron
 
 
 class Crossing(NamedTuple):
@@ -87,10 +87,21 @@ class Crossing(NamedTuple):
         patches = self.geometry.patches(times, self.weight.shape[2:])
         for t, w, at in zip(patches, weights, self.geometry.rows(self.at), strict=True):
             assert at is not None
-            # V at the times `at + shift` is an input gradient with inputs and outputs exchanged, time reversed.
+            # V at `at + shift` is an input gradient with inputs and outputs exchanged, time reversed.
             ones, until, matrix = torch.ones_like(t), 0.5 - t, w.t().contiguous()
             early, late = (
-                _call(ops.input_grad, ones, None, until, None, None, -(at + shift), matrix, *Geometry(), self.backend)
+                _call(
+                    ops.input_grad,
+                    ones,
+                    None,
+                    until,
+                    None,
+                    None,
+                    -(at + shift),
+                    matrix,
+                    *Geometry(),
+                    self.backend,
+                )
                 for shift in (-reach - 1, reach)
             )
             parts.append((late - early) / (2 * reach + 1))
@@ -110,7 +121,7 @@ class Rule(ABC):
     def rate(self, crossing: Crossing) -> Tensor | None:
         """-dt/dV of every output, of the shape of `crossing.at`; None is 1 everywhere."""
 
-    def check(self, neuron: SeparableNeuron, bias: bool) -> None:
+    def check(self, neuron: Neuron, bias: bool) -> None:
         """Refuse neurons that the rule has no meaning for."""
 
     def check_times(self, times: Tensor) -> None:
@@ -130,7 +141,7 @@ class Exact(Rule):
 
     name = "exact"
 
-    def check(self, neuron: SeparableNeuron, bias: bool) -> None:
+    def check(self, neuron: Neuron, bias: bool) -> None:
         if neuron.jumps:
             raise ValueError(f"gradient 'exact' needs a slope of V at the crossing, {neuron!r} has none")
 
@@ -142,9 +153,11 @@ class Exact(Rule):
 class _OfJumps(Rule):
     """A rule in place of the slope that a jump does not have."""
 
-    def check(self, neuron: SeparableNeuron, bias: bool) -> None:
+    def check(self, neuron: Neuron, bias: bool) -> None:
         if not neuron.jumps:
-            raise ValueError(f"gradient {str(self)!r} is for neurons without a slope of V, {neuron!r} has one")
+            raise ValueError(
+                f"gradient {str(self)!r} is for neurons without a slope of V, {neuron!r} has one"
+            )
 
 
 @dataclass(frozen=True)
@@ -196,7 +209,7 @@ class LocalSlope(_OfJumps):
     def __post_init__(self) -> None:
         _checks.whole_and_positive("reach", self.reach)
 
-    def check(self, neuron: SeparableNeuron, bias: bool) -> None:
+    def check(self, neuron: Neuron, bias: bool) -> None:
         super().check(neuron, bias)
         if bias or getattr(neuron, "beta", 1) != 1:
             raise ValueError("gradient 'local_slope' takes neither a bias nor a leak")
@@ -224,7 +237,7 @@ class LocalSlope(_OfJumps):
 RULES: dict[str, Rule] = {rule.name: rule for rule in (Latency(), Surrogate(), LocalSlope(), Exact())}
 
 
-def rule_of(gradient: str | Rule | None, neuron: SeparableNeuron) -> Rule:
+def rule_of(gradient: str | Rule | None, neuron: Neuron) -> Rule:
     """The rule of that name, or the neuron's own."""
     if isinstance(gradient, Rule):
         return gradient

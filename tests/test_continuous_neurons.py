@@ -1007,7 +1007,13 @@ def test_a_start_by_hand(backend, dtype):
 def test_a_saturated_neuron_has_no_gradient(backend):
     times, weight, bias = _tensors([[0.0, 1.0]], [[9.0, 9.0], [0.1, 0.1]], [0.0, 0.1], grad=True)
     spikes, potential = first_spike_linear(
-        times, weight, WindowedRamp(2.0, start=3.0), t_max=5.0, bias=bias, return_potential=True, backend=backend
+        times,
+        weight,
+        WindowedRamp(2.0, start=3.0),
+        t_max=5.0,
+        bias=bias,
+        return_potential=True,
+        backend=backend,
     )
     assert spikes[0, 0] == 3
     for grad in torch.autograd.grad(spikes[0, 0] + potential[0, 0], (times, weight, bias), retain_graph=True):
@@ -1071,7 +1077,9 @@ def test_compiled_step_equals_the_eager_one(backend):
         options = {"t_max": t_max, "return_potential": True, "backend": backend}
         hidden, potential = first_spike_conv2d(times, weight, AlphaPSP(0.8), bias=bias, groups=2, **options)
         middle, _ = first_spike_linear(hidden.flatten(1), readout, LIF(0.2, tau_mem=2.0), **options)
-        out, at_end = first_spike_linear(middle, top, WindowedRamp(30.0, start=6.5), **options | {"t_max": 60.0})
+        out, at_end = first_spike_linear(
+            middle, top, WindowedRamp(30.0, start=6.5), **options | {"t_max": 60.0}
+        )
         loss = out.clamp(max=60).sum() + 0.01 * potential.sum() + middle.clamp(max=t_max).square().sum()
         return out, loss + 0.01 * at_end.sum()
 

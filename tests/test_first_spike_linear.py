@@ -473,7 +473,9 @@ def test_opcheck_of_the_forward_operator(backend, with_bias):
     times, weight, bias, _ = _example(torch.float64)
     neuron = IF(5.0, delay=1, beta=0.5 if with_bias else 1.0)
     described = neuron.kind, neuron.numbers, 8.0, backend
-    torch.library.opcheck(ops.first_spike, (times, weight, bias if with_bias else None, *Geometry(), *described))
+    torch.library.opcheck(
+        ops.first_spike, (times, weight, bias if with_bias else None, *Geometry(), *described)
+    )
 
 
 @in_both_precisions

@@ -12,8 +12,8 @@ from naive import first_spikes, latency_gradients, patches
 from ssnn_plugin import IF, ExpPSP
 from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear
 from ssnn_plugin.kernels.backends import BACKENDS
-from ssnn_plugin.rules import Exact, Latency
 from ssnn_plugin.nn import SpikeConv2d, SpikeLinear
+from ssnn_plugin.rules import Exact, Latency
 
 INF = math.inf
 RULES = ["latency", "surrogate", "local_slope"]

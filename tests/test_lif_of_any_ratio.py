@@ -31,7 +31,9 @@ def _neuron(fraction, tau_mem, tau_syn):
     t = np.linspace(1e-3, 20, 200_000) * min(tau_mem, tau_syn)
     rate = 1 / tau_syn - 1 / tau_mem
     grown = np.expm1(rate * t) / rate if rate else t
-    return LIF(fraction * float((np.exp(-t / tau_syn) * grown / tau_mem).max()), tau_mem=tau_mem, tau_syn=tau_syn)
+    return LIF(
+        fraction * float((np.exp(-t / tau_syn) * grown / tau_mem).max()), tau_mem=tau_mem, tau_syn=tau_syn
+    )
 
 
 def _window(neuron):
@@ -71,7 +73,7 @@ def test_spike_times_are_those_of_the_differential_equations(backend, ratio):
         return_potential=True,
     )  # fmt: skip
     expected = [_integrated(times, weights, neuron) for weights in weight]
-    assert 0 < sum(math.isfinite(t) for t, _ in expected)
+    assert sum(math.isfinite(t) for t, _ in expected) > 0
     np.testing.assert_allclose(spikes[0], [t for t, _ in expected], atol=1e-7)
     np.testing.assert_allclose(potential[0], [v for _, v in expected], atol=1e-7)
 
@@ -97,7 +99,10 @@ def test_gradients(backend, ratio):
 @of_every_ratio
 def test_backends_agree_in_convolutions(ratio):
     rng = np.random.default_rng(3)
-    times, weight = torch.tensor(rng.uniform(0, 4, (3, 2, 6, 6))), torch.tensor(rng.normal(0.2, 0.6, (4, 2, 3, 3)))
+    times, weight = (
+        torch.tensor(rng.uniform(0, 4, (3, 2, 6, 6))),
+        torch.tensor(rng.normal(0.2, 0.6, (4, 2, 3, 3))),
+    )
     neuron = _neuron(1.5, ratio * 0.9, 0.9)
     times = times * _window(neuron) / T_MAX
     options = {"t_max": _window(neuron), "return_potential": True}
@@ -120,7 +125,9 @@ def test_backends_agree_on_random_layers(seed, log_ratio, dtype):
     tolerance = 2e-3 if dtype == torch.float32 else 1e-6
     # Near a tangent a rounding error decides whether, and when, a neuron fires.
     lower, higher = (
-        first_spike_linear(t, w, replace(neuron, threshold=neuron.threshold * (1 + sign * tolerance)), **options)[0]
+        first_spike_linear(
+            t, w, replace(neuron, threshold=neuron.threshold * (1 + sign * tolerance)), **options
+        )[0]
         for sign in (-1, 1)
     )
     clear = (lower == higher) | (higher - lower < 0.1)

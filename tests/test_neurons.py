@@ -269,7 +269,7 @@ def test_nir_has_no_node_for_them(neuron):
     pytest.importorskip("nir")
     from ssnn_plugin.nir import to_nir
 
-    with pytest.raises(ValueError, match=r"0 \(SpikeLinear\): NIR has IF neurons only, got") as refusal:
+    with pytest.raises(ValueError, match=r"0 \(SpikeLinear\): NIR has IF neurons only") as refusal:
         to_nir(SpikeLinear(3, 4, neuron, t_max=8))
     assert repr(neuron) in str(refusal.value)
     with pytest.raises(ValueError, match="NIR has IF neurons only"):

@@ -129,7 +129,7 @@ def test_convolutions_have_a_value_per_channel(groups):
     theta, tau_mem, tau_syn = (_uniform(0.2, 0.4, 4, seed=k) * k for k in (1, 3, 2))
     neuron = LIF(theta, tau_mem=tau_mem, tau_syn=tau_syn)
     together = first_spike_conv2d(times, weight, neuron, t_max=T_MAX, groups=groups, padding=1)
-    assert 0 < together.isfinite().sum()
+    assert together.isfinite().sum() > 0
     for j in range(4):
         alone = LIF(float(theta[j]), tau_mem=float(tau_mem[j]), tau_syn=float(tau_syn[j]))
         group = times.chunk(groups, 1)[j * groups // 4]
@@ -139,7 +139,11 @@ def test_convolutions_have_a_value_per_channel(groups):
 
 def test_a_layer_learns_them():
     torch.manual_seed(0)
-    neuron = LIF(nn.Parameter(torch.full((4,), 0.3)), tau_mem=nn.Parameter(torch.ones(4)), tau_syn=torch.full((4,), 2.0))
+    neuron = LIF(
+        nn.Parameter(torch.full((4,), 0.3)),
+        tau_mem=nn.Parameter(torch.ones(4)),
+        tau_syn=torch.full((4,), 2.0),
+    )
     layer = SpikeLinear(20, 4, neuron, t_max=T_MAX)
     assert set(dict(layer.named_parameters())) == {"weight", "threshold", "tau_mem"}
     assert set(dict(layer.named_buffers())) == {"tau_syn"}
@@ -166,11 +170,13 @@ def test_what_does_not_fit_is_named():
         first_spike_linear(times, weight, ReLPSP(torch.ones(3)), t_max=T_MAX)
     with pytest.raises(TypeError, match=r"tau is torch.float64, weight is torch.float32"):
         first_spike_linear(times, weight, ExpPSP(tau=torch.ones(4).double()), t_max=T_MAX)
-    with pytest.raises(ValueError, match="tau must be finite and greater than 0 for every neuron, got 0.0"):
+    with pytest.raises(ValueError, match=r"tau must be finite and greater than 0 for every neuron, got 0\.0"):
         ExpPSP(tau=torch.tensor([1.0, 0.0]))
-    with pytest.raises(ValueError, match=r"tau must be a number or hold one per neuron, got torch.float32 \[2, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"tau must be a number or hold one per neuron, got torch.float32 \[2, 2\]"
+    ):
         ExpPSP(tau=torch.ones(2, 2))
-    with pytest.raises(ValueError, match="backend must be None or 'reference' with a time constant per neuron"):
+    with pytest.raises(ValueError, match="with a time constant per neuron"):
         first_spike_linear(times, weight, ExpPSP(tau=torch.ones(4)), t_max=T_MAX, backend="cpu")
     with pytest.raises(ValueError, match=r"beta must lie in 0 ... 1"):
         IF(beta=torch.tensor([0.5, 1.5]))

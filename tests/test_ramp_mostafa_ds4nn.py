@@ -170,7 +170,7 @@ def test_ds4nn_begins_with_the_wanted_part_of_its_neurons_firing():
 @pytest.mark.parametrize("gradient", ["latency", "surrogate", "local_slope"])
 def test_ds4nn_learns_with_every_gradient_rule_of_its_layers(gradient):
     method = _method("ds4nn", gradient=gradient)
-    assert {layer.gradient for layer in method.connections} == {gradient}
+    assert {layer.gradient.name for layer in method.connections} == {gradient}
     assert [layer.silent_gradient for layer in method.connections] == [False, False, True]
     x, labels = _images()
     times = (64 * (1 - x)).floor().clamp(0, 63).float()

@@ -213,6 +213,7 @@ def first_spike_conv2d(
     A spike in a corner, seen through a kernel of ones, drives the outputs around it.
 
     >>> import torch
+    >>> from ssnn_plugin import IF
     >>> times = torch.full((1, 1, 3, 3), torch.inf)
     >>> times[0, 0, 0, 0] = 4
     >>> first_spike_conv2d(times, torch.ones(1, 1, 2, 2), IF(0.5), t_max=8, padding="same")
@@ -241,7 +242,8 @@ def first_spike_conv2d(
         )
     synapses = Synapses(weight, bias, Geometry(strides, dilations, groups))
     outputs = neuron.fire(padded, synapses, t_max, how)
-    spikes, potential = (output.transpose(1, 2).unflatten(2, (height, width)) for output in outputs)
+    shape = len(times), len(weight), height, width
+    spikes, potential = (output.transpose(1, 2).reshape(shape) for output in outputs)
     return (spikes, potential) if return_potential else spikes
 
 

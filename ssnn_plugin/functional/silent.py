@@ -128,7 +128,8 @@ def overdue_times(times: Tensor, potential: Tensor, neuron: Neuron, t_max: float
 
     >>> import torch
     >>> from ssnn_plugin import WindowedRamp
-    >>> overdue_times(torch.tensor([2.0, torch.inf]), torch.tensor([3.0, 1.0]), WindowedRamp(3.0, start=1.0), 4.0)
+    >>> times, potential = torch.tensor([2.0, torch.inf]), torch.tensor([3.0, 1.0])
+    >>> overdue_times(times, potential, WindowedRamp(3.0, start=1.0), 4.0)
     tensor([2., 6.])
     """
     if not isinstance(neuron, WindowedRamp):

@@ -68,16 +68,15 @@ BACKENDS = {
 
 
 def select(name: str | None, device: torch.device, neuron: Any = None) -> str:
-    """The backend that was asked for, or the fastest one that runs the neuron, if there is one, on the device."""
+    """The backend that was asked for, or the fastest one on the device that runs the neuron."""
     if name is None:
         return next(b.name for b in BACKENDS.values() if b.runs_on(device) and b.runs(neuron))
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {sorted(BACKENDS)} or None, got {name!r}")
     backend = BACKENDS[name]
     if not backend.runs_on(device):
-        raise ValueError(
-            f"backend {name!r} takes tensors on {' or '.join(backend.device_types or ())}, times are on {device}"
-        )
+        types = " or ".join(backend.device_types or ())
+        raise ValueError(f"backend {name!r} takes tensors on {types}, times are on {device}")
     if not backend.runs(neuron):
         raise ValueError(f"backend {name!r} needs a compiled response, {neuron!r} has none: use None")
     return name

@@ -49,7 +49,7 @@ class Geometry(NamedTuple):
         return v.flatten(2).transpose(1, 2)
 
     def patches(self, inputs: Tensor, kernel_size: Sequence[int]) -> Sequence[Tensor]:
-        """What the outputs of each group see, one row per location: [batch * locations, in / groups * kernel]."""
+        """What each location of each group sees: [batch * locations, in / groups * kernel]."""
         if self.linear:
             return [inputs]
         window = tuple(kernel_size), tuple(self.dilation)

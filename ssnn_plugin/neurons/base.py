@@ -31,7 +31,7 @@ MOST_ITERATIONS = 100
 def least(value: Number) -> float:
     """The number itself, or the least of those that a tensor holds."""
     if isinstance(value, Tensor):
-        return float(value.min()) if _checks.has_values(value) and value.numel() else math.inf
+        return float(value.detach().min()) if _checks.has_values(value) and value.numel() else math.inf
     return float(value)
 
 
@@ -210,7 +210,8 @@ class CurrentNeuron(SeparableNeuron):
 
         `propagators(self, d)` -> alpha, beta, gamma of V(t + d) = alpha V + beta I, I(t + d) = gamma I;
         `rates(self)` -> the two numbers x, y of V' = x V + y I, x <= 0 <= y;
-        `crossing(self, threshold, v, current)` -> time until V = threshold, `inf` for never; optional.
+        `crossing(self, threshold, v, current)` -> time until V = threshold, `inf` for never; optional;
+        `monotone()` -> whether V can have no peak between two inputs; a static method, optional.
         """
         return None
 

@@ -13,11 +13,13 @@ from .base import CurrentNeuron, Number, Pair, least
 
 
 class Response(NamedTuple):
-    """K(s) = 1 - exp(-s / tau), compiled; V cannot pass a peak between two inputs."""
-
-    monotone = True
+    """K(s) = 1 - exp(-s / tau), compiled."""
 
     tau: float
+
+    @staticmethod
+    def monotone() -> bool:
+        return True
 
     def propagators(self, d):  # type: ignore[no-untyped-def]
         decay = math.exp(-d / self.tau)

@@ -13,9 +13,11 @@ from .base import CurrentNeuron, Number, Pair
 
 
 class Response(NamedTuple):
-    """K(s) = s, compiled; V cannot pass a peak between two inputs."""
+    """K(s) = s, compiled."""
 
-    monotone = True
+    @staticmethod
+    def monotone() -> bool:
+        return True
 
     def propagators(self, d):  # type: ignore[no-untyped-def]
         return 1.0, d, 1.0

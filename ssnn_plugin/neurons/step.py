@@ -54,7 +54,7 @@ class IF(SeparableNeuron):
         if not math.isfinite(self.delay) or self.delay != int(self.delay) or self.delay < 0:
             raise ValueError(f"delay must be a whole number of bins >= 0, got {self.delay!r}")
         low, high = (least(self.beta), -least(-self.beta))
-        if not (0 <= low and high <= 1) and math.isfinite(low):
+        if not (low >= 0 and high <= 1) and math.isfinite(low):
             raise ValueError(f"beta must lie in 0 ... 1, got {self.beta!r}")
 
     def check_times(self, times: Tensor, t_max: float, bias: bool) -> None:
@@ -102,7 +102,7 @@ class IF(SeparableNeuron):
         return None, None
 
     def until(self, crossing: Tensor, t_max: float, silent: bool) -> Tensor:
-        """An input at the crossing counts: the next number that there is after it, which is NaN after `inf`."""
+        """An input at the crossing counts: until the next number after it, which is NaN for `inf`."""
         whole = torch.int32 if crossing.dtype == torch.float32 else torch.int64
         if silent:
             last = torch.nextafter(crossing.new_tensor(t_max), crossing.new_zeros(()))

@@ -43,7 +43,9 @@ class WindowedRamp(Neuron):
 
     def __post_init__(self) -> None:
         if isinstance(self.threshold, Tensor):
-            raise TypeError("threshold must be a number for ramps in a window, got a tensor: add it to the bias")
+            raise TypeError(
+                "threshold must be a number for ramps in a window, got a tensor: add it to the bias"
+            )
         _checks.positive("threshold", self.threshold)
         _checks.not_negative("start", self.start)
 

@@ -122,8 +122,11 @@ def _nodes(
     elif isinstance(layer, nn.Flatten):
         yield nir.Flatten({"input": np.array(shape_in)}, start_dim=0)
     elif isinstance(layer, SpikeConnection):
-        if not isinstance(layer.neuron, IF):
-            raise ValueError(f"{path} ({type(layer).__name__}): NIR has IF neurons only, got {layer.neuron}")
+        if not isinstance(layer.neuron, IF) or layer.neuron.parameters:
+            raise ValueError(
+                f"{path} ({type(layer).__name__}): NIR has IF neurons only, which share threshold and leak, "
+                f"got {layer.neuron}"
+            )
         if isinstance(layer, SpikeConv2d) and (layer.groups > 1 or len(set(layer.kernel_size)) > 1):
             raise ValueError(
                 f"{path} (SpikeConv2d): NIR 1.0 infers shapes for square kernels without groups only, "
@@ -176,12 +179,12 @@ def _neuron_nodes(neuron: IF, shape: tuple[int, ...], metadata: dict[str, Any]) 
     }
     # A leak lets the reset fade: it starts deeper, as far as single precision goes.
     depth = min(abs(V_RESET) / max(neuron.beta ** metadata["T"], 1e-30), DEEPEST_RESET)
-    rest = {"v_threshold": full(neuron.threshold), "v_reset": full(-depth), "metadata": metadata}
+    rest = {"v_threshold": full(float(neuron.threshold)), "v_reset": full(-depth), "metadata": metadata}
     if neuron.beta == 1:
         yield nir.IF(r=full(1.0), **rest)
     else:
         # Euler's step of one bin, v + (r I - v) dt / tau, keeps beta and adds I.
-        bins = 1 / (1 - neuron.beta)
+        bins = 1 / (1 - float(neuron.beta))
         yield nir.LIF(tau=full(bins * metadata["dt"]), r=full(bins), v_leak=full(0.0), **rest)
     if neuron.delay:
         yield nir.Delay(full(neuron.delay * metadata["dt"]))

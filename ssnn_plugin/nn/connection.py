@@ -41,12 +41,8 @@ class SpikeConnection(nn.Module):
         super().__init__()
         self.gradient = how_to_fire(neuron, gradient, silent_gradient, t_max, bias).rule
         _checks.dropout("dropout", dropout)
-        self._neuron, self.t_max, self.silent_gradient = neuron, t_max, silent_gradient
-        for name, value in neuron.parameters.items():
-            if isinstance(value, nn.Parameter):
-                self.register_parameter(name, value)
-            else:
-                self.register_buffer(name, value)
+        self.t_max, self.silent_gradient = t_max, silent_gradient
+        self.set_neuron(neuron)
         self.input_pool, self.dropout = input_pool, dropout
         if init_range is not None and not init_range[0] <= init_range[1]:
             raise ValueError(f"init_range must be (low, high) with low <= high, got {init_range!r}")
@@ -65,6 +61,15 @@ class SpikeConnection(nn.Module):
         """What the layer's neurons are, with the values per neuron as they are now."""
         values = {name: getattr(self, name) for name in self._neuron.parameters}
         return replace(self._neuron, **values) if values else self._neuron  # type: ignore[type-var]
+
+    def set_neuron(self, neuron: Neuron) -> None:
+        """Give the layer other neurons; their values per neuron become its parameters or buffers."""
+        self._neuron = neuron
+        for name, value in neuron.parameters.items():
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:
+                self.register_buffer(name, value)
 
     def reset_parameters(self) -> None:
         """Draw the weights anew from `init_range` and set the bias to 0."""
@@ -93,8 +98,11 @@ class SpikeConnection(nn.Module):
         Raises:
             TypeError: neurons in continuous time. ValueError: a `t_max` that is no whole number of bins.
         """
-        if not isinstance(self.neuron, IF) or self.neuron.parameters:
-            raise TypeError(f"only IF neurons that share their threshold and leak have bins, got {self.neuron!r}")
+        neuron = self.neuron
+        if not isinstance(neuron, IF):
+            raise TypeError(f"only IF neurons have bins, got {neuron!r}")
+        if neuron.parameters:
+            raise TypeError(f"neurons in bins share their threshold and leak, got {neuron!r}")
         _checks.whole_and_positive("t_max", self.t_max)
         window, bins = int(self.t_max), inputs.activations
         # No slice where there is nothing to cut: its backward pass copies.
@@ -106,7 +114,7 @@ class SpikeConnection(nn.Module):
         if shortcut is not None:
             currents = currents + shortcut[: len(bins)]
         bias = None if self.bias is None else self.bias.reshape(-1, *[1] * (currents.ndim - 3))
-        return NeuronsInBins(integrate(currents, window, bias, self.neuron.beta), self.neuron, gradient)
+        return NeuronsInBins(integrate(currents, window, bias, float(neuron.beta)), neuron, gradient)
 
     def _currents(self, inputs: Tensor) -> Tensor:
         """The connection as a dense layer, [batch, *in] -> [batch, *out], without bias."""

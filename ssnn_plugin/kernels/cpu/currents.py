@@ -103,7 +103,8 @@ def leak_of(response):
 
 @overload(leak_of)
 def _(response):
-    if getattr(response.instance_class, "monotone", False):
+    monotone = getattr(response.instance_class, "monotone", None)
+    if monotone is not None and monotone():
         return lambda response: None
     return lambda response: response
 

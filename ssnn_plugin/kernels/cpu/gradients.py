@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from ..backends import Factors
-from ..geometry import Geometry, by_group, channels_last, synapse_table, weight_of_rows, weight_rows, whole_lanes
+from ..geometry import (
+    Geometry,
+    by_group,
+    channels_last,
+    synapse_table,
+    weight_of_rows,
+    weight_rows,
+    whole_lanes,
+)
 from .compile import jit, where_given
 from .conv2d import LANES, place_of, positions_of_inputs
 from .events import find_events
@@ -33,7 +41,7 @@ def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geo
         return _conv2d_weight_grad(factors, times, kernel_size, geometry)
     n_out, n_in = factors.p.shape[1], times.shape[1]
     arrays = *_optional_arrays(*factors), *as_arrays(times)
-    along_inputs, work = _cheaper_direction(*arrays[:2], arrays[5])
+    along_inputs, work = _cheaper_direction(arrays)
     if along_inputs:
         grad_weight = times.new_zeros(n_out, n_in)
         share_out(n_out, work, _weights_along_inputs, *arrays, *as_arrays(grad_weight))
@@ -49,7 +57,7 @@ def input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geomet
         return _conv2d_input_grad(factors, times, weight, geometry)
     grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
     arrays = *_optional_arrays(*factors), *as_arrays(times)
-    along_inputs, work = _cheaper_direction(*arrays[:2], arrays[5])
+    along_inputs, work = _cheaper_direction(arrays)
     kernel, matrix = (_times_along_inputs, weight) if along_inputs else (_times_along_outputs, weight.t())
     share_out(len(times), work, kernel, *arrays, *as_arrays(matrix, grad_times))
     return grad_times
@@ -59,11 +67,14 @@ def _optional_arrays(*tensors: Tensor | None) -> tuple[np.ndarray | None, ...]:
     return tuple(None if tensor is None else as_arrays(tensor)[0] for tensor in tensors)
 
 
-def _cheaper_direction(p: np.ndarray, q: np.ndarray | None, times: np.ndarray) -> tuple[bool, int]:
+def _cheaper_direction(arrays: tuple[np.ndarray | None, ...]) -> tuple[bool, int]:
     """Whether to take all inputs for each error, rather than all outputs for each input spike.
 
     Returns it with the number of multiplications.
     """
+    p, q, _, _, _, times = arrays
+    assert p is not None
+    assert times is not None
     n_errors, n_events = _count(p, q, times)
     along_inputs, along_outputs = n_errors * (times.shape[1] + ROW), n_events * (p.shape[1] + ROW)
     return along_inputs <= along_outputs, 2 * min(along_inputs, along_outputs)
@@ -216,7 +227,9 @@ def _times_along_outputs(first, end, p, q, until, a, b, times, weight_t, grad_ti
                     w = row[j] if t < last[j] else zero
                     sum_p += of_p[j] * w
                     sum_q = add_product(of_q, sum_q, j, w)
-                grad_times[n, i] = response(only_with(of_q, sum_q), sum_p, value_of(of_a, i), value_of(of_b, i))
+                grad_times[n, i] = response(
+                    only_with(of_q, sum_q), sum_p, value_of(of_a, i), value_of(of_b, i)
+                )
 
 
 def _conv2d_weight_grad(

@@ -19,7 +19,6 @@ from .compile import exact_jit
 BLOCK = 512
 
 
-
 @intrinsic
 def _float_of_bits(typing_context, bits):
     def codegen(context, builder, signature, args):

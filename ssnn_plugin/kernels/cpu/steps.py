@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import Geometry, by_group, channels_last, synapse_table, weight_rows, whole_lanes
-from ..status import BAD_TIMES, NAN_POTENTIAL, refuse_bad_samples
+from ..status import BAD_TIMES, NAN_POTENTIAL
 from .compile import jit
 from .conv2d import LANES, find_spikes_by_location, positions_of_inputs
 from .events import has_bad_times, sort_events
@@ -110,8 +110,8 @@ def first_spike_conv2d(
     else:
         arrays = as_arrays(channels_last(times), rows.flatten(0, 1))
         share_out(len(times), work, _first_spike_conv2d, *arrays, *outputs, synapses[:3], *numbers)
-    trimmed = (output[..., :n_out].flatten(2).contiguous() for output in (crossing, potential))
-    return *trimmed, crossing.new_empty(0)
+    crossing, potential = (x[..., :n_out].flatten(2).contiguous() for x in (crossing, potential))
+    return crossing, potential, crossing.new_empty(0)
 
 
 @jit
