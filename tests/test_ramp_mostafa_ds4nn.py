@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy, relu
 
 from reproductions import methods
-from reproductions.config import validated
+from reproductions.catalog import validated
 from reproductions.errors import SuiteError
 from ssnn_plugin.functional import weight_sum_cost
 
@@ -22,7 +22,7 @@ SETTINGS = {
     "mostafa": {
         "encoding": {"kind": "two-times"},
         "network": {
-            "hidden": [7],
+            "layers": ["7"],
             "t_max": 12.0,
             "init": [{"normal": [0.1, 0.2]}, {"uniform": [0.0, 0.6]}],
             "dtype": "float64",
@@ -123,8 +123,8 @@ def test_a_higher_price_makes_fewer_spikes():
 
 def test_mostafas_costs_are_those_of_the_weights():
     method = _method("mostafa")
-    lacking = sum(weight_sum_cost(layer.weight, 1.0) for layer in method.layers)
-    squares = sum(layer.weight.square().sum() for layer in method.layers)
+    lacking = sum(weight_sum_cost(layer.weight, 1.0) for layer in method.connections)
+    squares = sum(layer.weight.square().sum() for layer in method.connections)
     assert method.costs([]).item() == pytest.approx((2.0 * lacking + 0.1 * squares).item())
 
 
@@ -139,14 +139,14 @@ def test_mostafas_loss_is_the_cross_entropy_on_z():
 def test_mostafas_gradients_are_rescaled_neuron_by_neuron():
     method = _method("mostafa")
     before = []
-    for layer in method.layers:
+    for layer in method.connections:
         layer.weight.grad = (
             torch.rand_like(layer.weight) * torch.linspace(0, 0.05, len(layer.weight))[:, None]
         )
         before.append(layer.weight.grad.clone())
     method.after_backward()
     scaled = 0
-    for layer, old in zip(method.layers, before, strict=True):
+    for layer, old in zip(method.connections, before, strict=True):
         for new_row, row in zip(layer.weight.grad, old, strict=True):
             too_long = row.norm() > 0.05
             scaled += bool(too_long)
