@@ -58,7 +58,10 @@ def list_(results_dir: ResultsDir = records.RESULTS) -> None:
 @app.command()
 def run(
     dataset: Annotated[str, typer.Option(help="A data set that `list` shows beside the method.")],
-    method: Annotated[str, typer.Argument(help="A method that `list` shows; or none, with --method.")] = "",
+    method: Annotated[
+        str,
+        typer.Argument(metavar="METHOD", help="That `list` shows; or none, with --method."),
+    ] = "",
     method_file: Annotated[
         Path | None,
         typer.Option(
@@ -208,7 +211,7 @@ def few_labels(
 
 @app.command()
 def table(
-    format: Annotated[str, typer.Option(help="md, tex, csv or html.")] = "md",
+    format: Annotated[str, typer.Option(help="md, tex, html, or csv with a number in every cell.")] = "md",
     preset: Annotated[
         str | None, typer.Option(help="quick: first train what is missing on the digits data set.")
     ] = None,

@@ -97,11 +97,9 @@ def study(
             chosen = draw(parts["train"], per_class, seed)
             train = x["train"][chosen], parts["train"].y[chosen]
             for name, outcome in compare(train, (x["test"], parts["test"].y), settings, seed).items():
-                result = FewLabelsResult(
-                    seed=seed, per_class=per_class, labelled=len(chosen), classifier=name, **outcome
-                )
-                results.append(result)
-                report(result)
+                drawn: dict[str, Any] = {"seed": seed, "per_class": per_class, "labelled": len(chosen)}
+                results.append(FewLabelsResult(**drawn, classifier=name, **outcome))
+                report(results[-1])
     return FewLabels(
         schema=records.SCHEMA, kind="few-labels", dataset=dataset,
         images=form.model_dump(mode="json"), features=features.model_dump(), settings=settings.model_dump(),
@@ -133,31 +131,19 @@ def compare(train: Part, test: Part, settings: Settings, seed: int) -> dict[str,
 
 
 def _single_spike(train: Part, test: Part, classes: int, settings: Network, seed: int) -> dict[str, Any]:
-    features = train[0].shape[1]
-    classifier = SpikeClassifier(
-        nn.Identity(),
-        features,
-        classes,
-        [settings.hidden],
-        dropout=settings.dropout,
-        spike_price=settings.spike_price,
-    ).fit(
-        [train],
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        seed=seed,
-    )
+    options = {"dropout": settings.dropout, "spike_price": settings.spike_price}
+    classifier = SpikeClassifier(nn.Identity(), train[0].shape[1], classes, [settings.hidden], **options)
+    training = settings.model_dump(include={"steps", "batch_size", "learning_rate"})
+    classifier.fit([train], **training, seed=seed)
     with torch.no_grad():
         times, potential = classifier(test[0], return_potential=True)
         counts = metrics.SpikeCounts(classifier.t_max)
         counts.update(*classifier.spike_times(test[0]))
     spikes = counts.compute()
+    rules = {rule: metrics.accuracy(times, test[1], potential=potential, tie=rule) for rule in metrics.RULES}
     return {
-        "accuracy": metrics.accuracy(times, test[1], potential=potential, tie="potential"),
-        "rules": {
-            rule: metrics.accuracy(times, test[1], potential=potential, tie=rule) for rule in metrics.RULES
-        },
+        "accuracy": rules["potential"],
+        "rules": rules,
         "spikes": list(spikes.total),
         "spikes_until_decision": list(spikes.until_decision),
     }
@@ -174,22 +160,16 @@ def _logistic_regression(train: Part, test: Part, settings: LogisticRegression, 
         # With little regularisation and few images the optimum lies far out; 200 steps are enough to compare.
         warnings.simplefilter("ignore", ConvergenceWarning)
         search.fit(train[0].numpy(), train[1].numpy())
-    return {
-        "accuracy": float(search.score(test[0].numpy(), test[1].numpy())),
-        "C": search.best_params_["C"],
-    }
+    accuracy = search.score(test[0].numpy(), test[1].numpy())
+    return {"accuracy": float(accuracy), "C": search.best_params_["C"]}
 
 
 def _relu_network(train: Part, test: Part, classes: int, settings: Network, seed: int) -> dict[str, Any]:
     """The same shape, dropout, steps and optimiser as the single-spike classifier."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = nn.Sequential(
-            nn.Linear(train[0].shape[1], settings.hidden),
-            nn.ReLU(),
-            nn.Dropout(settings.dropout),
-            nn.Linear(settings.hidden, classes),
-        )
+        hidden = nn.Linear(train[0].shape[1], settings.hidden), nn.ReLU(), nn.Dropout(settings.dropout)
+        network = nn.Sequential(*hidden, nn.Linear(settings.hidden, classes))
         optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
         samples, size = len(train[1]), settings.batch_size

@@ -41,24 +41,14 @@ def draw_all(records: Sequence[Record], folder: Path) -> list[Path]:
         for name in sorted({run.name for run in runs}):
             figures[f"raster-{name}"] = raster(next(run for run in runs if run.name == name))
         for kind, figure in figures.items():
-            stem = kind if kind.endswith(dataset) else f"{kind}-{dataset}"
-            for ending in ("png", "svg"):
-                path = folder / f"{stem}.{ending}"
-                figure.savefig(path, dpi=150)
-                written.append(path)
-            plt.close(figure)
+            written += _save(figure, folder, kind if kind.endswith(dataset) else f"{kind}-{dataset}")
     return written
 
 
 def draw_few_labels(record: FewLabels, folder: Path) -> list[Path]:
     """Draw accuracy against labelled images per class; return the files written."""
     require_writable(folder)
-    figure = few_labels(record)
-    written = [folder / f"few-labels-{record.dataset}.{ending}" for ending in ("png", "svg")]
-    for path in written:
-        figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return written
+    return _save(few_labels(record), folder, f"few-labels-{record.dataset}")
 
 
 def few_labels(record: FewLabels) -> Figure:
@@ -151,14 +141,8 @@ def decision_times(runs: Sequence[Record]) -> Figure:
         for number, (run, histogram) in enumerate(kept):
             right = np.cumsum(histogram[:-1]) / run.test.samples
             moments = np.linspace(0, 1, len(right) + 1)
-            axes.step(
-                moments,
-                [0, *(100 * right)],
-                where="post",
-                color=color,
-                lw=1,
-                label=name if number == 0 else None,
-            )
+            label = name if number == 0 else None
+            axes.step(moments, [0, *(100 * right)], where="post", color=color, lw=1, label=label)
     axes.set(xlabel="stopped at (fraction of the window)", ylabel="test accuracy (%), silence is an error",
              title=_title(runs, "accuracy if stopped at time t"))  # fmt: skip
     # The curves fill the axes.
@@ -223,6 +207,14 @@ def raster(run: Record) -> Figure:
         f"{run.name}, seed {run.seed}: first test image, label {label}; decision: {told}", fontsize=10
     )
     return figure
+
+
+def _save(figure: Figure, folder: Path, stem: str) -> list[Path]:
+    written = [folder / f"{stem}.{ending}" for ending in ("png", "svg")]
+    for path in written:
+        figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return written
 
 
 def _figure() -> tuple[Figure, Axes]:

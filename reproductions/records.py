@@ -114,6 +114,8 @@ class BestEpoch(Stored):
 
 
 class PretrainingEpoch(Stored):
+    """Accuracy on held-out images after an epoch, counted from 1."""
+
     epoch: int
     validation: float
 
@@ -162,11 +164,6 @@ class Record(Stored):
     best_test_epoch: BestEpoch | None = None
     extractor: Extractor | None = None
     method_sha256: str | None = None
-
-    @property
-    def epochs(self) -> int:
-        """That the config asked for."""
-        return self.config["training"]["epochs"]  # type: ignore[index,call-overload,return-value]
 
 
 class FewLabelsResult(Stored):
@@ -261,9 +258,9 @@ def read_record(path: Path) -> Record:
         SuiteError: names the file that is cut short or is no record of this version, and what is wrong.
     """
     content = _read(path)
-    if isinstance(network := content.get("config", {}).get("network"), dict):
-        content.setdefault("t_max", network.get("t_max"))
-        content.setdefault("network_name", "-".join(map(str, network.get("hidden", []))))
+    with contextlib.suppress(KeyError, TypeError):  # what the first records lack
+        network = content["config"]["network"]
+        content = {"t_max": network["t_max"], "network_name": "-".join(map(str, network["hidden"]))} | content
     return _checked(Record, content, path)
 
 
@@ -298,11 +295,8 @@ def _checked(kind: type[Kind], content: dict[str, Any], path: Path) -> Kind:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        wrong = [(".".join(map(str, e["loc"])), e) for e in error.errors()]
-        missing = ", ".join(key for key, e in wrong if e["type"] == "missing")
-        other = "; ".join(f"{key}: {e['msg']}" for key, e in wrong if e["type"] != "missing")
-        told = "; ".join(filter(None, [missing and f"it lacks {missing}", other]))
-        raise SuiteError(f"{path}: not a record, {told}; delete it and run again") from error
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise SuiteError(f"{path}: not a record ({wrong}); delete it and run again") from error
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:

@@ -57,9 +57,8 @@ def few_labels_table(record: FewLabels) -> pd.DataFrame:
         for name in dict.fromkeys(result.classifier for result in results):
             row |= _spread(f"{name} %", [100 * r.accuracy for r in results if r.classifier == name])
         row |= _by_layer("spikes", [r.spikes for r in results if r.spikes])
-        row |= _by_layer(
-            "until decision", [r.spikes_until_decision for r in results if r.spikes_until_decision]
-        )
+        early = [r.spikes_until_decision for r in results if r.spikes_until_decision]
+        row |= _by_layer("until decision", early)
         rows.append(row)
     return pd.DataFrame(rows).astype({"labelled per class": "Int64"})
 
@@ -68,17 +67,9 @@ def references(dataset: str) -> pd.DataFrame:
     """Published numbers on a data set."""
     table = published()
     table = table[table["dataset"] == dataset]
-    return pd.DataFrame(
-        {
-            "method": table["method"],
-            "network": table["network"],
-            "metric": table["metric"],
-            "value": table["value"],
-            "source": table["source"],
-            "how sure": [f"{tag}: {CERTAINTY[tag]}" for tag in table["certainty"]],
-            "note": table["note"],
-        }
-    )
+    sure = [f"{tag}: {CERTAINTY[tag]}" for tag in table["certainty"]]
+    columns = ["method", "network", "metric", "value", "source", "how sure", "note"]
+    return table.assign(**{"how sure": sure})[columns]
 
 
 def render(table: pd.DataFrame, style: str) -> str:
@@ -185,7 +176,7 @@ def _row(runs: Sequence[Record], depth: int) -> Row:
     inputs, classes = (len(tests[0].example.times[layer]) for layer in (0, -1))
     network = "-".join(filter(None, [str(inputs), first.network_name, str(classes)]))
     row: Row = {"method": first.name.removesuffix(f"-{first.dataset}"), "network": network}
-    row |= {"seeds": len(runs), "epochs": first.epochs}
+    row |= {"seeds": len(runs), "epochs": len(first.history)}
     for rule in RULES:
         row |= _spread(f"{rule.replace('_', ' ')} %", [100 * test.accuracy[rule] for test in tests])
     best = [100 * run.best_test_epoch.accuracy["lenient"] for run in runs if run.best_test_epoch]

@@ -78,12 +78,12 @@ def test_a_damaged_record_is_named(tmp_path, damage):
 NEEDED = [field.alias or name for name, field in records.Record.model_fields.items() if field.is_required()]
 
 
-@pytest.mark.parametrize("key", set(NEEDED) - {"network_name", "t_max"})
+@pytest.mark.parametrize("key", NEEDED)
 def test_a_record_that_lacks_what_the_suite_reads_is_named_with_the_key(tmp_path, key):
     incomplete = json.loads(_json(record()))
     del incomplete[key]
     (tmp_path / "some.json").write_text(json.dumps(incomplete))
-    with pytest.raises(SuiteError, match=rf"some\.json: .*lacks {key};"):
+    with pytest.raises(SuiteError, match=rf"some\.json: not a record \({key}: Field required\)"):
         records.read_all(tmp_path)
 
 
@@ -117,13 +117,13 @@ def test_committed_records_are_written_as_they_were_read(tmp_path, path):
     [
         ("seed", "0", "seed: Input should be a valid integer"),
         ("colour", "red", "colour: Extra inputs are not permitted"),
-        ("machine", {"cores": 2}, "it lacks machine.processor, machine.threads, machine.gpu"),
+        ("machine", {"cores": 2}, "machine.processor: Field required; machine.threads"),
     ],
 )
 def test_a_record_with_a_wrong_value_is_named_with_the_key(tmp_path, key, value, message):
     wrong = json.loads(_json(record())) | {key: value}
     (tmp_path / "some.json").write_text(json.dumps(wrong))
-    with pytest.raises(SuiteError, match=rf"some\.json: not a record, {message}"):
+    with pytest.raises(SuiteError, match=rf"some\.json: not a record \({message}"):
         records.read_all(tmp_path)
 
 

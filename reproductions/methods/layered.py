@@ -81,6 +81,10 @@ class Dropout(config.Training):
     dropout: Fraction = 0.0
     input_dropout: Fraction = 0.0
 
+    def drop_before(self, number: int) -> float:
+        """The dropout of the spikes into a layer with that number."""
+        return self.dropout if number else self.input_dropout
+
 
 class Training(Dropout, minibatch.Training):
     """`spike_price`: cost of a hidden spike, times how early it comes."""
@@ -133,7 +137,7 @@ class Layered(Minibatch):
     def _linear(
         self, number: int, in_features: int, out_features: int, pool: AveragePool | None
     ) -> nn.Module:
-        dropout = self.training.dropout if number else self.training.input_dropout
+        dropout = self.training.drop_before(number)
         layer = SpikeLinear(in_features, out_features, **self._options(number, pool, dropout))
         self.initialize(number, layer.weight)
         return layer
@@ -147,7 +151,7 @@ class Layered(Minibatch):
             convolution.kernel,
             stride=convolution.stride,
             padding=convolution.padding,
-            **self._options(number, pool, 0.0 if number else self.training.input_dropout),
+            **self._options(number, pool, 0.0 if number else self.training.drop_before(0)),
         )
         self.initialize(number, layer.weight)
         return layer

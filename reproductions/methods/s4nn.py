@@ -43,7 +43,7 @@ class Network(Drawn):
     @model_validator(mode="after")
     def _fully_connected(self) -> Network:
         if not all(layer.isdigit() for layer in self.layers):
-            raise ValueError(f"layers must all be fully connected, such as [400], got {self.layers}")
+            raise ValueError(f'layers must all be fully connected, such as ["400"], got {self.layers}')
         return self
 
 
@@ -60,10 +60,6 @@ class Recipe(Dropout):
         if self.scale_dropout and not self.dropout:
             raise ValueError("scale_dropout needs a dropout above 0")
         return self
-
-    def drop_before(self, number: int) -> float:
-        """The dropout of the spikes into a layer; what is left does not count for more."""
-        return self.dropout if number else self.input_dropout
 
 
 class MinibatchRecipe(Recipe, centered.Training):
@@ -298,4 +294,5 @@ class S4NNMinibatch(Centered):
         return fire(times, [layer.weight for layer in self.connections], self.settings.network)
 
     def arriving(self, number: int, times: Tensor) -> Tensor:
+        """Dropout as S4NN's code would have it: what is left does not count for more."""
         return drop_spikes(times, self.training.drop_before(number))
