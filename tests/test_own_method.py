@@ -1,16 +1,16 @@
 """The page on extending: its method of the suite, in a folder outside the package."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from reproductions import __main__ as cli
 from reproductions import catalog, methods, records
-from reproductions.errors import SuiteError
+from reproductions.errors import SuiteError, run_command_line
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 SECTION = PAGE.partition("## A new method of the suite\n")[2].partition("\n## ")[0]
@@ -21,49 +21,57 @@ def _block(language, number=0):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """The files as the page has them."""
+def folder(tmp_path, monkeypatch):
+    """The files as the page has them, in the working directory."""
     (tmp_path / "margin.py").write_text(_block("python"))
     (tmp_path / "margin-digits.toml").write_text(_block("toml"))
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def _run(folder, *arguments):
-    path = os.pathsep.join([str(ROOT), str(folder)])
-    return subprocess.run(
-        [sys.executable, "-m", "reproductions", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call the command line; return exit code, standard output and standard error."""
+
+    def run(command):
+        monkeypatch.setattr(sys, "argv", command.split())
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as stop:
+            run_command_line(cli.app)
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
-def test_the_commands_of_the_page_train_record_and_show_it(folder):
+def test_the_commands_of_the_page_train_record_and_show_it(folder, call):
     for command in _block("sh").splitlines():
-        done = _run(folder, *command.removeprefix("python -m reproductions ").split())
-        assert done.returncode == 0, done.stderr
+        assert command.startswith("python -m reproductions ")
+        code, out, err = call(command.removeprefix("python -m "))
+        assert code == 0, err
     (record,) = records.read_all(folder / "results")
     assert (record.name, record.method, record.network_name) == ("margin-digits", "margin", "100")
     assert record.method_sha256 == methods.load(folder / "margin.py").sha256()
     assert record.test.accuracy["potential"] > 0.8
-    assert re.search(r"\| margin +\| 64-100-10 ", done.stdout)
+    assert re.search(r"\| margin +\| 64-100-10 ", out)
 
 
 def test_it_is_as_short_as_the_page_says():
     assert sum(bool(line.strip()) for line in _block("python").splitlines()) <= 20
 
 
-def test_an_installed_method_is_found_by_its_entry_point(folder):
+def test_an_installed_method_is_found_by_its_entry_point(folder, call, monkeypatch):
     info = folder / "margin_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: margin-package\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[{methods.GROUP}]\nmargin = margin\n")
     assert f'"{methods.GROUP}"' in _block("toml", 1)
-    listed = _run(folder, "list", "--results-dir", "results")
-    assert re.search(r"margin +│ digits", listed.stdout), listed.stderr
-    done = _run(folder, "run", "margin", "--dataset", "digits", "--epochs", "1", "--results-dir", "results")
-    assert done.returncode == 0, done.stderr
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setitem(sys.modules, "margin", None)  # to be restored
+    del sys.modules["margin"]
+    _, out, _ = call("reproductions list --results-dir results")
+    assert re.search(r"margin +│ digits", out)
+    code, _, err = call("reproductions run margin --dataset digits --epochs 1 --results-dir results")
+    assert code == 0, err
     (record,) = records.read_all(folder / "results")
     assert record.method_sha256 == methods.load(folder / "margin.py").sha256()
 
@@ -92,7 +100,7 @@ def test_a_config_of_another_implementation_is_refused(folder):
         catalog.read(path, own)
 
 
-def test_without_its_config_the_file_that_is_missing_is_named(folder):
-    done = _run(folder, "run", "--method", "margin.py", "--dataset", "mnist")
-    assert done.returncode == 2
-    assert "margin-mnist.toml: No such file" in done.stderr
+def test_without_its_config_the_file_that_is_missing_is_named(folder, call):
+    code, _, err = call("reproductions run --method margin.py --dataset mnist")
+    assert code == 2
+    assert "margin-mnist.toml: No such file" in err

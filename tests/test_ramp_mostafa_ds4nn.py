@@ -154,6 +154,19 @@ def test_mostafas_gradients_are_rescaled_neuron_by_neuron():
     assert 0 < scaled < 11
 
 
+def test_mostafas_network_may_be_convolutional():
+    init = [{"normal": normal} for normal in ([0.3, 0.2], [0.15, 0.15], [0.3, 0.2])]
+    network = {"layers": ["4C3", "P2", "12"], "init": init}
+    options = {"weight_sum_cost": 1.0, "l2": 0.0, "max_norm": 10.0, "learning_rates": [3e-3]}
+    method = _method("mostafa", network, spike_price=0.01, epochs=12, **options)
+    x, labels = _images()
+    times = torch.where(x > 0.5, 0.0, math.log(6.0)).to(torch.float64)
+    losses = [method.train_epoch(epoch, times, labels, lambda n: None).loss for epoch in range(12)]
+    assert losses[-1] < 0.3 * losses[0]
+    (*_, outputs), _ = method.predict(times)
+    assert (outputs.argmin(1) == labels).double().mean() > 0.9, "chance is a quarter"
+
+
 def test_ds4nn_begins_with_the_wanted_part_of_its_neurons_firing():
     method = _method("ds4nn", {"firing": 0.4})
     x, _ = _images(200)
