@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,7 +218,8 @@ def _restore(run: Run, method: Method) -> State:
         was = "with" if content["track_test"] else "without"
         raise SuiteError(f"{run.checkpoint}: the run was begun {was} --track-test; go on in the same way")
     method.load_state_dict(content["method"])
-    return State.model_validate(content["state"])
+    # JSON, for the tuples of older checkpoints.
+    return State.model_validate_json(json.dumps(content["state"]))
 
 
 def _record(run: Run, state: State, test: Evaluation, pipeline: Pipeline) -> Record:

@@ -178,6 +178,19 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path, finished, chos
     assert not _run(tmp_path).checkpoint.exists()
 
 
+def test_a_checkpoint_of_the_first_versions_is_taken_up(tmp_path, finished):
+    chosen = config("minibatch", average_last=2)
+    _interrupt(_run(tmp_path, chosen), "epoch", 2)
+    path = _run(tmp_path).checkpoint
+    content = records.read_checkpoint(path)
+    for entry in content["state"]["history"]:
+        entry["train"] |= {key: tuple(entry["train"][key]) for key in ("spikes", "silent", "dead")}
+    weights = list(content["method"]["network"].values())
+    content["method"]["average"] = {"sums": weights, "epochs": 1}
+    records.write_checkpoint(path, content)
+    assert _numbers(execute(_run(tmp_path, chosen, resume=True))) == _numbers(finished(chosen))
+
+
 def test_a_run_resumes_more_than_once(tmp_path, finished):
     _interrupt(_run(tmp_path))
     _interrupt(_run(tmp_path, resume=True))
