@@ -368,9 +368,10 @@ def gradients(
 ) -> None:
     """Gradient rules of IF networks: accuracy, agreement with a smooth network, spread over inputs.
 
-    Learning rates are chosen on the held-out images with one more seed. Gradients are those of the first
-    layer, at the start / after training in every bin: their cosine to that of the network made smooth by
-    escape noise, and how the best of a few steps along them changes the loss.
+    Means and standard deviations over the seeds; learning rates are chosen on the held-out images with one
+    more. Gradients are those of the first layer, at the start / after training in every bin: their cosine to
+    that of the network made smooth by escape noise, and how the best of a few steps along them changes the
+    loss.
     """
     from . import gradients as rules  # imports matplotlib, which the other commands do without
 

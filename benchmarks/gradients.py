@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
@@ -297,14 +297,14 @@ def _of_chosen(times: Tensor, chosen: Tensor) -> Tensor:
 
 @dataclass
 class Finding:
-    """What is found of a rule on a network; cosines and descents at the start and after training."""
+    """What is found of a rule on a network, by seed; cosines and descents at the start and after training."""
 
     rate: float
-    accuracies: list[float]
-    cosines: list[float]
-    descents: list[float]
-    spread: float
-    by_lag: list[float]
+    accuracies: list[float] = field(default_factory=list)
+    cosines: list[tuple[float, float]] = field(default_factory=list)
+    descents: list[tuple[float, float]] = field(default_factory=list)
+    spreads: list[float] = field(default_factory=list)
+    by_lag: list[list[float]] = field(default_factory=list)
 
 
 Audit = dict[str, Finding]
@@ -327,18 +327,21 @@ def audit(
         rates[name] = max(tried, key=lambda rate: tried[rate])
         trained[name] = [run(rates[name], seed) for seed in range(seeds)]
         progress(f"{kind}, {name}: " + ", ".join(f"{rate:g} {value:.2%}" for rate, value in tried.items()))
-    points = build(kind, learned[0][:500], 0), trained["every bin, Arctan"][0]
-    references = [smooth_gradient(point, learned) for point in points]
-    findings = {}
-    for name, rule in RULES.items():
-        gradients = [gradient(point, rule, learned) for point in points]
-        findings[name] = Finding(
-            rates[name],
-            [accuracy(network, held_out) for network in trained[name]],
-            [cosine(*pair) for pair in zip(gradients, references, strict=True)],
-            [descent(*pair, learned) for pair in zip(points, gradients, strict=True)],
-            *told_apart(points[1], rule, learned[0], 0),
-        )
+    findings = {name: Finding(rates[name]) for name in RULES}
+    for seed in range(seeds):
+        points = build(kind, learned[0][:500], seed), trained["every bin, Arctan"][seed]
+        references = [smooth_gradient(point, learned) for point in points]
+        for name, rule in RULES.items():
+            gradients = [gradient(point, rule, learned) for point in points]
+            spread, by_lag = told_apart(points[1], rule, learned[0], seed)
+            finding = findings[name]
+            finding.accuracies.append(accuracy(trained[name][seed], held_out))
+            finding.cosines.append((cosine(gradients[0], references[0]), cosine(gradients[1], references[1])))
+            finding.descents.append(
+                (descent(points[0], gradients[0], learned), descent(points[1], gradients[1], learned))
+            )
+            finding.spreads.append(spread)
+            finding.by_lag.append(by_lag)
     return findings
 
 
@@ -355,10 +358,14 @@ def draw(audits: dict[str, Audit], path: Path) -> None:
     left.invert_yaxis()
     left.set_xlim(0, 100)
     left.set_xlabel("accuracy on held-out images, rule potential (%)")
-    left.legend(loc="lower left", framealpha=0.9)
+    # The bars fill the axes.
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=len(audits))
     styles = ["-", "--", "-.", ":", "-", "--", "-."]
     for style, (name, finding) in zip(styles, audits[NETWORKS[0]].items(), strict=True):
-        right.plot(range(T_MAX), finding.by_lag, style, label=name)
+        lags = list(zip(*finding.by_lag, strict=True))
+        means = [statistics.mean(told) for told in lags]
+        spans = [_deviation(told) for told in lags]
+        right.errorbar(range(T_MAX), means, spans, ls=style, capsize=2, label=name)
     right.set_xlabel("bins between the input spike and the spike of the neuron")
     right.set_ylabel("what the input is told, mean = 1")
     right.legend()
@@ -371,13 +378,19 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def row(name: str, audits: dict[str, Audit]) -> list[str]:
-    """Cells of a table: for each network accuracy (rate), cosines and descents (start / trained), spread."""
+    """Cells of a table, means ± standard deviations over seeds: for each network accuracy (rate), cosines and
+    descents (start / trained), spread."""
     cells = [name]
     for found in audits.values():
         finding = found[name]
-        mean, deviation = statistics.mean(finding.accuracies), _deviation(finding.accuracies)
-        cells.append(f"{100 * mean:.1f} ± {100 * deviation:.1f} ({finding.rate:g})")
-        cells.append(" / ".join(f"{value:.2f}" for value in finding.cosines))
-        cells.append(" / ".join(f"{100 * value:+.1f}" for value in finding.descents))
-        cells.append(f"{finding.spread:.2f}")
+        cells.append(f"{_told([100 * value for value in finding.accuracies], '.1f')} ({finding.rate:g})")
+        cells.append(" / ".join(_told(values, ".2f") for values in zip(*finding.cosines, strict=True)))
+        descents = [[100 * value for value in values] for values in zip(*finding.descents, strict=True)]
+        cells.append(" / ".join(_told(values, "+.1f") for values in descents))
+        cells.append(_told(finding.spreads, ".2f"))
     return cells
+
+
+def _told(values: Sequence[float], form: str) -> str:
+    mean = f"{statistics.mean(values):{form}}"
+    return f"{mean} ± {statistics.stdev(values):{form.lstrip('+')}}" if len(values) > 1 else mean

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import config as configs
-from . import records
+from . import catalog, methods, records
 from .errors import SuiteError, run_command_line
+from .records import FewLabelsResult, PretrainingEpoch, Record
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,16 +49,27 @@ def list_(results_dir: ResultsDir = records.RESULTS) -> None:
     """List methods and data sets, and what is recorded."""
     table = Table("method", "data set", "recorded seeds", "description")
     recorded = records.read_all(results_dir)
-    for (method, dataset), config in configs.available().items():
-        seeds = [str(r["seed"]) for r in recorded if r["config_hash"] == config.digest()]
+    for (method, dataset), config in catalog.available().items():
+        seeds = [str(run.seed) for run in recorded if run.config_hash == config.digest()]
         table.add_row(method, dataset, ", ".join(seeds) or "-", config.description)
     console.print(table)
 
 
 @app.command()
 def run(
-    method: Annotated[str, typer.Argument(help="A method that `list` shows.")],
     dataset: Annotated[str, typer.Option(help="A data set that `list` shows beside the method.")],
+    method: Annotated[
+        str,
+        typer.Argument(metavar="METHOD", help="That `list` shows; or none, with --method."),
+    ] = "",
+    method_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--method",
+            metavar="FILE.py",
+            help="A method of your own; its config is FILE-DATASET.toml beside it, or that of --config.",
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Seed of the weights and of everything random.")
     ] = 0,
@@ -84,31 +95,33 @@ def run(
 
     if device not in ("cpu", "cuda"):
         raise SuiteError(f"--device must be cpu or cuda, got {device!r}")
-    chosen = configs.read(config) if config else configs.find(method, dataset)
-    if (chosen.method, chosen.dataset) != (method, dataset):
-        raise SuiteError(
-            f"{config}: a config of {chosen.method} on {chosen.dataset}, not of {method} on {dataset}"
-        )
+    if bool(method) == bool(method_file):
+        raise SuiteError("name one method: METHOD, which `list` shows, or --method FILE.py, your own")
+    own = methods.load(method_file) if method_file else None
+    path = config or (own.config(dataset) if own else None)
+    chosen = catalog.read(path, own) if path else catalog.find(method, dataset)
+    if dataset != chosen.dataset or (method and method != chosen.method):
+        asked = f"{method} on {dataset}" if method else f"data set {dataset}"
+        raise SuiteError(f"{path}: a config of {chosen.method} on {chosen.dataset}, not of {asked}")
     chosen = chosen.with_epochs(epochs)
-    name = config.stem if config else f"{method}-{dataset}"
+    name = config.stem if config else f"{chosen.method}-{dataset}"
     name += f"-epochs{epochs}" if epochs else ""
     this = Run(
         chosen, name, seed, device, results_dir, data_root,
-        resume=resume, overwrite=overwrite, track_test=track_test,
+        resume=resume, overwrite=overwrite, track_test=track_test, implementation=own,
     )  # fmt: skip
     record = execute(this, ConsoleProgress(console))
     _summarise(record, this.record)
 
 
-def _summarise(record: dict[str, object], path: Path) -> None:
-    from .tables import comparison
+def _summarise(record: Record, path: Path) -> None:
+    from .tables import comparison, shown
 
-    dataset = str(record["dataset"])
-    (row,) = comparison([record], dataset).to_dict("records")
-    table = Table(title=Text(f"{record['name']}, seed {record['seed']}: test set"), show_header=False)
+    (row,) = shown(comparison([record], record.dataset)).to_dict("records")
+    table = Table(title=Text(f"{record.name}, seed {record.seed}: test set"), show_header=False)
     for key, value in row.items():
         if value:
-            table.add_row(Text(str(key)), Text(str(value)))
+            table.add_row(Text(str(key)), Text(value))
     console.print(table)
     console.print(f"recorded in {path}", soft_wrap=True, markup=False)
 
@@ -137,16 +150,16 @@ def pretrain(
         raise SuiteError(f"{output}: exists already; pass --overwrite to train it again")
     records.require_writable(output.parent)
 
-    def report(epoch: dict[str, float]) -> None:
-        console.print(f"epoch {epoch['epoch']}/{epochs}: validation {100 * epoch['validation']:.2f}%")
+    def report(epoch: PretrainingEpoch) -> None:
+        console.print(f"epoch {epoch.epoch}/{epochs}: validation {100 * epoch.validation:.2f}%")
 
     def load(split: str) -> datasets.Images:
         return datasets.load(on, split, data_root, None, seed, form)
 
     form = datasets.Form(size=image_size, grey=grey)
-    content = cnn.pretrain(on, load, epochs, seed, report, deformation)
-    cnn.save(output, content)
-    console.print(f"test {100 * content['record']['test']:.2f}%, kept in {output}", soft_wrap=True)
+    network, record = cnn.pretrain(on, load, epochs, seed, report, deformation)
+    cnn.save(output, network, record)
+    console.print(f"test {100 * record.test:.2f}%, kept in {output}", soft_wrap=True)
     console.print(f'use it as extractor = "cnn:{output}"', soft_wrap=True, markup=False)
 
 
@@ -163,6 +176,7 @@ def few_labels(
     image_size: ImageSize = None,
     grey: Grey = None,
     seeds: Annotated[int, typer.Option(min=1)] = 5,
+    config: Annotated[Path | None, typer.Option(help="A TOML file instead of few_labels.toml.")] = None,
     data_root: DataRoot = None,
     results_dir: ResultsDir = records.RESULTS / "few-labels",
     overwrite: Overwrite = False,
@@ -179,15 +193,16 @@ def few_labels(
         raise SuiteError(f"{path}: recorded already; pass --overwrite to run it again")
     records.require_writable(results_dir)
 
-    def report(result: dict[str, Any]) -> None:
-        size = result["per_class"] or "all"
-        console.print(
-            f"seed {result['seed']}, {size}: {result['classifier']} {100 * result['accuracy']:.2f}%"
-        )
+    def report(result: FewLabelsResult) -> None:
+        size = result.per_class or "all"
+        console.print(f"seed {result.seed}, {size}: {result.classifier} {100 * result.accuracy:.2f}%")
 
+    settings = study.read(config or study.SETTINGS)
     features = Features(extractor=extractor, grid=grid, size=size)
     form = datasets.Form(size=image_size, grey=grey)
-    record = study.study(dataset, form, features, seeds, data_root, datasets.default_cache(), report)
+    record = study.study(
+        dataset, form, features, settings, seeds, data_root, datasets.default_cache(), report
+    )
     records.write_record(path, record)
     console.print(render(few_labels_table(record), "md"), soft_wrap=True, markup=False)
     for file in (path, *draw_few_labels(record, results_dir)):
@@ -196,7 +211,7 @@ def few_labels(
 
 @app.command()
 def table(
-    format: Annotated[str, typer.Option(help="md, tex, csv or html.")] = "md",
+    format: Annotated[str, typer.Option(help="md, tex, html, or csv with a number in every cell.")] = "md",
     preset: Annotated[
         str | None, typer.Option(help="quick: first train what is missing on the digits data set.")
     ] = None,
@@ -236,13 +251,13 @@ def _train_quick(folder: Path, overwrite: bool) -> None:
     from .runner import Run, execute
 
     stderr = Console(stderr=True)
-    for (method, dataset), config in configs.available().items():
+    for (method, dataset), config in catalog.available().items():
         for seed in range(3) if dataset == "digits" else ():
             run = Run(
                 config, f"{method}-{dataset}", seed, results=folder, resume=not overwrite, overwrite=overwrite
             )
             if run.record.exists() and not overwrite:
-                if records.read_record(run.record)["config_hash"] == config.digest():
+                if records.read_record(run.record).config_hash == config.digest():
                     stderr.print(f"{run.name} seed {seed}: recorded before, --overwrite trains it again")
                     continue
                 run.record.unlink()

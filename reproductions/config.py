@@ -1,7 +1,7 @@
 """Configs: one TOML file per method and data set, validated key by key.
 
-Here is what all methods share. The module of an implementation adds its own `network` and
-`training` tables in a class `Settings(Config)`, which reads the files that name it.
+Here is what all methods share. The module of a method adds its own `network` and `training` tables in a
+class `Settings(Config)`, which reads the files that name it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import (
@@ -29,7 +29,6 @@ from torch import Tensor
 
 from ssnn_plugin import encode
 
-from . import methods
 from .datasets import FOLDERS, Form, Images
 from .errors import SuiteError
 from .features import Features
@@ -39,8 +38,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-CONFIGS = Path(__file__).parent / "configs"
-
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -48,25 +45,6 @@ class Strict(BaseModel):
     """Unknown keys and wrong types are errors; a config does not change once it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Uniform(Strict):
-    """Weights uniform between two bounds."""
-
-    uniform: tuple[float, float]
-
-    @model_validator(mode="after")
-    def _low_before_high(self) -> Uniform:
-        low, high = self.uniform
-        if low > high:
-            raise ValueError(f"uniform must be [low, high] with low <= high, got [{low}, {high}]")
-        return self
-
-
-class Normal(Strict):
-    """Weights normal, given mean and standard deviation."""
-
-    normal: tuple[float, NonNegativeFloat]
 
 
 class Schedule(Strict):
@@ -162,24 +140,9 @@ class Network(Strict):
         """The hidden layers as papers write them, e.g. "400-400" or "16C5s2-32C5s2-128"."""
         raise NotImplementedError
 
-
-class FullyConnected(Network):
-    """Layers of a fully connected network; the output layer comes from the data set."""
-
-    hidden: list[PositiveInt]
-    init: list[Uniform | Normal]
-
-    @property
-    def name(self) -> str:
-        return "-".join(map(str, self.hidden))
-
-    @model_validator(mode="after")
-    def _one_init_per_layer(self) -> FullyConnected:
-        if len(self.init) != len(self.hidden) + 1:
-            raise ValueError(
-                f"init must hold {len(self.hidden) + 1} entries, one per layer, got {len(self.init)}"
-            )
-        return self
+    def hashed(self) -> dict[str, Any]:
+        """What the hash of a config is taken of: an option added later leaves older hashes alone."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 class Training(Strict):
@@ -198,6 +161,10 @@ class Training(Strict):
                 f"schedule.begin must be below epochs = {self.epochs}, got {self.schedule.begin}"
             )
         return self
+
+    def averages(self, epoch: int) -> bool:
+        """Whether the weights after an epoch, counted from 0, are among those averaged."""
+        return epoch >= self.epochs - self.average_last
 
 
 class Config(Strict):
@@ -238,8 +205,8 @@ class Config(Strict):
 
     def digest(self) -> str:
         """Hash of everything that changes a run; the description does not."""
-        # Without defaults: an option added later leaves the hashes of older configs alone.
-        content = self.model_dump(mode="json", exclude={"description"}, exclude_defaults=True)
+        content = self.model_dump(mode="json", exclude={"description", "network"}, exclude_defaults=True)
+        content["network"] = self.network.hashed()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def with_epochs(self, epochs: int | None) -> Config:
@@ -249,61 +216,38 @@ class Config(Strict):
         content = self.model_dump(mode="python")
         content["training"]["epochs"] = epochs
         content["training"]["average_last"] = min(self.training.average_last, epochs)
-        return validated(content, "--epochs")
+        return parsed(type(self), content, "--epochs")
 
 
-def available() -> dict[tuple[str, str], Config]:
-    """The suite's own configs by (method, data set)."""
-    configs = (read(path) for path in sorted(CONFIGS.glob("*.toml")))
-    return {(config.method, config.dataset): config for config in configs}
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
-def find(method: str, dataset: str) -> Config:
-    """The config of a method on a data set.
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
 
     Raises:
-        SuiteError: there is none; the message lists those that exist.
-    """
-    configs = available()
-    if (method, dataset) not in configs:
-        known = ", ".join(f"{m} on {d}" for m, d in configs)
-        raise SuiteError(f"no config for method {method!r} on data set {dataset!r}; there are: {known}")
-    return configs[method, dataset]
-
-
-def read(path: Path) -> Config:
-    """Read and validate a TOML config.
-
-    Raises:
-        SuiteError: names the file, the key, the value and what is allowed.
+        SuiteError: names the file that cannot be read or is no TOML.
     """
     try:
         with path.open("rb") as file:
-            content = tomllib.load(file)
+            return tomllib.load(file)
     except OSError as error:
         raise SuiteError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: not valid TOML: {error}") from error
-    return validated(content, str(path))
 
 
-def validated(content: dict[str, Any], source: str) -> Config:
-    """The settings that a table describes, as the implementation that it names reads them.
+def parsed(settings: type[Parsed], content: dict[str, Any], source: str) -> Parsed:
+    """The settings that tables describe.
 
     Raises:
         SuiteError: names the source, the key, the value and what is allowed.
     """
-    if "implementation" not in content:
-        raise SuiteError(f"{source}: implementation: missing key")
-    if (name := content["implementation"]) not in methods.IMPLEMENTATIONS:
-        allowed = ", ".join(map(repr, methods.IMPLEMENTATIONS))
-        raise SuiteError(f"{source}: implementation: must be one of {allowed}, got {name!r}")
     try:
         # TOML has neither tuples nor a float for `1`; JSON mode reads both and stays strict otherwise.
-        settings: Config = methods.module(name).Settings.model_validate_json(json.dumps(content, default=str))
+        return settings.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
         raise SuiteError("\n".join(f"{source}: {_explain(e, content)}" for e in error.errors())) from error
-    return settings
 
 
 def _explain(error: Any, content: dict[str, Any]) -> str:

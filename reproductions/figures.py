@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import mean
 
 import matplotlib
 
@@ -18,82 +18,69 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from .records import require_writable
+from .records import FewLabels, Record, require_writable
+from .tables import DEVIATION, few_labels_table
 
 # Of the histogram of response times, over the whole window.
 BARS = 32
 
 
-def draw_all(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+def draw_all(records: Sequence[Record], folder: Path) -> list[Path]:
     """Draw every figure; return the files written."""
     require_writable(folder)
     written = []
-    for dataset in sorted({record["dataset"] for record in records}):
-        runs = [record for record in records if record["dataset"] == dataset]
+    for dataset in sorted({record.dataset for record in records}):
+        runs = [record for record in records if record.dataset == dataset]
         figures = {
             "learning-curves": learning_curves(runs),
             "accuracy-spikes": accuracy_against_spikes(runs),
             "response-times": response_times(runs),
         }
-        if any(has_decision_curve(run) for run in runs):
+        if any(run.test.right_histogram for run in runs):
             figures["decision-times"] = decision_times(runs)
-        for name in sorted({run["name"] for run in runs}):
-            figures[f"raster-{name}"] = raster(next(run for run in runs if run["name"] == name))
+        for name in sorted({run.name for run in runs}):
+            figures[f"raster-{name}"] = raster(next(run for run in runs if run.name == name))
         for kind, figure in figures.items():
-            stem = kind if kind.endswith(dataset) else f"{kind}-{dataset}"
-            for ending in ("png", "svg"):
-                path = folder / f"{stem}.{ending}"
-                figure.savefig(path, dpi=150)
-                written.append(path)
-            plt.close(figure)
+            written += _save(figure, folder, kind if kind.endswith(dataset) else f"{kind}-{dataset}")
     return written
 
 
-def draw_few_labels(record: dict[str, Any], folder: Path) -> list[Path]:
+def draw_few_labels(record: FewLabels, folder: Path) -> list[Path]:
     """Draw accuracy against labelled images per class; return the files written."""
     require_writable(folder)
-    figure = few_labels(record)
-    written = [folder / f"few-labels-{record['dataset']}.{ending}" for ending in ("png", "svg")]
-    for path in written:
-        figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return written
+    return _save(few_labels(record), folder, f"few-labels-{record.dataset}")
 
 
-def few_labels(record: dict[str, Any]) -> Figure:
+def few_labels(record: FewLabels) -> Figure:
     """Accuracy against labelled images per class, mean and standard deviation over seeds."""
     figure, axes = _figure()
-    results = record["results"]
-    ticks = [str(n or "all") for n in dict.fromkeys(result["per_class"] for result in results)]
-    names = list(dict.fromkeys(result["classifier"] for result in results))
+    table = few_labels_table(record)
+    ticks = [str(result) for result in table["labelled per class"].astype(object).fillna("all")]
+    names = list(dict.fromkeys(result.classifier for result in record.results))
     for number, name in enumerate(names):
-        by_size: dict[str, list[float]] = {tick: [] for tick in ticks}
-        for result in results:
-            if result["classifier"] == name:
-                by_size[str(result["per_class"] or "all")].append(100 * result["accuracy"])
         places = np.arange(len(ticks)) + 0.08 * (number - (len(names) - 1) / 2)
-        means, deviations = ([float(f(by_size[tick])) for tick in ticks] for f in (np.mean, _deviation))
+        means, deviations = table[f"{name} %"], table[f"{name} %{DEVIATION}"].fillna(0)
         axes.errorbar(places, means, deviations, marker="o", ms=4, capsize=3, lw=1, label=name)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set(
         xlabel="labelled images per class", ylabel="test accuracy (%)",
-        title=f"{record['dataset']}, {record['features']['extractor']}",
+        title=f"{record.dataset}, {record.features['extractor']}",
     )  # fmt: skip
     axes.legend()
     return figure
 
 
-def learning_curves(runs: Sequence[dict[str, Any]]) -> Figure:
+def learning_curves(runs: Sequence[Record]) -> Figure:
     """Error over epochs: training (lenient, while learning) and, where it was kept, held-out data."""
     figure, axes = _figure()
     for color, name, group in _colored_groups(runs):
         for number, run in enumerate(group):
-            epochs = [entry["epoch"] for entry in run["history"]]
-            training = [100 * (1 - entry["train"]["accuracy"]) for entry in run["history"]]
+            epochs = [entry.epoch for entry in run.history]
+            training = [100 * (1 - entry.train.accuracy) for entry in run.history]
             axes.plot(epochs, training, color=color, lw=1, label=f"{name}, training" if number == 0 else None)
             for part, style in (("validation", "--"), ("test", ":")):
-                if part in run["history"][0]:
-                    error = [100 * (1 - entry[part]["lenient"]) for entry in run["history"]]
+                if getattr(run.history[0], part):
+                    error = [100 * (1 - getattr(entry, part)["lenient"]) for entry in run.history]
                     label = f"{name}, {part}" if number == 0 else None
                     axes.plot(epochs, error, style, color=color, lw=1, label=label)
     axes.set(
@@ -105,7 +92,7 @@ def learning_curves(runs: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def accuracy_against_spikes(runs: Sequence[dict[str, Any]]) -> Figure:
+def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
     """Test accuracy (potential rule) against all spikes until the decision; open marks: whole window.
 
     The front is drawn through the means over the seeds: nothing is both better and sparser.
@@ -113,9 +100,9 @@ def accuracy_against_spikes(runs: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = _figure()
     means = []
     for color, name, group in _colored_groups(runs):
-        accuracy = [100 * run["test"]["accuracy"]["potential"] for run in group]
-        early, all_ = ([sum(run["test"][key]) for run in group] for key in ("until_decision", "total"))
-        means.append((np.mean(early), np.mean(accuracy)))
+        accuracy = [100 * run.test.accuracy["potential"] for run in group]
+        early, all_ = ([sum(getattr(run.test, key)) for run in group] for key in ("until_decision", "total"))
+        means.append((mean(early), mean(accuracy)))
         axes.plot([early, all_], [accuracy, accuracy], color=color, lw=0.6, alpha=0.5)
         axes.scatter(early, accuracy, color=color, s=36, label=name)
         axes.scatter(all_, accuracy, edgecolors=color, facecolors="white", s=36, zorder=3)
@@ -146,27 +133,16 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def has_decision_curve(run: dict[str, Any]) -> bool:
-    """Records of the suite's first version do not say when the right decisions fell."""
-    return "right_histogram" in run["test"]
-
-
-def decision_times(runs: Sequence[dict[str, Any]]) -> Figure:
+def decision_times(runs: Sequence[Record]) -> Figure:
     """Accuracy if stopped at time t: images whose first output spike has come, and is right."""
     figure, axes = _figure()
     for color, name, group in _colored_groups(runs):
-        kept = [run for run in group if has_decision_curve(run)]
-        for number, run in enumerate(kept):
-            right = np.cumsum(run["test"]["right_histogram"][:-1]) / run["test"]["samples"]
+        kept = [(run, run.test.right_histogram) for run in group if run.test.right_histogram]
+        for number, (run, histogram) in enumerate(kept):
+            right = np.cumsum(histogram[:-1]) / run.test.samples
             moments = np.linspace(0, 1, len(right) + 1)
-            axes.step(
-                moments,
-                [0, *(100 * right)],
-                where="post",
-                color=color,
-                lw=1,
-                label=name if number == 0 else None,
-            )
+            label = name if number == 0 else None
+            axes.step(moments, [0, *(100 * right)], where="post", color=color, lw=1, label=label)
     axes.set(xlabel="stopped at (fraction of the window)", ylabel="test accuracy (%), silence is an error",
              title=_title(runs, "accuracy if stopped at time t"))  # fmt: skip
     # The curves fill the axes.
@@ -174,11 +150,11 @@ def decision_times(runs: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def response_times(runs: Sequence[dict[str, Any]]) -> Figure:
+def response_times(runs: Sequence[Record]) -> Figure:
     """Distribution of the time of the first output spike; silent samples are in the legend."""
     figure, axes = _figure()
     for color, name, group in _colored_groups(runs):
-        counts = np.sum([run["test"]["response_histogram"] for run in group], axis=0)
+        counts = np.sum([run.test.response_histogram for run in group], axis=0)
         share = 100 * counts / counts.sum()
         earlier = np.concatenate([[0], share[:-1].cumsum()])
         edges = np.linspace(0, 1, BARS + 1)
@@ -191,10 +167,10 @@ def response_times(runs: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def raster(run: dict[str, Any]) -> Figure:
+def raster(run: Record) -> Figure:
     """Every spike of one test image, layer above layer, with the moment of decision."""
-    times = run["test"]["example"]["times"]
-    t_max = run["t_max"]
+    times = run.test.example.times
+    t_max = run.t_max
     names = [
         "input",
         *(f"hidden {k}" if len(times) > 3 else "hidden" for k in range(1, len(times) - 1)),
@@ -209,7 +185,7 @@ def raster(run: dict[str, Any]) -> Figure:
         height_ratios=[3, *[3] * (len(times) - 2), 2],
     )
     output = [t_max if t is None else t for t in times[-1]]
-    decision, label = min(output), run["test"]["example"]["label"]
+    decision, label = min(output), run.test.example.label
     for axis, layer, name in zip(axes, times, names, strict=True):
         spikes = [(t, neuron) for neuron, t in enumerate(layer) if t is not None]
         x, y = zip(*spikes, strict=True) if spikes else ((), ())
@@ -228,29 +204,33 @@ def raster(run: dict[str, Any]) -> Figure:
     first = [str(k) for k, t in enumerate(output) if t == decision]
     told = f"class {' and '.join(first)} at {decision:.4g}" if decision < t_max else "no output spike"
     figure.suptitle(
-        f"{run['name']}, seed {run['seed']}: first test image, label {label}; decision: {told}", fontsize=10
+        f"{run.name}, seed {run.seed}: first test image, label {label}; decision: {told}", fontsize=10
     )
     return figure
+
+
+def _save(figure: Figure, folder: Path, stem: str) -> list[Path]:
+    written = [folder / f"{stem}.{ending}" for ending in ("png", "svg")]
+    for path in written:
+        figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return written
 
 
 def _figure() -> tuple[Figure, Axes]:
     return plt.subplots(figsize=(7, 4.5), layout="constrained")
 
 
-def _colored_groups(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+def _colored_groups(runs: Sequence[Record]) -> Iterator[tuple[str, str, list[Record]]]:
     """Color, name and runs of each config; a config that changed under its name shows its hash."""
-    configs = sorted({(run["name"], run["config_hash"]) for run in runs})
+    configs = sorted({(run.name, run.config_hash) for run in runs})
     names = [name for name, _ in configs]
     shades = [to_hex(color) for color in colormaps["tab20"].colors]  # type: ignore[attr-defined]
     # The ten usual colors, then their lighter shades.
     for color, (name, digest) in zip(itertools.cycle(shades[::2] + shades[1::2]), configs, strict=False):
-        group = [run for run in runs if (run["name"], run["config_hash"]) == (name, digest)]
+        group = [run for run in runs if (run.name, run.config_hash) == (name, digest)]
         yield color, name if names.count(name) == 1 else f"{name} ({digest})", group
 
 
-def _title(runs: Sequence[dict[str, Any]], what: str) -> str:
-    return f"{runs[0]['dataset']}: {what}"
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def _title(runs: Sequence[Record], what: str) -> str:
+    return f"{runs[0].dataset}: {what}"

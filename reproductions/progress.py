@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
-
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-if TYPE_CHECKING:
-    from .runner import Run
+from .records import Epoch
+from .runner import Run
 
 
-class Progress(Protocol):
-    """What the runner reports."""
-
-    def begin(self, run: Run, epoch: int, samples: int) -> None: ...
-    def advance(self, samples: int) -> None: ...
-    def end_epoch(self, entry: dict[str, Any]) -> None: ...
-    def end(self) -> None: ...
-
-
-def describe(entry: dict[str, Any]) -> str:
+def describe(entry: Epoch) -> str:
     """Loss, accuracy, spikes, silent and dead neurons of an epoch in one line."""
-    train = entry["train"]
-    text = f"loss {train['loss']:.2e}, train {train['accuracy']:.2%} lenient"
-    for part in ("validation", "test"):
-        if part in entry:
-            accuracy = entry[part]
+    train = entry.train
+    text = f"loss {train.loss:.2e}, train {train.accuracy:.2%} lenient"
+    for part, accuracy in (("validation", entry.validation), ("test", entry.test)):
+        if accuracy:
             text += f", {part} {accuracy['lenient']:.2%} lenient / {accuracy['potential']:.2%} potential"
     for name, form in (("spikes", ".0f"), ("silent", ".0%"), ("dead", "d")):
-        text += f", {name} " + " + ".join(f"{value:{form}}" for value in train[name])
+        text += f", {name} " + " + ".join(f"{value:{form}}" for value in getattr(train, name))
     return text
 
 
@@ -70,12 +58,12 @@ class ConsoleProgress:
         assert self.task is not None
         self.bar.advance(self.task, samples)
 
-    def end_epoch(self, entry: dict[str, Any]) -> None:
+    def end_epoch(self, entry: Epoch) -> None:
         assert self.task is not None
-        following = min(entry["epoch"] + 1, self.epochs)
+        following = min(entry.epoch + 1, self.epochs)
         self.bar.update(self.task, description=f"epoch {following}/{self.epochs}", state=describe(entry))
         if not self.console.is_terminal:
-            self.console.print(f"epoch {entry['epoch']}/{self.epochs}: {describe(entry)}", soft_wrap=True)
+            self.console.print(f"epoch {entry.epoch}/{self.epochs}: {describe(entry)}", soft_wrap=True)
 
     def end(self) -> None:
         self.bar.stop()

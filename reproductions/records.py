@@ -8,23 +8,195 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from torch import Tensor
 
 from .errors import SuiteError
 
 RESULTS = Path(__file__).parent / "results"
-SCHEMA = 1
-# What every record has; `network_name` and `t_max` are completed where an older one lacks them.
-KEYS = (
-    "schema", "name", "method", "dataset", "config", "config_hash", "seed",
-    "versions", "commit", "machine", "wall_time_s", "history", "test",
-)  # fmt: skip
+SCHEMA: Literal[1] = 1
 CHECKPOINT_KEYS = {"config_hash", "track_test", "state", "method"}
+
+# By rule of decision.
+Accuracies = dict[str, float]
+
+
+class Stored(BaseModel):
+    """Part of a record: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+Kind = TypeVar("Kind", bound=Stored)
+
+
+class Machine(Stored):
+    """What the wall time was measured on."""
+
+    processor: str
+    cores: int | None
+    threads: int
+    gpu: str | None
+
+
+class EpochStatistics(Stored):
+    """Means over the training samples of an epoch; from `spikes` on, one number per layer of neurons.
+
+    `silent` is the fraction of (sample, neuron) pairs without a spike, `dead` the number of neurons
+    that no sample made fire; the first records have neither.
+    """
+
+    loss: float
+    accuracy: float
+    spikes: list[float]
+    silent: list[float] = []
+    dead: list[int] = []
+
+    @classmethod
+    def of(cls, loss: float, right: float, spikes: Sequence[Tensor], samples: int) -> EpochStatistics:
+        """From sums over the samples; `spikes` counts those of every neuron, layer by layer."""
+        per_sample = [layer.sum().item() / samples for layer in spikes]
+        return cls(
+            loss=loss / samples,
+            accuracy=right / samples,
+            spikes=per_sample,
+            silent=[1 - fired / layer.numel() for fired, layer in zip(per_sample, spikes, strict=True)],
+            dead=[int((layer == 0).sum()) for layer in spikes],
+        )
+
+
+class Epoch(Stored):
+    """An epoch, counted from 1; accuracy on held-out images if there are some, on the test set if tracked."""
+
+    epoch: int
+    train: EpochStatistics
+    validation: Accuracies | None = None
+    test: Accuracies | None = None
+
+
+class Example(Stored):
+    """Spike times of one sample, layer by layer; JSON has no infinity, so silence is None."""
+
+    label: int
+    times: list[list[float | None]]
+
+
+class Evaluation(Stored):
+    """What a network does on a set of images, as `metrics.SpikeStatistics` counts it.
+
+    Histograms are of the time of the first output spike, silence last; `right_histogram` is of those whose
+    label was decided for, and the first records lack it.
+    """
+
+    accuracy: Accuracies
+    samples: int
+    total: list[float]
+    until_decision: list[float]
+    response_time: float
+    tied: float
+    silent: float
+    response_histogram: list[int]
+    right_histogram: list[int] | None = None
+    example: Example
+
+
+class BestEpoch(Stored):
+    """What the best test epoch would print; chooses nothing."""
+
+    epoch: int
+    accuracy: Accuracies
+
+
+class PretrainingEpoch(Stored):
+    """Accuracy on held-out images after an epoch, counted from 1."""
+
+    epoch: int
+    validation: float
+
+
+class Pretraining(Stored):
+    """How the suite trained an extractor."""
+
+    pretrained_on: str
+    classes: int
+    epochs: int
+    seed: int
+    deformation: float = 1.0
+    versions: dict[str, str]
+    commit: str
+    machine: Machine
+    history: list[PretrainingEpoch]
+    test: float
+
+
+class Extractor(Stored):
+    """Hash of a frozen extractor, and how it was trained if the suite did it."""
+
+    hash: str
+    pretrained: Pretraining | None = None
+
+
+class Record(Stored):
+    """A run. `method_sha256` is of the file of a method that is not the suite's own."""
+
+    version: Literal[1] = Field(alias="schema")
+    name: str
+    method: str
+    dataset: str
+    config: dict[str, JsonValue]
+    config_hash: str
+    network_name: str
+    t_max: int | float
+    seed: int
+    versions: dict[str, str]
+    commit: str
+    commits: list[str] = []
+    machine: Machine
+    wall_time_s: float
+    history: list[Epoch]
+    test: Evaluation
+    best_test_epoch: BestEpoch | None = None
+    extractor: Extractor | None = None
+    method_sha256: str | None = None
+
+
+class FewLabelsResult(Stored):
+    """Test accuracy of a classifier; `per_class` None is for all images. Spikes are those per image."""
+
+    seed: int
+    per_class: int | None
+    labelled: int
+    classifier: str
+    accuracy: float
+    rules: Accuracies | None = None
+    spikes: list[float] | None = None
+    spikes_until_decision: list[float] | None = None
+    C: float | None = None
+
+
+class FewLabels(Stored):
+    """A study of accuracy against labelled images per class."""
+
+    version: Literal[1] = Field(alias="schema")
+    kind: Literal["few-labels"]
+    dataset: str
+    images: dict[str, JsonValue]
+    features: dict[str, JsonValue]
+    settings: dict[str, JsonValue] = {}
+    seeds: int
+    # Instead of the settings, in the first records.
+    hidden: int | None = None
+    steps: int | None = None
+    versions: dict[str, str]
+    commit: str
+    machine: Machine
+    results: list[FewLabelsResult]
 
 
 def record_path(results: Path, name: str, seed: int) -> Path:
@@ -72,37 +244,59 @@ def require_writable(folder: Path) -> None:
         ) from error
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as JSON."""
+def write_record(path: Path, record: Stored) -> None:
+    """Write a record as JSON, with what was set alone."""
     with atomic_write(path) as file:
-        json.dump(record, file, indent=1)
+        json.dump(record.model_dump(mode="json", by_alias=True, exclude_unset=True), file, indent=1)
         file.write("\n")
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Read a record.
+def read_record(path: Path) -> Record:
+    """Read the record of a run.
 
     Raises:
-        SuiteError: names the file that is cut short or is no record of this version.
+        SuiteError: names the file that is cut short or is no record of this version, and what is wrong.
     """
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SuiteError(f"{path}: not a complete record ({error}); delete it and run again") from error
-    missing = [key for key in KEYS if key not in record] if isinstance(record, dict) else list(KEYS)
-    if missing:
-        raise SuiteError(f"{path}: not a record, it lacks {', '.join(missing)}; delete it and run again")
-    if record["schema"] != SCHEMA:
-        raise SuiteError(f"{path}: written by another version (schema {record['schema']}, expected {SCHEMA})")
-    network = record["config"]["network"]
-    record.setdefault("t_max", network["t_max"])
-    record.setdefault("network_name", "-".join(map(str, network.get("hidden", []))))
-    return record
+    content = _read(path)
+    with contextlib.suppress(KeyError, TypeError):  # what the first records lack
+        network = content["config"]["network"]
+        content = {"t_max": network["t_max"], "network_name": "-".join(map(str, network["hidden"]))} | content
+    return _checked(Record, content, path)
 
 
-def read_all(results: Path) -> list[dict[str, Any]]:
+def read_all(results: Path) -> list[Record]:
     """All records of a folder, by file name."""
     return [read_record(path) for path in sorted(results.glob("*.json"))]
+
+
+def read_few_labels(path: Path) -> FewLabels:
+    """Read the record of a study of few labels.
+
+    Raises:
+        SuiteError: as `read_record`.
+    """
+    return _checked(FewLabels, _read(path), path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path}: not a complete record ({error}); delete it and run again") from error
+    if not isinstance(content, dict):
+        raise SuiteError(f"{path}: not a record but a {type(content).__name__}; delete it and run again")
+    if content.get("schema", SCHEMA) != SCHEMA:
+        found = content["schema"]
+        raise SuiteError(f"{path}: written by another version (schema {found}, expected {SCHEMA})")
+    return content
+
+
+def _checked(kind: type[Kind], content: dict[str, Any], path: Path) -> Kind:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise SuiteError(f"{path}: not a record ({wrong}); delete it and run again") from error
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -156,11 +350,11 @@ def commit() -> str:
         return "unknown"
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What the wall time was measured on."""
-    return {
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-    }
+def machine(device: str) -> Machine:
+    """This one."""
+    return Machine(
+        processor=platform.machine(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name() if device == "cuda" else None,
+    )

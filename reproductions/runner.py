@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from ssnn_plugin import decode, metrics
 
-from . import datasets, records
+from . import datasets, methods, records
 from .allocator import keep_freed_memory
 from .config import Config
 from .datasets import Images
 from .errors import SuiteError
 from .features import Pipeline
-from .methods import Method, build
-from .progress import Progress
+from .methods import Implementation, Method
+from .records import BestEpoch, Epoch, Evaluation, Example, Record
 
 BATCH = 2000
 # Of a window in continuous time, for the histogram of response times.
@@ -29,7 +31,7 @@ PARTS = 256
 
 @dataclass(frozen=True)
 class Run:
-    """What to run and where to keep it."""
+    """What to run and where to keep it; without an implementation, by the one that the config names."""
 
     config: Config
     name: str
@@ -41,6 +43,11 @@ class Run:
     resume: bool = False
     overwrite: bool = False
     track_test: bool = False
+    implementation: Implementation | None = None
+
+    @property
+    def chosen(self) -> Implementation:
+        return self.implementation or methods.find(self.config.implementation)
 
     @property
     def record(self) -> Path:
@@ -51,17 +58,25 @@ class Run:
         return records.checkpoint_path(self.results, self.name, self.seed)
 
 
-@dataclass
-class State:
+class Progress(Protocol):
+    """What is told of a run while it runs."""
+
+    def begin(self, run: Run, epoch: int, samples: int) -> None: ...
+    def advance(self, samples: int) -> None: ...
+    def end_epoch(self, entry: Epoch) -> None: ...
+    def end(self) -> None: ...
+
+
+class State(BaseModel):
     """What a checkpoint holds beside the method's own state."""
 
     epoch: int = 0
     wall_time_s: float = 0.0
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    commits: list[str] = dataclasses.field(default_factory=list)
+    history: list[Epoch] = []
+    commits: list[str] = []
 
 
-def execute(run: Run, progress: Progress) -> dict[str, Any]:
+def execute(run: Run, progress: Progress) -> Record:
     """Run to the end, or on from the checkpoint; return the record that was written.
 
     Raises:
@@ -74,7 +89,7 @@ def execute(run: Run, progress: Progress) -> dict[str, Any]:
     training, validation = datasets.hold_out(_load(run, "train"), run.config.validation)
     training = pipeline.fit(training)
     validation = pipeline(validation) if len(validation) else validation
-    method = build(run.config, training.shape, training.classes, run.seed, run.device)
+    method = run.chosen.build(run.config, training.shape, training.classes, run.seed, run.device)
     state = _restore(run, method) if run.resume else State()
     if (commit := records.commit()) not in state.commits:
         state.commits.append(commit)
@@ -86,11 +101,13 @@ def execute(run: Run, progress: Progress) -> dict[str, Any]:
         while state.epoch < run.config.training.epochs:
             started = time.perf_counter()
             trained = method.train_epoch(state.epoch, times, training.y, progress.advance)
-            entry: dict[str, Any] = {"epoch": state.epoch + 1, "train": dataclasses.asdict(trained)}
-            if len(validation):
-                entry["validation"] = evaluate(method, run.config, validation)["accuracy"]
-            if test is not None:
-                entry["test"] = evaluate(method, run.config, test)["accuracy"]
+            looked_at = {"validation": validation if len(validation) else None, "test": test}
+            accuracies = {
+                part: evaluate(method, run.config, images).accuracy
+                for part, images in looked_at.items()
+                if images is not None
+            }
+            entry = Epoch(epoch=state.epoch + 1, train=trained, **accuracies)
             state.epoch += 1
             state.wall_time_s += time.perf_counter() - started
             state.history.append(entry)
@@ -100,18 +117,16 @@ def execute(run: Run, progress: Progress) -> dict[str, Any]:
         progress.end()
 
     test = pipeline(_load(run, "test")) if test is None else test
-    record = _record(run, state, method, test)
-    if run.config.features:
-        record["extractor"] = pipeline.description()
+    record = _record(run, state, evaluate(method, run.config, test), pipeline)
     records.write_record(run.record, record)
     run.checkpoint.unlink(missing_ok=True)
     return record
 
 
-def evaluate(method: Method, config: Config, images: Images) -> dict[str, Any]:
+def evaluate(method: Method, config: Config, images: Images) -> Evaluation:
     """Accuracy under all rules, spikes, response time; the first sample as an example."""
     counts = metrics.SpikeCounts(config.t_max)
-    outputs, potentials, example = [], [], None
+    outputs, potentials, examples = [], [], []
     for start in range(0, len(images), BATCH):
         part = images.select(torch.arange(start, min(start + BATCH, len(images))))
         times = config.encode(part)
@@ -120,19 +135,19 @@ def evaluate(method: Method, config: Config, images: Images) -> dict[str, Any]:
         counts.update(times, *layers)
         outputs.append(layers[-1])
         potentials.append(potential.cpu())
-        example = example or _example(part, times, layers)
+        examples.append(_example(part, times, layers))
     output, potential = torch.cat(outputs), torch.cat(potentials)
     accuracy = {
         rule: metrics.accuracy(output, images.y, potential=potential, tie=rule) for rule in metrics.RULES
     }
-    statistics = dataclasses.asdict(counts.compute())
-    return {
-        "accuracy": accuracy,
-        **statistics,
-        "response_histogram": _response_histogram(output, config.t_max),
-        "right_histogram": _response_histogram(output[_right(output, potential, images.y)], config.t_max),
-        "example": example,
-    }
+    found = dataclasses.asdict(counts.compute())
+    return Evaluation(
+        accuracy=accuracy,
+        **found | {key: list(found[key]) for key in ("total", "until_decision")},
+        response_histogram=_response_histogram(output, config.t_max),
+        right_histogram=_response_histogram(output[_right(output, potential, images.y)], config.t_max),
+        example=examples[0],
+    )
 
 
 def _right(output: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
@@ -150,11 +165,10 @@ def _response_histogram(output: Tensor, t_max: float) -> list[int]:
     return (first * (parts / t_max)).long().bincount(minlength=parts + 1).tolist()
 
 
-def _example(images: Images, times: Tensor, layers: tuple[Tensor, ...]) -> dict[str, Any]:
-    """Spike times of one sample, for the raster; JSON has no infinity, so silence is null."""
+def _example(images: Images, times: Tensor, layers: tuple[Tensor, ...]) -> Example:
     rows = [times[0], *(layer[0].flatten() for layer in layers)]
     spikes = [[None if t == float("inf") else t for t in row.tolist()] for row in rows]
-    return {"label": int(images.y[0]), "times": spikes}
+    return Example(label=int(images.y[0]), times=spikes)
 
 
 def _load(run: Run, split: str) -> Images:
@@ -185,7 +199,7 @@ def _save(run: Run, state: State, method: Method) -> None:
     content = {
         "config_hash": run.config.digest(),
         "track_test": run.track_test,
-        "state": dataclasses.asdict(state),
+        "state": state.model_dump(exclude_none=True),
         "method": method.state_dict(),
     }
     records.write_checkpoint(run.checkpoint, content)
@@ -204,30 +218,35 @@ def _restore(run: Run, method: Method) -> State:
         was = "with" if content["track_test"] else "without"
         raise SuiteError(f"{run.checkpoint}: the run was begun {was} --track-test; go on in the same way")
     method.load_state_dict(content["method"])
-    return State(**content["state"])
+    # JSON, for the tuples of older checkpoints.
+    return State.model_validate_json(json.dumps(content["state"]))
 
 
-def _record(run: Run, state: State, method: Method, test: Images) -> dict[str, Any]:
-    record = {
-        "schema": records.SCHEMA,
-        "name": run.name,
-        "method": run.config.method,
-        "dataset": run.config.dataset,
-        "config": run.config.model_dump(mode="json"),
-        "config_hash": run.config.digest(),
-        "network_name": run.config.network_name,
-        "t_max": run.config.t_max,
-        "seed": run.seed,
-        "versions": records.versions(),
-        "commit": state.commits[-1],
-        "commits": state.commits,
-        "machine": records.machine(run.device),
-        "wall_time_s": round(state.wall_time_s, 1),
-        "history": state.history,
-        "test": evaluate(method, run.config, test),
-    }
-    tracked = [entry for entry in state.history if "test" in entry]
-    if tracked:
-        best = max(tracked, key=lambda entry: entry["test"]["lenient"])
-        record["best_test_epoch"] = {"epoch": best["epoch"], "accuracy": best["test"]}
-    return record
+def _record(run: Run, state: State, test: Evaluation, pipeline: Pipeline) -> Record:
+    config, kept = run.config, dict[str, Any]()
+    if tracked := [(entry.test, entry.epoch) for entry in state.history if entry.test]:
+        best, epoch = max(tracked, key=lambda pair: pair[0]["lenient"])
+        kept["best_test_epoch"] = BestEpoch(epoch=epoch, accuracy=best)
+    if config.features:
+        kept["extractor"] = pipeline.description()
+    if sha256 := run.chosen.sha256():
+        kept["method_sha256"] = sha256
+    return Record(
+        schema=records.SCHEMA,
+        name=run.name,
+        method=config.method,
+        dataset=config.dataset,
+        config=config.model_dump(mode="json"),
+        config_hash=config.digest(),
+        network_name=config.network_name,
+        t_max=config.t_max,
+        seed=run.seed,
+        versions=records.versions(),
+        commit=state.commits[-1],
+        commits=state.commits,
+        machine=records.machine(run.device),
+        wall_time_s=round(state.wall_time_s, 1),
+        history=state.history,
+        test=test,
+        **kept,
+    )

@@ -1,8 +1,12 @@
-"""The comparison table: recorded runs beside published numbers."""
+"""The comparison table: recorded runs beside published numbers.
+
+Tables are frames of numbers; `shown` makes of them, last, what people read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -12,9 +16,12 @@ import pandas as pd
 from ssnn_plugin.metrics import RULES
 
 from .errors import SuiteError
+from .records import FewLabels, Record
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 FORMATS = ("md", "tex", "csv", "html")
+Row = dict[str, Any]
+DEVIATION = " deviation"
 BEST_EPOCH = "best test epoch, lenient (chooses nothing)"
 CERTAINTY = {
     "R": "read in the authors' repository",
@@ -31,71 +38,63 @@ def published() -> pd.DataFrame:
     return pd.read_csv(PUBLISHED, keep_default_na=False, dtype=str)
 
 
-def comparison(records: Sequence[dict[str, Any]], dataset: str) -> pd.DataFrame:
-    """One row per method, network and config on a data set, mean ± standard deviation over seeds."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def comparison(records: Sequence[Record], dataset: str) -> pd.DataFrame:
+    """One row per method, network and config on a data set: means, and standard deviations, over seeds."""
+    groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        if record["dataset"] == dataset:
-            groups.setdefault((record["name"], record["config_hash"]), []).append(record)
-    return pd.DataFrame([_row(group) for _, group in sorted(groups.items())]).fillna("")
+        if record.dataset == dataset:
+            groups.setdefault((record.name, record.config_hash), []).append(record)
+    depth = max((len(record.test.total) for record in records), default=2)
+    return pd.DataFrame([_row(group, depth) for _, group in sorted(groups.items())])
 
 
-def few_labels_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Accuracy by labelled images per class, mean ± standard deviation over seeds; spikes per image."""
+def few_labels_table(record: FewLabels) -> pd.DataFrame:
+    """Accuracy by labelled images per class, none for all of them, over seeds; spikes per image."""
     rows = []
-    for per_class in dict.fromkeys(result["per_class"] for result in record["results"]):
-        results = [result for result in record["results"] if result["per_class"] == per_class]
-        row = {"labelled per class": str(per_class or "all")}
-        for name in dict.fromkeys(result["classifier"] for result in results):
-            values = [100 * result["accuracy"] for result in results if result["classifier"] == name]
-            row[f"{name} %"] = _spread(values, 2)
-        spiking = [result for result in results if "spikes" in result]
-        row["spikes: input + hidden + output"] = _counts(spiking, "spikes")
-        row["of these until the decision"] = _counts(spiking, "spikes_until_decision")
+    for per_class in dict.fromkeys(result.per_class for result in record.results):
+        results = [result for result in record.results if result.per_class == per_class]
+        row: Row = {"labelled per class": per_class}
+        for name in dict.fromkeys(result.classifier for result in results):
+            row |= _spread(f"{name} %", [100 * r.accuracy for r in results if r.classifier == name])
+        row |= _by_layer("spikes", [r.spikes for r in results if r.spikes])
+        early = [r.spikes_until_decision for r in results if r.spikes_until_decision]
+        row |= _by_layer("until decision", early)
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"labelled per class": "Int64"})
 
 
 def references(dataset: str) -> pd.DataFrame:
     """Published numbers on a data set."""
     table = published()
     table = table[table["dataset"] == dataset]
-    return pd.DataFrame(
-        {
-            "method": table["method"],
-            "network": table["network"],
-            "metric": table["metric"],
-            "value": table["value"],
-            "source": table["source"],
-            "how sure": [f"{tag}: {CERTAINTY[tag]}" for tag in table["certainty"]],
-            "note": table["note"],
-        }
-    )
+    sure = [f"{tag}: {CERTAINTY[tag]}" for tag in table["certainty"]]
+    columns = ["method", "network", "metric", "value", "source", "how sure", "note"]
+    return table.assign(**{"how sure": sure})[columns]
 
 
 def render(table: pd.DataFrame, style: str) -> str:
-    """A table as Markdown, LaTeX, CSV or HTML.
+    """A table as Markdown, LaTeX or HTML, as people read it; as CSV with a number in every cell.
 
     Raises:
         SuiteError: an unknown format.
     """
-    if style == "md":
-        return str(table.to_markdown(index=False, disable_numparse=True))
-    if style == "tex":
-        return str(_escaped_for_latex(table).to_latex(hrules=True)).rstrip()
     if style == "csv":
-        return str(table.to_csv(index=False)).rstrip()
+        return str(table.to_csv(index=False, float_format="%.6g")).rstrip()
+    if style == "md":
+        return str(shown(table).to_markdown(index=False, disable_numparse=True))
+    if style == "tex":
+        return str(_escaped_for_latex(shown(table)).to_latex(hrules=True)).rstrip()
     if style == "html":
-        return str(table.to_html(index=False))
+        return str(shown(table).to_html(index=False))
     raise SuiteError(f"--format must be one of {', '.join(FORMATS)}, got {style!r}")
 
 
-def render_all(records: Sequence[dict[str, Any]], style: str) -> str:
+def render_all(records: Sequence[Record], style: str) -> str:
     """Recorded runs and published numbers of every data set; CSV holds the recorded runs alone."""
-    datasets = sorted({record["dataset"] for record in records})
+    datasets = sorted({record.dataset for record in records})
     if style == "csv":
         tables = [comparison(records, dataset).assign(**{"data set": dataset}) for dataset in datasets]
-        return render(pd.concat(tables).fillna(""), style) + "\n"
+        return render(pd.concat(tables), style) + "\n"
     parts = []
     for dataset in datasets:
         parts.append((f"{dataset}: recorded runs", render(comparison(records, dataset), style)))
@@ -105,49 +104,109 @@ def render_all(records: Sequence[dict[str, Any]], style: str) -> str:
     return "\n\n".join(heading.format(title) + body for title, body in parts) + "\n"
 
 
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """A table in words: "mean ± deviation", "input + hidden + output"; nothing where there is no number."""
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    columns = [column for column in table if column not in PARTS and DEVIATION not in column]
+    columns = [column for column in columns if ": " not in column or column in SHOWN]
+    return pd.DataFrame([dict(_cell(row, column) for column in columns) for row in rows])
+
+
+def _cell(row: Row, column: str) -> tuple[str, str]:
+    """Heading and text of a column, which may tell of the ones behind it, too."""
+    if column in SHOWN:
+        heading, text = SHOWN[column]
+        return heading, text(row)
+    if isinstance(row[column], float):
+        return column, _with_deviation(row, column, 2)
+    return column, "" if row[column] is None else str(row[column])
+
+
+def _with_deviation(row: Row, column: str, digits: int) -> str:
+    deviation = row[column + DEVIATION]
+    return f"{row[column]:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
+def _layers(name: str) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        counts = [value for column, value in row.items() if column.startswith(f"{name}: ")]
+        return " + ".join(f"{count:.1f}" for count in counts if count is not None)
+
+    return text
+
+
+def _response(row: Row) -> str:
+    unit = row["response unit"]
+    return f"{_with_deviation(row, 'response', 1 if unit == 'bins' else 3)} {unit}"
+
+
+def _published(row: Row) -> str:
+    if row["published %"] is None:
+        return ""
+    tags = ", ".join(filter(None, (row["published certainty"], row["published network"])))
+    return f"{row['published %']} [{tags}]"
+
+
+def _verdict(row: Row) -> str:
+    if (gap := row["lenient minus published"]) is None:
+        return ""
+    gap = round(gap, 2)
+    return f"falls short by {-gap:.2f}" if gap < 0 else f"reached, +{abs(gap):.2f}"
+
+
+# Columns that are shown in other words, and those that these tell of.
+SHOWN: dict[str, tuple[str, Callable[[Row], str]]] = {
+    "labelled per class": ("labelled per class", lambda row: str(row["labelled per class"] or "all")),
+    "spikes: input": ("spikes: input + hidden + output", _layers("spikes")),
+    "until decision: input": ("of these until the decision", _layers("until decision")),
+    "response": ("response", _response),
+    "ties %": ("ties / silent %", lambda row: f"{row['ties %']:.1f} / {row['silent %']:.1f}"),
+    "published %": ("published %", _published),
+    "lenient minus published": ("lenient against published", _verdict),
+}
+PARTS = "response unit", "silent %", "published certainty", "published network"
+
+
 def _escaped_for_latex(table: pd.DataFrame) -> Any:
     return table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
 
 
-def _row(runs: list[dict[str, Any]]) -> dict[str, str]:
-    config, tests = runs[0]["config"], [run["test"] for run in runs]
-    classes = len(tests[0]["example"]["times"][-1])
-    inputs = len(tests[0]["example"]["times"][0])
-    network = "-".join(filter(None, [str(inputs), runs[0]["network_name"], str(classes)]))
-    row = {"method": runs[0]["name"].removesuffix(f"-{runs[0]['dataset']}"), "network": network}
-    row["seeds"] = str(len(runs))
-    row["epochs"] = str(config["training"]["epochs"])
+def _row(runs: Sequence[Record], depth: int) -> Row:
+    first, tests = runs[0], [run.test for run in runs]
+    inputs, classes = (len(tests[0].example.times[layer]) for layer in (0, -1))
+    network = "-".join(filter(None, [str(inputs), first.network_name, str(classes)]))
+    row: Row = {"method": first.name.removesuffix(f"-{first.dataset}"), "network": network}
+    row |= {"seeds": len(runs), "epochs": len(first.history)}
     for rule in RULES:
-        row[f"{rule.replace('_', ' ')} %"] = _spread([100 * test["accuracy"][rule] for test in tests], 2)
-    best = [100 * run["best_test_epoch"]["accuracy"]["lenient"] for run in runs if "best_test_epoch" in run]
+        row |= _spread(f"{rule.replace('_', ' ')} %", [100 * test.accuracy[rule] for test in tests])
+    best = [100 * run.best_test_epoch.accuracy["lenient"] for run in runs if run.best_test_epoch]
     if len(best) == len(runs):
-        row[f"{BEST_EPOCH} %"] = _spread(best, 2)
-    row["spikes: input + hidden + output"] = _counts(tests, "total")
-    row["of these until the decision"] = _counts(tests, "until_decision")
-    unit, digits = ("bins", 1) if isinstance(runs[0]["t_max"], int) else ("time constants", 3)
-    row["response"] = f"{_spread([test['response_time'] for test in tests], digits)} {unit}"
-    row["ties / silent %"] = " / ".join(
-        f"{100 * mean(test[key] for test in tests):.1f}" for key in ("tied", "silent")
-    )
-    row["published %"], row["lenient against published"] = _against_published(runs, network)
-    return row
+        row |= _spread(f"{BEST_EPOCH} %", best)
+    row |= _by_layer("spikes", [test.total for test in tests], depth)
+    row |= _by_layer("until decision", [test.until_decision for test in tests], depth)
+    row |= _spread("response", [test.response_time for test in tests])
+    row["response unit"] = "bins" if isinstance(first.t_max, int) else "time constants"
+    row["ties %"] = 100 * mean(test.tied for test in tests)
+    row["silent %"] = 100 * mean(test.silent for test in tests)
+    return row | _against_published(runs, network)
 
 
-def _against_published(runs: list[dict[str, Any]], network: str) -> tuple[str, str]:
+def _against_published(runs: Sequence[Record], network: str) -> Row:
     """The number that the method's paper prints, and how ours compares under the papers' own rule."""
     table = published()
-    method = _paper(runs[0]["method"], set(table["method"]))
+    method = _paper(runs[0].method, set(table["method"]))
     rows = table[
-        (table["method"] == method) & (table["dataset"] == runs[0]["dataset"])
+        (table["method"] == method) & (table["dataset"] == runs[0].dataset)
         & (table["metric"] == "accuracy") & table["certainty"].str.startswith(("P", "X"))
     ]  # fmt: skip
-    if rows.empty:
-        return "", ""
-    first = rows.iloc[0]
-    elsewhere = "" if first["network"] == network else f", {first['network']}"
-    gap = round(100 * mean(run["test"]["accuracy"]["lenient"] for run in runs) - float(first["value"]), 2)
-    verdict = f"falls short by {-gap:.2f}" if gap < 0 else f"reached, +{abs(gap):.2f}"
-    return f"{first['value']} [{first['certainty']}{elsewhere}]", verdict
+    known = None if rows.empty else rows.iloc[0]
+    ours = 100 * mean(run.test.accuracy["lenient"] for run in runs)
+    return {
+        "published %": nan if known is None else float(known["value"]),
+        "published certainty": None if known is None else known["certainty"],
+        "published network": None if known is None or known["network"] == network else known["network"],
+        "lenient minus published": nan if known is None else ours - float(known["value"]),
+    }
 
 
 def _paper(method: str, papers: set[str]) -> str:
@@ -157,11 +216,13 @@ def _paper(method: str, papers: set[str]) -> str:
     return next((name for name in beginnings if name in papers), method)
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
-    text = f"{mean(values):.{digits}f}"
-    return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
+def _spread(column: str, values: Sequence[float]) -> Row:
+    return {column: mean(values), column + DEVIATION: stdev(values) if len(values) > 1 else nan}
 
 
-def _counts(tests: Sequence[dict[str, Any]], key: str) -> str:
-    layers = zip(*(test[key] for test in tests), strict=True)
-    return " + ".join(f"{mean(layer):.1f}" for layer in layers)
+def _by_layer(name: str, counts: Sequence[Sequence[float]], depth: int = 0) -> Row:
+    """A column for each layer of neurons, up to the depth of the deepest network."""
+    inputs, *hidden, outputs = (mean(layer) for layer in zip(*counts, strict=True))
+    hidden += [nan] * (depth - len(hidden) - 2)
+    between = {f"{name}: hidden {number}": count for number, count in enumerate(hidden, 1)}
+    return {f"{name}: input": inputs, **between, f"{name}: output": outputs}

@@ -5,12 +5,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from tiny_runs import config, content, execute, record, write_toml
+from tiny_runs import config, content, execute, record, with_response, write_toml
 
 import reproductions
 from reproductions import __main__ as cli
-from reproductions import config as configs
-from reproductions import figures, records
+from reproductions import catalog, figures, records
 from reproductions.errors import run_command_line
 from reproductions.runner import Run
 
@@ -33,7 +32,7 @@ def tiny_suite(tmp_path, monkeypatch):
     """A suite whose only config is a tiny one on the digits."""
     folder = tmp_path / "configs"
     folder.mkdir()
-    monkeypatch.setattr(configs, "CONFIGS", folder)
+    monkeypatch.setattr(catalog, "CONFIGS", folder)
     return write_toml(folder / "s4nn-digits.toml", content())
 
 
@@ -74,7 +73,7 @@ def test_list_shows_every_config(call, tmp_path):
     code, out, _ = call("list", "--results-dir", tmp_path)
     assert code == 0
     rows = [re.findall(r"[\w-]+", line)[:2] for line in out.splitlines()]
-    assert all(list(known) in rows for known in configs.available())
+    assert all(list(known) in rows for known in catalog.available())
 
 
 @pytest.mark.usefixtures("tiny_suite")
@@ -91,10 +90,10 @@ def test_run_records_and_prints_the_test_set(call, tmp_path, tiny_suite):
     assert code == 0
     assert str(path) in out
     assert all(f"epoch {k}/3: loss" in out for k in (1, 2, 3))
-    assert f"{100 * read['test']['accuracy']['potential']:.2f}" in out
+    assert f"{100 * read.test.accuracy['potential']:.2f}" in out
 
     call(*arguments, "--epochs", 2, "--config", tiny_suite)
-    assert len(records.read_record(tmp_path / "s4nn-digits-epochs2-seed3.json")["history"]) == 2
+    assert len(records.read_record(tmp_path / "s4nn-digits-epochs2-seed3.json").history) == 2
 
 
 @pytest.mark.parametrize(
@@ -108,6 +107,9 @@ def test_run_records_and_prints_the_test_set(call, tmp_path, tiny_suite):
         (("run", "s4nn", "--dataset", "digits", "--epochs", 0), "--epochs"),
         (("run", "s4nn", "--dataset", "digits", "--config", "absent.toml"), "absent.toml: No such file"),
         (("run", "s4nn"), "--dataset"),
+        (("run", "--dataset", "digits"), "name one method"),
+        (("run", "s4nn", "--dataset", "digits", "--method", "own.py"), "name one method"),
+        (("run", "--dataset", "digits", "--method", "own.py"), "--method must be a Python file, got own.py"),
         (("table",), "no records there"),
         (("table", "--preset", "slow"), "--preset must be quick, got 'slow'"),
         (("table", "--overwrite"), "--overwrite goes with --preset quick"),
@@ -182,9 +184,9 @@ def test_the_quick_preset_trains_what_is_missing(call, tmp_path):
     assert call(*quick)[1] == out
     assert _mtimes(tmp_path / "quick") == before
 
-    write_toml(configs.CONFIGS / "s4nn-digits.toml", content(gamma=4.0))
+    write_toml(catalog.CONFIGS / "s4nn-digits.toml", content(gamma=4.0))
     call(*quick)
-    hashes = {read["config_hash"] for read in records.read_all(tmp_path / "quick")}
+    hashes = {read.config_hash for read in records.read_all(tmp_path / "quick")}
     assert hashes == {config(gamma=4.0).digest()}
 
 
@@ -237,8 +239,7 @@ def test_response_times_of_different_windows_can_be_drawn_together():
 
 
 def test_response_times_fall_where_they_were():
-    half = record(t_max=16)
-    half["test"]["response_histogram"] = [0] * 4 + [10] + [0] * 12
+    half = with_response(record(t_max=16), [0] * 4 + [10] + [0] * 12)
     (axes,) = figures.response_times([half]).axes
     values, edges, _ = axes.patches[0].get_data()
     assert [(edge, value) for edge, value in zip(edges, values, strict=False) if value > 1e-9] == [
@@ -248,8 +249,7 @@ def test_response_times_fall_where_they_were():
 
 @pytest.mark.parametrize("t_max", [4, 17])
 def test_response_times_show_every_sample(t_max):
-    run = record(t_max=t_max)
-    run["test"]["response_histogram"] = [0] * (t_max - 1) + [10, 0]
+    run = with_response(record(t_max=t_max), [0] * (t_max - 1) + [10, 0])
     (axes,) = figures.response_times([run]).axes
     (stairs,) = axes.patches
     assert sum(stairs.get_data().values) == pytest.approx(100)

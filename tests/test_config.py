@@ -5,7 +5,8 @@ import pytest
 import torch
 from tiny_runs import content, write_toml
 
-from reproductions import config as configs
+from reproductions import catalog
+from reproductions.config import Schedule
 from reproductions.datasets import Images
 from reproductions.errors import SuiteError
 
@@ -22,14 +23,14 @@ def _changed(values, key, value):
 
 
 def _read(tmp_path, values):
-    return configs.read(write_toml(tmp_path / "some.toml", values))
+    return catalog.read(write_toml(tmp_path / "some.toml", values))
 
 
-@pytest.mark.parametrize("path", sorted(configs.CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(catalog.CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_shipped_configs_are_valid_and_named_after_their_content(path):
-    config = configs.read(path)
+    config = catalog.read(path)
     assert path.stem == f"{config.method}-{config.dataset}"
-    assert configs.find(config.method, config.dataset) == config
+    assert catalog.find(config.method, config.dataset) == config
 
 
 @pytest.mark.parametrize(
@@ -80,12 +81,13 @@ def test_shipped_configs_are_valid_and_named_after_their_content(path):
         ("ts4tl", "training.t_target", 32.0, "t_target must be below network.t_max = 32, got 32.0"),
         ("ts4tl", "training.t_target", -1.0, "training.t_target: .*equal to 0, got -1.0"),
         ("ts4tl", "training.variant", "late", "training.variant: .*'one-sided', 'fixed' or 'own'"),
-        ("bs4nn", "network.alpha", [0.1], "alpha must hold 2 numbers, one per layer, got 1"),
+        ("bs4nn", "network.alpha", [0.1], "alpha must hold 2 entries, one per layer, got 1"),
         ("bs4nn", "network.alpha", [0.1, 0], "network.alpha.1: .*greater than 0, got 0"),
         ("bs4nn", "training.gamma", 33.0, "training.gamma must be at most network.t_max = 32, got 33.0"),
         ("bs4nn", "training.clip", 0, "training.clip: .*greater than 0, got 0"),
-        ("online", "network.hidden", 12, "network.hidden: Input should be a valid array, got 12"),
-        ("online", "network.hidden", [0], "network.hidden.0: .*greater than 0, got 0"),
+        ("online", "network.layers", 12, "network.layers: Input should be a valid array, got 12"),
+        ("online", "network.layers", [0], "network.layers: a layer must be written as .*got '0'"),
+        ("online", "network.layers", ["4C3"], "network: layers must all be fully connected, .*'4C3'"),
         ("online", "network.threshold", -1, "network.threshold: Input should be greater than 0, got -1"),
         ("online", "network.threshold", float("inf"), "network.threshold: .*finite.*, got inf"),
         ("online", "network.t_max", 0, "network.t_max: Input should be greater than 0, got 0"),
@@ -123,18 +125,18 @@ def test_broken_toml_names_the_file(tmp_path, text):
     path = tmp_path / "some.toml"
     path.write_bytes(text)
     with pytest.raises(SuiteError, match=r"some\.toml: not valid TOML"):
-        configs.read(path)
+        catalog.read(path)
 
 
 @pytest.mark.parametrize("name", ["absent.toml", "."])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
     with pytest.raises(SuiteError, match=str(tmp_path)):
-        configs.read(tmp_path / name)
+        catalog.read(tmp_path / name)
 
 
 def test_an_unknown_method_or_data_set_lists_what_there_is():
     with pytest.raises(SuiteError, match=r"'nothing' on data set 'digits'; there are: .*s4nn on digits"):
-        configs.find("nothing", "digits")
+        catalog.find("nothing", "digits")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_an_unknown_method_or_data_set_lists_what_there_is():
         ("method", "other"),
         ("dataset", "mnist"),
         ("validation", 200),
-        ("network.hidden", [13]),
+        ("network.layers", ["13"]),
         ("network.threshold", 101.0),
         ("network.t_max", 33),
         ("network.init", [{"uniform": [0.0, 15.0]}, {"uniform": [0.0, 48.5]}]),
@@ -181,6 +183,15 @@ def test_digest_changes_with_every_setting(tmp_path, key, value):
 )
 def test_digest_ignores_description_and_spelling(tmp_path, key, value):
     assert _read(tmp_path, _changed(content(), key, value)).digest() == _read(tmp_path, content()).digest()
+
+
+def test_what_the_first_records_call_hidden_is_layers(tmp_path):
+    values = content()
+    now = _read(tmp_path, values)
+    del values["network"]["layers"]
+    values["network"]["hidden"] = [12]
+    assert _read(tmp_path, values) == now
+    assert _read(tmp_path, values).digest() == now.digest()
 
 
 def test_digest_knows_the_form_of_the_images_only_if_it_is_chosen(tmp_path):
@@ -221,7 +232,7 @@ def test_images_are_encoded_as_the_config_says(encoding, expected, dtype):
     values = {**content(), "encoding": encoding}
     values["network"] = {**values["network"], "t_max": 16, "dtype": dtype}
     images = Images(torch.tensor([[20, 12, 1, 0]]), torch.tensor([0]), 20, 10, (1, 2, 2))
-    times = configs.validated(values, "some").encode(images)
+    times = catalog.validated(values, "some").encode(images)
     torch.testing.assert_close(times, torch.tensor([expected], dtype=getattr(torch, dtype)))
 
 
@@ -237,12 +248,12 @@ def test_images_are_encoded_as_the_config_says(encoding, expected, dtype):
     ids=str,
 )
 def test_a_schedule_has_the_factors_it_promises(schedule, factors):
-    schedule = configs.Schedule(**schedule)
+    schedule = Schedule(**schedule)
     assert [schedule.factor(epoch, 4) for epoch in range(4)] == pytest.approx(factors)
 
 
 def test_the_network_is_named_as_papers_do(tmp_path):
     values = content()
-    values["network"] |= {"hidden": [30, 20], "init": [{"uniform": [0.0, 1.0]}] * 3}
+    values["network"] |= {"layers": [30, "20"], "init": [{"uniform": [0.0, 1.0]}] * 3}
     values["training"]["learning_rates"] = [0.1] * 3
     assert _read(tmp_path, values).network_name == "30-20"

@@ -1,6 +1,5 @@
 """What the README shows is what the code does."""
 
-import json
 import re
 import subprocess
 import sys
@@ -49,7 +48,7 @@ def test_table_is_the_one_of_the_records(dataset):
 
 @pytest.mark.parametrize("dataset", ["eth80", "caltech-face-motorbike"])
 def test_few_labels_table_is_the_one_of_the_record(dataset):
-    record = json.loads((records.RESULTS / "few-labels" / f"{dataset}.json").read_text())
+    record = records.read_few_labels(records.RESULTS / "few-labels" / f"{dataset}.json")
     assert render(few_labels_table(record), "md") in README
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reproductions import methods
-from reproductions.config import validated
+from reproductions.catalog import validated
 from reproductions.errors import SuiteError
 from reproductions.methods.every_bin import BinaryWeights, StandardizedWeights
 

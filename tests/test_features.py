@@ -8,6 +8,7 @@ from reproductions import features
 from reproductions.datasets import Images
 from reproductions.errors import SuiteError
 from reproductions.features import Features, Pipeline, cnn, extractors
+from reproductions.records import Pretraining, machine
 
 
 def _images(n=6, shape=(1, 16, 16), seed=0):
@@ -15,10 +16,17 @@ def _images(n=6, shape=(1, 16, 16), seed=0):
     return Images(x.flatten(1), torch.arange(n) % 2, 255, 2, shape)
 
 
+def _pretraining(classes):
+    return Pretraining(
+        pretrained_on="digits", classes=classes, epochs=1, seed=0, versions={}, commit="unknown",
+        machine=machine("cpu"), history=[], test=0.5,
+    )  # fmt: skip
+
+
 def _checkpoint(path, classes=2):
     torch.manual_seed(0)
     network = cnn.ConvNet(classes)
-    cnn.save(path, {"record": {"classes": classes, "test": 0.5}, "weights": network.state_dict()})
+    cnn.save(path, network, _pretraining(classes))
     return network.eval()
 
 
@@ -167,7 +175,7 @@ def test_the_cache_tells_extractors_apart(tmp_path):
     _checkpoint(tmp_path / "a.pt")
     torch.manual_seed(1)
     other = cnn.ConvNet(2)
-    cnn.save(tmp_path / "b.pt", {"record": {"classes": 2}, "weights": other.state_dict()})
+    cnn.save(tmp_path / "b.pt", other, _pretraining(2))
     built = [
         extractors.build(name, grid, size)
         for name in ("raw", "dog", "gabor", f"cnn:{tmp_path / 'a.pt'}", f"cnn:{tmp_path / 'b.pt'}")
@@ -213,15 +221,15 @@ def test_pretraining_learns_and_records(tmp_path):
     cnn_validation = cnn.VALIDATION
     try:
         cnn.VALIDATION = 50
-        content = cnn.pretrain("digits", load, 2, 0, epochs.append, deformation=0.5)
+        network, record = cnn.pretrain("digits", load, 2, 0, epochs.append, deformation=0.5)
     finally:
         cnn.VALIDATION = cnn_validation
-    assert [entry["epoch"] for entry in epochs] == [1, 2]
-    assert content["record"]["pretrained_on"] == "digits"
-    assert content["record"]["deformation"] == 0.5
-    assert 0 <= content["record"]["test"] <= 1
-    cnn.save(tmp_path / "net.pt", content)
-    assert cnn.record(str(tmp_path / "net.pt")) == content["record"]
+    assert [entry.epoch for entry in epochs] == [1, 2]
+    assert record.pretrained_on == "digits"
+    assert record.deformation == 0.5
+    assert 0 <= record.test <= 1
+    cnn.save(tmp_path / "net.pt", network, record)
+    assert cnn.record(str(tmp_path / "net.pt")) == record
 
 
 def test_images_are_deformed_as_far_as_asked():
@@ -234,5 +242,5 @@ def test_images_are_deformed_as_far_as_asked():
 
 def test_the_suites_own_checkpoints_say_how_good_they_are():
     for name, at_least in (("mnist", 0.98), ("fashion-mnist", 0.8), ("fashion-mnist-mild", 0.91)):
-        assert cnn.record(name)["pretrained_on"] == name.removesuffix("-mild")
-        assert cnn.record(name)["test"] > at_least
+        assert cnn.record(name).pretrained_on == name.removesuffix("-mild")
+        assert cnn.record(name).test > at_least

@@ -9,7 +9,7 @@ from reproductions.datasets import Form, Images
 from reproductions.errors import SuiteError
 from reproductions.features import Features
 from reproductions.figures import draw_few_labels
-from reproductions.tables import few_labels_table
+from reproductions.tables import few_labels_table, shown
 
 
 def _images(sizes=(30, 12), seed=0):
@@ -32,9 +32,9 @@ def test_the_draw_takes_as_many_of_each_class():
 
 @pytest.fixture
 def record(monkeypatch, tmp_path):
-    monkeypatch.setattr(few_labels, "SIZES", (5, None))
-    monkeypatch.setattr(few_labels, "STEPS", 60)
-    monkeypatch.setattr(few_labels, "LEARNING_RATE", 1e-2)
+    settings = few_labels.read()
+    network = settings.network.model_copy(update={"steps": 60, "learning_rate": 1e-2})
+    settings = settings.model_copy(update={"per_class": [5], "network": network})
     parts = {"train": _images(), "test": _images((20, 20), seed=1)}
     forms = []
 
@@ -44,17 +44,19 @@ def record(monkeypatch, tmp_path):
 
     monkeypatch.setattr(datasets, "load", load)
     seen, form = [], Form(size=(4, 4))
-    record = few_labels.study("easy", form, Features(extractor="raw"), 2, None, tmp_path, seen.append)
-    assert record["results"] == seen
+    record = few_labels.study(
+        "easy", form, Features(extractor="raw"), settings, 2, None, tmp_path, seen.append
+    )
+    assert record.results == seen
     assert set(forms) == {form}
     return record
 
 
 def test_every_classifier_learns_an_easy_task_from_few_labels(record):
-    assert len(record["results"]) == 2 * 2 * 3
-    assert {result["classifier"] for result in record["results"]} == set(few_labels.CLASSIFIERS)
-    assert all(result["accuracy"] > 0.9 for result in record["results"])
-    assert {result["labelled"] for result in record["results"]} == {10, 42}
+    assert len(record.results) == 2 * 2 * 3
+    assert {result.classifier for result in record.results} == set(few_labels.CLASSIFIERS)
+    assert all(result.accuracy > 0.9 for result in record.results)
+    assert {result.labelled for result in record.results} == {10, 42}
 
 
 def test_size_and_colour_of_the_images_come_from_the_command_line(monkeypatch, tmp_path):
@@ -79,7 +81,7 @@ def test_size_and_colour_of_the_images_come_from_the_command_line(monkeypatch, t
 
 
 def test_table_and_figure_show_every_size(record, tmp_path):
-    table = few_labels_table(record)
+    table = shown(few_labels_table(record))
     assert table["labelled per class"].tolist() == ["5", "all"]
     assert all(" ± " in value for value in table["single-spike %"])
     assert all(value.count(" + ") == 2 for value in table["spikes: input + hidden + output"])

@@ -123,6 +123,30 @@ def test_the_command_prints_a_row_for_each_rule_and_draws(tmp_path, monkeypatch)
     assert figure.read_text().startswith("<?xml")
 
 
+def test_a_row_has_means_and_deviations_over_seeds_and_the_legend_hides_no_bar(tmp_path, monkeypatch):
+    seeds = [(0.5, 0.1, -0.01), (0.7, 0.3, -0.03)]
+    finding = gradients.Finding(1e-2)
+    for accuracy, cosine, descent in seeds:
+        finding.accuracies.append(accuracy)
+        finding.cosines.append((cosine, -cosine))
+        finding.descents.append((descent, -descent))
+        finding.spreads.append(cosine)
+        finding.by_lag.append([cosine] * T)
+    audits = {kind: dict.fromkeys(gradients.RULES, finding) for kind in gradients.NETWORKS}
+    told = ["60.0 ± 14.1 (0.01)", "0.20 ± 0.14 / -0.20 ± 0.14", "-2.0 ± 1.4 / +2.0 ± 1.4", "0.20 ± 0.14"]
+    assert gradients.row("latency", audits) == ["latency", *told, *told]
+
+    drawn = []
+    monkeypatch.setattr(gradients.plt, "close", drawn.append)
+    gradients.draw(audits, tmp_path / "figure.png")
+    (figure,) = drawn
+    left, right = figure.axes
+    (legend,) = figure.legends
+    assert not legend.get_window_extent().overlaps(left.get_window_extent())
+    assert [text.get_text() for text in legend.get_texts()] == list(gradients.NETWORKS)
+    assert [bar.has_yerr for bar in right.containers] == [True] * len(gradients.RULES)
+
+
 @pytest.mark.parametrize("options", [["--dataset", "eth80"], ["--figure", "gradients.txt"]])
 def test_what_the_command_has_not_is_refused(options):
     result = CliRunner().invoke(app, ["gradients", *options])

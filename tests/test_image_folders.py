@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_runs import content, execute
 
 from reproductions import datasets
-from reproductions.config import validated
+from reproductions.catalog import validated
 from reproductions.datasets import Form, Images, folders
 from reproductions.errors import SuiteError
 from reproductions.runner import Run
@@ -131,8 +131,8 @@ def test_a_config_says_what_form_its_images_have(eth80, tmp_path):
         "tiny",
     )
     record = execute(Run(chosen, "tiny", results=tmp_path / "results", data_root=eth80))
-    assert record["config"]["images"] == {"size": [4, 6], "grey": True}
-    inputs, hidden, outputs = record["test"]["example"]["times"]
+    assert record.config["images"] == {"size": [4, 6], "grey": True}
+    inputs, hidden, outputs = record.test.example.times
     assert (len(inputs), len(hidden), len(outputs)) == (24, 12, 2)
 
 

@@ -1,5 +1,6 @@
 """The trainer that the methods share, and each method on tiny data."""
 
+import copy
 import math
 
 import pytest
@@ -7,13 +8,12 @@ import torch
 from tiny_runs import config, execute
 from torch import nn
 
-from reproductions import config as configs
-from reproductions import methods
+from reproductions import catalog, methods
 from reproductions.config import Config, Network
 from reproductions.errors import SuiteError
-from reproductions.methods import EpochStatistics
 from reproductions.methods.bs4nn import Binary
-from reproductions.methods.minibatch import Augment, Minibatch, Stage, Training, WeightAverage, augmented
+from reproductions.methods.minibatch import Augment, Minibatch, Stage, Training, augmented
+from reproductions.records import EpochStatistics
 from reproductions.runner import Run
 from ssnn_plugin import IF
 from ssnn_plugin.functional import first_spike_linear
@@ -116,10 +116,10 @@ def test_the_trainer_calls_the_method_after_every_batch_and_counts_every_layer()
     ],
 )
 def test_a_method_learns_the_digits(tmp_path, method, least):
-    chosen = configs.find(method, "digits").with_epochs(8)
-    history = execute(Run(chosen, "digits", results=tmp_path))["history"]
-    assert history[-1]["train"]["loss"] < 0.6 * history[0]["train"]["loss"]
-    assert history[-1]["validation"]["potential"] > least
+    chosen = catalog.find(method, "digits").with_epochs(8)
+    history = execute(Run(chosen, "digits", results=tmp_path)).history
+    assert history[-1].train.loss < 0.6 * history[0].train.loss
+    assert history[-1].validation["potential"] > least
 
 
 def test_layers_are_those_before_the_pool():
@@ -175,16 +175,31 @@ def test_prediction_uses_the_mean_of_the_last_weights_and_leaves_them_alone():
     assert torch.equal(_weights(method), kept[3])
 
 
-def test_an_average_before_the_last_epochs_is_the_weights_themselves():
-    average = WeightAverage(
-        Training(epochs=3, average_last=1, batch_size=1, optimizer="sgd", learning_rates=[1])
-    )
-    weight = torch.ones(2)
-    average.update(0, [weight])
-    assert average.of([weight])[0] is weight
-    average.update(2, [weight])
-    weight += 1
-    assert average.of([weight])[0].tolist() == [1, 1]
+def test_before_the_last_epochs_prediction_uses_the_weights_themselves():
+    method, seen = _method(average_last=2), []
+    _train(method, 2)
+    method.forward = lambda times: (seen.append(_weights(method).clone()), (times, times))[1]
+    method.predict(_samples()[0])
+    assert torch.equal(seen[0], _weights(method))
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_checkpoint_that_holds_sums_of_weights_is_taken_up(epochs):
+    method = _method(average_last=2)
+    kept = []
+    for epoch in range(epochs):
+        _train(method, epoch + 1, first=epoch)
+        if epoch >= 2:
+            kept.append([p.detach().clone() for p in method.network.parameters()])
+    state = copy.deepcopy(method.state_dict())
+    expected = method.predict(_samples()[0])[0][-1]
+    sums = [torch.stack(parts).sum(0) for parts in zip(*kept, strict=True)]
+    other = _method(average_last=2)
+    other.load_state_dict(state | {"average": {"sums": sums, "epochs": len(kept)}})
+    assert torch.equal(other.predict(_samples()[0])[0][-1], expected)
+    for one in (method, other):
+        _train(one, epochs + 1, first=epochs)
+    assert torch.equal(other.predict(_samples()[0])[0][-1], method.predict(_samples()[0])[0][-1])
 
 
 @pytest.mark.parametrize(("optimizer", "kind"), [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")])
@@ -204,7 +219,7 @@ def test_another_number_of_rates_is_refused():
 def test_statistics_are_means_over_samples_and_neurons():
     spikes = [torch.tensor([[4, 0], [2, 2]]), torch.tensor([3, 4])]
     assert EpochStatistics.of(8.0, 3.0, spikes, 4) == EpochStatistics(
-        2.0, 0.75, (2.0, 1.75), (0.5, 0.125), (1, 0)
+        loss=2.0, accuracy=0.75, spikes=[2.0, 1.75], silent=[0.5, 0.125], dead=[1, 0]
     )
 
 
@@ -249,7 +264,7 @@ def test_bs4nn_predicts_with_two_values_per_layer_that_were_learned():
     method, times = _learned("bs4nn")
     (hidden, output), _ = method.predict(times)
     before = torch.tensor([0.2, 0.5])
-    for layer, alpha, first in zip(method.layers, method.alphas, before, strict=True):
+    for layer, alpha, first in zip(method.connections, method.alphas, before, strict=True):
         assert layer.weight.unique().tolist() == [-alpha.item(), alpha.item()]
         assert alpha.item() != first
     binary = [alpha * real.sign() for alpha, real in zip(method.alphas, method.learned, strict=True)]
@@ -279,9 +294,9 @@ def test_bs4nn_keeps_the_real_weights_within_the_clip():
 
 def test_every_implementation_has_settings_and_a_builder():
     for name in methods.IMPLEMENTATIONS:
-        module = methods.module(name)
-        assert issubclass(module.Settings, Config)
-        assert callable(module.build)
+        found = methods.find(name)
+        assert found.name == name
+        assert issubclass(found.settings, Config)
 
 
 def test_building_twice_gives_the_same_weights():

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy, relu
 
 from reproductions import methods
-from reproductions.config import validated
+from reproductions.catalog import validated
 from reproductions.errors import SuiteError
 from ssnn_plugin.functional import weight_sum_cost
 
@@ -22,7 +22,7 @@ SETTINGS = {
     "mostafa": {
         "encoding": {"kind": "two-times"},
         "network": {
-            "hidden": [7],
+            "layers": ["7"],
             "t_max": 12.0,
             "init": [{"normal": [0.1, 0.2]}, {"uniform": [0.0, 0.6]}],
             "dtype": "float64",
@@ -123,8 +123,8 @@ def test_a_higher_price_makes_fewer_spikes():
 
 def test_mostafas_costs_are_those_of_the_weights():
     method = _method("mostafa")
-    lacking = sum(weight_sum_cost(layer.weight, 1.0) for layer in method.layers)
-    squares = sum(layer.weight.square().sum() for layer in method.layers)
+    lacking = sum(weight_sum_cost(layer.weight, 1.0) for layer in method.connections)
+    squares = sum(layer.weight.square().sum() for layer in method.connections)
     assert method.costs([]).item() == pytest.approx((2.0 * lacking + 0.1 * squares).item())
 
 
@@ -139,19 +139,32 @@ def test_mostafas_loss_is_the_cross_entropy_on_z():
 def test_mostafas_gradients_are_rescaled_neuron_by_neuron():
     method = _method("mostafa")
     before = []
-    for layer in method.layers:
+    for layer in method.connections:
         layer.weight.grad = (
             torch.rand_like(layer.weight) * torch.linspace(0, 0.05, len(layer.weight))[:, None]
         )
         before.append(layer.weight.grad.clone())
     method.after_backward()
     scaled = 0
-    for layer, old in zip(method.layers, before, strict=True):
+    for layer, old in zip(method.connections, before, strict=True):
         for new_row, row in zip(layer.weight.grad, old, strict=True):
             too_long = row.norm() > 0.05
             scaled += bool(too_long)
             torch.testing.assert_close(new_row, row * 0.05 / row.norm() if too_long else row)
     assert 0 < scaled < 11
+
+
+def test_mostafas_network_may_be_convolutional():
+    init = [{"normal": normal} for normal in ([0.3, 0.2], [0.15, 0.15], [0.3, 0.2])]
+    network = {"layers": ["4C3", "P2", "12"], "init": init}
+    options = {"weight_sum_cost": 1.0, "l2": 0.0, "max_norm": 10.0, "learning_rates": [3e-3]}
+    method = _method("mostafa", network, spike_price=0.01, epochs=12, **options)
+    x, labels = _images()
+    times = torch.where(x > 0.5, 0.0, math.log(6.0)).to(torch.float64)
+    losses = [method.train_epoch(epoch, times, labels, lambda n: None).loss for epoch in range(12)]
+    assert losses[-1] < 0.3 * losses[0]
+    (*_, outputs), _ = method.predict(times)
+    assert (outputs.argmin(1) == labels).double().mean() > 0.9, "chance is a quarter"
 
 
 def test_ds4nn_begins_with_the_wanted_part_of_its_neurons_firing():

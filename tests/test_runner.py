@@ -10,8 +10,7 @@ import pytest
 import torch
 from tiny_runs import Interrupted, Interrupting, Quiet, config, execute
 
-from reproductions import config as configs
-from reproductions import datasets, records, runner
+from reproductions import catalog, datasets, records, runner
 from reproductions.errors import SuiteError
 from reproductions.runner import Run
 from ssnn_plugin.metrics import RULES
@@ -66,7 +65,7 @@ def _run(folder, chosen=CONFIGS["online"], **options):
 
 
 def _numbers(record):
-    return {key: record[key] for key in ("history", "test")}
+    return record.history, record.test
 
 
 def _interrupt(run, what="epoch", count=1):
@@ -78,35 +77,34 @@ def _interrupt(run, what="epoch", count=1):
 @each_config
 def test_a_run_writes_a_complete_record(finished, chosen):
     record = finished(chosen)
-    assert set(record) == {*records.KEYS, "network_name", "t_max", "commits"}
-    assert record["config"] == chosen.model_dump(mode="json")
-    assert (record["config_hash"], record["seed"], record["dataset"]) == (chosen.digest(), 0, "digits")
-    assert [entry["epoch"] for entry in record["history"]] == [1, 2, 3]
-    for entry in record["history"]:
-        assert set(entry["validation"]) == set(RULES)
-        train = entry["train"]
-        assert [len(train[key]) for key in ("spikes", "silent", "dead")] == [2, 2, 2]
-        for spikes, silent, dead, size in zip(
-            train["spikes"], train["silent"], train["dead"], (12, 10), strict=True
-        ):
+    missing = {"best_test_epoch", "extractor", "method_sha256"}
+    assert record.model_fields_set == set(records.Record.model_fields) - missing
+    assert record.config == chosen.model_dump(mode="json")
+    assert (record.config_hash, record.seed, record.dataset) == (chosen.digest(), 0, "digits")
+    assert [entry.epoch for entry in record.history] == [1, 2, 3]
+    for entry in record.history:
+        assert set(entry.validation) == set(RULES)
+        train = entry.train
+        assert [len(part) for part in (train.spikes, train.silent, train.dead)] == [2, 2, 2]
+        for spikes, silent, dead, size in zip(train.spikes, train.silent, train.dead, (12, 10), strict=True):
             assert math.isclose(silent, 1 - spikes / size, abs_tol=1e-9)
             assert isinstance(dead, int)
             assert 0 <= dead <= size * silent
-    test = record["test"]
-    assert set(test["accuracy"]) == set(RULES)
-    assert test["accuracy"]["unique"] <= test["accuracy"]["first_index"] <= test["accuracy"]["lenient"]
-    assert test["samples"] == sum(test["response_histogram"]) == 360
-    assert len(test["response_histogram"]) == len(test["right_histogram"]) == 33
-    assert all(r <= n for r, n in zip(test["right_histogram"], test["response_histogram"], strict=True))
-    assert test["right_histogram"][-1] == 0
-    right = sum(test["right_histogram"]) / 360
-    assert test["accuracy"]["unique"] <= right + 1e-9 <= test["accuracy"]["potential"] + 2e-9
-    assert [len(test[key]) for key in ("total", "until_decision")] == [3, 3]
-    assert all(until <= total for until, total in zip(test["until_decision"], test["total"], strict=True))
-    assert [len(layer) for layer in test["example"]["times"]] == [64, 12, 10]
-    response = sum(k * n for k, n in enumerate(test["response_histogram"])) / 360
-    assert math.isclose(test["response_time"], response, rel_tol=1e-6)
-    assert math.isclose(test["silent"], test["response_histogram"][-1] / 360, rel_tol=1e-6)
+    test = record.test
+    assert set(test.accuracy) == set(RULES)
+    assert test.accuracy["unique"] <= test.accuracy["first_index"] <= test.accuracy["lenient"]
+    assert test.samples == sum(test.response_histogram) == 360
+    assert len(test.response_histogram) == len(test.right_histogram) == 33
+    assert all(r <= n for r, n in zip(test.right_histogram, test.response_histogram, strict=True))
+    assert test.right_histogram[-1] == 0
+    right = sum(test.right_histogram) / 360
+    assert test.accuracy["unique"] <= right + 1e-9 <= test.accuracy["potential"] + 2e-9
+    assert [len(counts) for counts in (test.total, test.until_decision)] == [3, 3]
+    assert all(until <= total for until, total in zip(test.until_decision, test.total, strict=True))
+    assert [len(layer) for layer in test.example.times] == [64, 12, 10]
+    response = sum(k * n for k, n in enumerate(test.response_histogram)) / 360
+    assert math.isclose(test.response_time, response, rel_tol=1e-6)
+    assert math.isclose(test.silent, test.response_histogram[-1] / 360, rel_tol=1e-6)
 
 
 def test_the_record_is_plain_json_and_the_checkpoint_is_gone(tmp_path):
@@ -121,8 +119,8 @@ def test_a_seed_fixes_every_number(tmp_path, finished, chosen):
     torch.manual_seed(9)
     assert _numbers(execute(_run(tmp_path, chosen))) == _numbers(finished(chosen))
     other = execute(_run(tmp_path, chosen, seed=1))
-    assert other["history"] != finished(chosen)["history"]
-    assert other["test"] != finished(chosen)["test"]
+    assert other.history != finished(chosen).history
+    assert other.test != finished(chosen).test
 
 
 @pytest.mark.parametrize(
@@ -150,6 +148,7 @@ def test_a_seed_fixes_every_number(tmp_path, finished, chosen):
         ("minibatch", {"weight_decay": 0.1, "optimizer": "adamw"}),
         ("minibatch", {"schedule": {"kind": "exponential", "decay": 0.5}}),
         ("minibatch", {"augment": {"shift": 1}}),
+        ("minibatch", {"spike_price": 0.1}),
         ("minibatch", {"center_gradients": True}),
         ("minibatch", {"center_gradients": True, "center_along": "mean input"}),
         ("ts4tl", {"t_target": 10.0}),
@@ -167,7 +166,7 @@ def test_a_seed_fixes_every_number(tmp_path, finished, chosen):
 def test_no_option_is_ignored(tmp_path, finished, protocol, option):
     *rest, _ = option
     without = finished(config(protocol, **{key: option[key] for key in rest}))
-    assert execute(_run(tmp_path, config(protocol, **option)))["test"] != without["test"]
+    assert execute(_run(tmp_path, config(protocol, **option))).test != without.test
 
 
 @each_config
@@ -179,6 +178,19 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path, finished, chos
     assert not _run(tmp_path).checkpoint.exists()
 
 
+def test_a_checkpoint_of_the_first_versions_is_taken_up(tmp_path, finished):
+    chosen = config("minibatch", average_last=2)
+    _interrupt(_run(tmp_path, chosen), "epoch", 2)
+    path = _run(tmp_path).checkpoint
+    content = records.read_checkpoint(path)
+    for entry in content["state"]["history"]:
+        entry["train"] |= {key: tuple(entry["train"][key]) for key in ("spikes", "silent", "dead")}
+    weights = list(content["method"]["network"].values())
+    content["method"]["average"] = {"sums": weights, "epochs": 1}
+    records.write_checkpoint(path, content)
+    assert _numbers(execute(_run(tmp_path, chosen, resume=True))) == _numbers(finished(chosen))
+
+
 def test_a_run_resumes_more_than_once(tmp_path, finished):
     _interrupt(_run(tmp_path))
     _interrupt(_run(tmp_path, resume=True))
@@ -187,7 +199,7 @@ def test_a_run_resumes_more_than_once(tmp_path, finished):
 
 
 def test_a_killed_process_resumes_to_the_same_numbers(tmp_path):
-    chosen = configs.find("s4nn", "digits").with_epochs(KILLED_EPOCHS)
+    chosen = catalog.find("s4nn", "digits").with_epochs(KILLED_EPOCHS)
     name = f"s4nn-digits-epochs{KILLED_EPOCHS}"
     whole = Run(chosen, name, results=tmp_path / "whole")
     killed = Run(chosen, name, results=tmp_path / "killed")
@@ -219,7 +231,7 @@ def test_earlier_work_is_not_overwritten_unasked(tmp_path, finished):
     assert _run(tmp_path).record.read_bytes() == record
 
     changed = config(gamma=4.0)
-    assert execute(_run(tmp_path, changed, overwrite=True))["config_hash"] == changed.digest()
+    assert execute(_run(tmp_path, changed, overwrite=True)).config_hash == changed.digest()
 
 
 def test_a_record_stays_until_the_run_that_overwrites_it_is_complete(tmp_path):
@@ -235,7 +247,7 @@ def test_a_run_that_overwrites_can_be_resumed(tmp_path):
     changed = config(gamma=4.0)
     with pytest.raises(Interrupted):
         runner.execute(_run(tmp_path, changed, overwrite=True), Interrupting("epoch", 2))
-    assert execute(_run(tmp_path, changed, resume=True))["config_hash"] == changed.digest()
+    assert execute(_run(tmp_path, changed, resume=True)).config_hash == changed.digest()
 
 
 def test_another_seed_is_another_run(tmp_path):
@@ -298,14 +310,16 @@ def test_the_test_set_is_loaded_once_and_after_training_unless_tracked(
 def test_tracking_the_test_set_changes_no_number(tmp_path, finished, protocol):
     plain = finished(CONFIGS[protocol])
     tracked = execute(_run(tmp_path, CONFIGS[protocol], track_test=True))
-    assert set(tracked) - set(plain) == {"best_test_epoch"}
-    test = [entry.pop("test") for entry in tracked["history"]]
-    assert _numbers(tracked) == _numbers(plain)
-    assert test[-1] == plain["test"]["accuracy"]
-    best = max(accuracy["lenient"] for accuracy in test)
-    epoch = tracked["best_test_epoch"]["epoch"]
-    assert tracked["best_test_epoch"]["accuracy"] == test[epoch - 1]
-    assert test[epoch - 1]["lenient"] == best
+    assert tracked.model_fields_set - plain.model_fields_set == {"best_test_epoch"}
+    test = [entry.test for entry in tracked.history]
+    assert [(entry.train, entry.validation) for entry in tracked.history] == [
+        (entry.train, entry.validation) for entry in plain.history
+    ]
+    assert tracked.test == plain.test
+    assert test[-1] == plain.test.accuracy
+    best = tracked.best_test_epoch
+    assert best.accuracy == test[best.epoch - 1]
+    assert best.accuracy["lenient"] == max(accuracy["lenient"] for accuracy in test)
 
 
 def test_averaged_weights_of_one_epoch_are_those_weights(tmp_path, finished):
@@ -339,7 +353,7 @@ def test_a_record_names_every_commit_that_trained_it(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "commit", lambda: "first")
     _interrupt(_run(tmp_path), "epoch", 1)
     monkeypatch.setattr(records, "commit", lambda: "second")
-    assert execute(_run(tmp_path, resume=True))["commits"] == ["first", "second"]
+    assert execute(_run(tmp_path, resume=True)).commits == ["first", "second"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def published(tmp_path, monkeypatch):
 
 
 def _rows(*records, dataset="mnist"):
-    return tables.comparison(records, dataset).to_dict("records")
+    return tables.shown(tables.comparison(records, dataset)).to_dict("records")
 
 
 def test_seeds_are_averaged_with_their_standard_deviation():
@@ -127,7 +127,7 @@ def test_references_show_value_source_and_certainty_as_written(dataset):
 @pytest.mark.parametrize("style", tables.FORMATS)
 def test_every_format_shows_rows_and_references(style):
     text = tables.render(tables.comparison([record(0.95), record(0.97, seed=1)], "mnist"), style)
-    assert "96.00 ± 1.41" in text
+    assert ("96,1.41421" if style == "csv" else "96.00 ± 1.41") in text
     assert "784-400-10" in tables.render(tables.references("mnist"), style)
 
 
@@ -147,12 +147,30 @@ def test_latex_special_characters_are_escaped(table):
     assert len(body) == len(table) + 1
     for line in body:
         assert not re.search(r"(?<!\\)[%#_$]", line)
-        assert len(re.findall(r"(?<!\\)&", line)) == table.shape[1] - 1
+        assert len(re.findall(r"(?<!\\)&", line)) == tables.shown(table).shape[1] - 1
 
 
 def test_csv_parses_back():
     read = pd.read_csv(io.StringIO(tables.render(SPECIAL, "csv")))
     pd.testing.assert_frame_equal(read, SPECIAL)
+
+
+def test_a_cell_of_csv_holds_a_number():
+    deep = record(0.9, name="deep-mnist")
+    layers = {"total": [150.0, 80.0, 20.0, 2.0], "until_decision": [90.0, 60.0, 10.0, 1.0]}
+    deep = deep.model_copy(update={"test": deep.test.model_copy(update=layers)})
+    read = pd.read_csv(
+        io.StringIO(tables.render_all([record(0.95), record(0.97, seed=1), deep], "csv")), index_col="method"
+    )
+    words = {"network", "response unit", "published certainty", "published network", "data set"}
+    assert set(read.select_dtypes(exclude="number")) <= words
+    assert read.loc["s4nn", "lenient %"] == pytest.approx(96)
+    assert read.loc["s4nn", "lenient % deviation"] == pytest.approx(2**0.5, abs=1e-5)
+    assert read.loc["s4nn", "lenient minus published"] == pytest.approx(96 - 97.4)
+    spikes = [column for column in read if column.startswith("spikes: ")]
+    assert spikes == ["spikes: input", "spikes: hidden 1", "spikes: hidden 2", "spikes: output"]
+    assert read.loc["deep", spikes].tolist() == [150, 80, 20, 2]
+    assert read.loc["s4nn", spikes].isna().tolist() == [False, False, True, False]
 
 
 def test_html_is_escaped():

@@ -6,7 +6,7 @@ import copy
 import json
 
 from reproductions import records, runner
-from reproductions.config import validated
+from reproductions.catalog import validated
 
 MINIBATCH_NETWORK = {"threshold": 1.0, "init": [{"uniform": [-0.22, 0.3]}, {"uniform": [-0.1, 0.9]}]}
 MINIBATCH = {"learning_rates": [1e-3, 1e-3], "batch_size": 64, "optimizer": "adam"}
@@ -41,7 +41,7 @@ def content(kind="online", **training):
             "dataset": "digits",
             "description": "small",
             "validation": 1137,
-            "network": {"hidden": [12], "t_max": 32, **NETWORKS[kind]},
+            "network": {"layers": ["12"], "t_max": 32, **NETWORKS[kind]},
             "training": {"epochs": 3, **TRAININGS[kind], **training},
         }
     )
@@ -118,38 +118,55 @@ def record(
     lenient=0.95, *, seed=0, name="s4nn-mnist", dataset="mnist", config_hash="a" * 12, t_max=16, **changes
 ):
     """A complete record of a 784-400-10 network, made by hand."""
-    accuracy = {"lenient": lenient, "first_index": 0.9, "potential": 0.91, "unique": 0.8}
-    train = {"loss": 0.1, "accuracy": 0.5, "spikes": [10.0, 1.0], "silent": [0.9, 0.9], "dead": [3, 0]}
-    return {
-        "schema": records.SCHEMA,
-        "name": name,
-        "method": "s4nn",
-        "dataset": dataset,
-        "config": {
-            "implementation": "s4nn",
-            "network": {"hidden": [400], "t_max": t_max},
-            "training": {"epochs": 1},
-        },
-        "config_hash": config_hash,
-        "network_name": "400",
-        "t_max": t_max,
-        "seed": seed,
-        "versions": {},
-        "commit": "unknown",
-        "machine": {},
-        "wall_time_s": 1.0,
-        "history": [{"epoch": 1, "train": train}],
-        "test": {
-            "accuracy": accuracy,
-            "samples": 10,
-            "total": [150.0, 80.0, 2.0],
-            "until_decision": [90.0, 60.0, 1.0],
-            "response_time": 7.0,
-            "tied": 0.1,
-            "silent": 0.0,
-            "response_histogram": [10] + [0] * (t_max if isinstance(t_max, int) else 256),
-            "right_histogram": [10] + [0] * (t_max if isinstance(t_max, int) else 256),
-            "example": {"label": 3, "times": [[1.0] * 784, [2.0] * 400, [None] * 9 + [3.0]]},
-        },
-        **changes,
-    }
+    histogram = [10] + [0] * (t_max if isinstance(t_max, int) else 256)
+    return records.Record.model_validate(
+        {
+            "schema": records.SCHEMA,
+            "name": name,
+            "method": "s4nn",
+            "dataset": dataset,
+            "config": {
+                "implementation": "s4nn",
+                "network": {"layers": ["400"], "t_max": t_max},
+                "training": {"epochs": 1},
+            },
+            "config_hash": config_hash,
+            "network_name": "400",
+            "t_max": t_max,
+            "seed": seed,
+            "versions": {},
+            "commit": "unknown",
+            "machine": {"processor": "x86_64", "cores": 2, "threads": 1, "gpu": None},
+            "wall_time_s": 1.0,
+            "history": [
+                {
+                    "epoch": 1,
+                    "train": {
+                        "loss": 0.1,
+                        "accuracy": 0.5,
+                        "spikes": [10.0, 1.0],
+                        "silent": [0.9, 0.9],
+                        "dead": [3, 0],
+                    },
+                }
+            ],
+            "test": {
+                "accuracy": {"lenient": lenient, "first_index": 0.9, "potential": 0.91, "unique": 0.8},
+                "samples": 10,
+                "total": [150.0, 80.0, 2.0],
+                "until_decision": [90.0, 60.0, 1.0],
+                "response_time": 7.0,
+                "tied": 0.1,
+                "silent": 0.0,
+                "response_histogram": histogram,
+                "right_histogram": histogram,
+                "example": {"label": 3, "times": [[1.0] * 784, [2.0] * 400, [None] * 9 + [3.0]]},
+            },
+            **changes,
+        }
+    )
+
+
+def with_response(run, histogram):
+    """A record with another histogram of response times."""
+    return run.model_copy(update={"test": run.test.model_copy(update={"response_histogram": histogram})})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +15,7 @@ from ssnn_plugin.nn import MinMaxScaling
 
 from ..datasets import Images
 from ..errors import SuiteError
-from ..records import atomic_write, require_writable
+from ..records import Extractor, atomic_write, require_writable
 from . import cnn, extractors
 
 BATCH = 100
@@ -58,13 +58,13 @@ class Pipeline:
         """The features of images, clipped to the range of the training part."""
         return images if self.extractor is None else self._scaled(images, self._extract(images))
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Extractor:
         """What a record says of the extractor: its hash, and how the suite trained it if it did."""
         assert self.extractor is not None
         assert self.features is not None
         kind, _, which = self.features.extractor.partition(":")
         trained = {"pretrained": cnn.record(which)} if kind == "cnn" else {}
-        return {"hash": extractor_hash(self.extractor), **trained}
+        return Extractor(hash=extractor_hash(self.extractor), **trained)
 
     def _extract(self, images: Images) -> Tensor:
         assert self.extractor is not None

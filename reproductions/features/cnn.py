@@ -7,14 +7,14 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ..datasets import Images, hold_out
 from ..errors import SuiteError
-from ..records import atomic_write, commit, machine, versions
+from ..records import Pretraining, PretrainingEpoch, atomic_write, commit, machine, versions
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 CHANNELS = 48, 96, 96
@@ -54,9 +54,9 @@ def pretrain(
     load: Callable[[str], Images],
     epochs: int,
     seed: int,
-    report: Callable[[dict[str, Any]], None],
+    report: Callable[[PretrainingEpoch], None],
     deformation: float = 1.0,
-) -> dict[str, Any]:
+) -> tuple[ConvNet, Pretraining]:
     """Train on a data set; the test set is read once, at the end.
 
     Args:
@@ -67,7 +67,7 @@ def pretrain(
         report: called with the numbers of every epoch.
 
     Returns:
-        What `save` writes: the weights, and how they came about.
+        The network, and how it came about.
     """
     torch.manual_seed(seed)
     training, validation = hold_out(load("train"), VALIDATION)
@@ -85,21 +85,20 @@ def pretrain(
             torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
-        history.append({"epoch": epoch, "validation": _accuracy(network, validation)})
+        history.append(PretrainingEpoch(epoch=epoch, validation=_accuracy(network, validation)))
         report(history[-1])
-    record = {
-        "pretrained_on": name, "classes": training.classes, "epochs": epochs, "seed": seed,
-        "deformation": deformation,
-        "versions": versions(), "commit": commit(), "machine": machine("cpu"),
-        "history": history, "test": _accuracy(network, load("test")),
-    }  # fmt: skip
-    return {"record": record, "weights": network.state_dict()}
+    record = Pretraining(
+        pretrained_on=name, classes=training.classes, epochs=epochs, seed=seed, deformation=deformation,
+        versions=versions(), commit=commit(), machine=machine("cpu"),
+        history=history, test=_accuracy(network, load("test")),
+    )  # fmt: skip
+    return network, record
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write what `pretrain` returned."""
+def save(path: Path, network: ConvNet, record: Pretraining) -> None:
+    """Write a checkpoint of what `pretrain` returned."""
     with atomic_write(path, "wb") as file:
-        torch.save(content, file)
+        torch.save({"record": record.model_dump(), "weights": network.state_dict()}, file)
 
 
 def load(checkpoint: str) -> ConvNet:
@@ -108,21 +107,19 @@ def load(checkpoint: str) -> ConvNet:
     Raises:
         SuiteError: no such file, or something else in it.
     """
-    path, content = _read(checkpoint)
-    try:
-        network = ConvNet(content["record"]["classes"])
-        network.load_state_dict(content["weights"])
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise SuiteError(f"{path}: not a checkpoint of `pretrain`: {error}") from error
-    return network
+    return _read(checkpoint)[0]
 
 
-def record(checkpoint: str) -> dict[str, Any]:
-    """How a checkpoint came about: data set, accuracy, seed, versions."""
-    return dict(_read(checkpoint)[1]["record"])
+def record(checkpoint: str) -> Pretraining:
+    """How a checkpoint came about.
+
+    Raises:
+        SuiteError: as `load`.
+    """
+    return _read(checkpoint)[1]
 
 
-def _read(checkpoint: str) -> tuple[Path, dict[str, Any]]:
+def _read(checkpoint: str) -> tuple[ConvNet, Pretraining]:
     path = Path(checkpoint) if checkpoint.endswith(".pt") else CHECKPOINTS / f"{checkpoint}.pt"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in CHECKPOINTS.glob("*.pt")))
@@ -131,10 +128,15 @@ def _read(checkpoint: str) -> tuple[Path, dict[str, Any]]:
             f"or name one of the suite's own: {known}"
         )
     try:
-        content: dict[str, Any] = torch.load(path, weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError, zipfile.BadZipFile) as error:
+        content = torch.load(path, weights_only=True)
+        record = Pretraining.model_validate(content["record"])
+        network = ConvNet(record.classes)
+        network.load_state_dict(content["weights"])
+    except (
+        RuntimeError, KeyError, TypeError, EOFError, UnpicklingError, zipfile.BadZipFile, ValidationError
+    ) as error:  # fmt: skip
         raise SuiteError(f"{path}: not a checkpoint of `pretrain`, or damaged: {error}") from error
-    return path, content
+    return network, record
 
 
 @torch.no_grad()

@@ -1,47 +1,31 @@
-"""The methods, one file each; a config names its implementation."""
+"""The methods, one file each, which has its `Settings` and `build`; a config names its implementation.
+
+Other packages add theirs as entry points of the group `ssnn_plugin.methods`; a file of one's own needs none.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-from collections.abc import Callable, Sequence
+import importlib.util
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ..config import Config
+from ..config import Config
+from ..errors import SuiteError
+from ..records import EpochStatistics
 
 IMPLEMENTATIONS = ("s4nn", "ts4tl", "bs4nn", "ds4nn", "every_bin", "mostafa", "sparse_ramp")
-
-
-@dataclass(frozen=True)
-class EpochStatistics:
-    """Means over the training samples of an epoch; from `spikes` on, one number per layer of neurons.
-
-    `silent` is the fraction of (sample, neuron) pairs without a spike, `dead` the number of neurons
-    that no sample made fire.
-    """
-
-    loss: float
-    accuracy: float
-    spikes: tuple[float, ...]
-    silent: tuple[float, ...]
-    dead: tuple[int, ...]
-
-    @classmethod
-    def of(cls, loss: float, right: float, spikes: Sequence[Tensor], samples: int) -> EpochStatistics:
-        """From sums over the samples; `spikes` counts those of every neuron, layer by layer."""
-        per_sample = [layer.sum().item() / samples for layer in spikes]
-        return cls(
-            loss / samples,
-            right / samples,
-            tuple(per_sample),
-            tuple(1 - fired / layer.numel() for fired, layer in zip(per_sample, spikes, strict=True)),
-            tuple(int((layer == 0).sum()) for layer in spikes),
-        )
+GROUP = "ssnn_plugin.methods"
 
 
 class Method(Protocol):
@@ -66,16 +50,90 @@ class Method(Protocol):
         ...
 
 
-def module(implementation: str) -> Any:
-    """The module of an implementation: its `Settings`, and `build`."""
-    return importlib.import_module(f".{implementation}", __name__)
+@dataclass(frozen=True)
+class Implementation:
+    """A method's module: `settings` reads its configs, `builder` makes the method."""
+
+    name: str
+    settings: type[Config]
+    builder: Callable[[Any, tuple[int, ...], int, int, str], Method]
+    file: Path
+
+    @classmethod
+    def of(cls, name: str, module: ModuleType) -> Implementation:
+        """From a module.
+
+        Raises:
+            SuiteError: it has no `Settings` that is a `Config`, or no `build`.
+        """
+        settings, build = getattr(module, "Settings", None), getattr(module, "build", None)
+        if not (isinstance(settings, type) and issubclass(settings, Config) and callable(build)):
+            raise SuiteError(
+                f"{module.__file__}: a method's file must have a class `Settings(Config)` and "
+                f"`build(settings, shape, classes, seed, device)`, got {settings} and {build}"
+            )
+        return cls(name, settings, build, Path(str(module.__file__)))
+
+    def build(self, settings: Config, shape: tuple[int, ...], classes: int, seed: int, device: str) -> Method:
+        """The method with fresh weights, for images [channels, height, width]."""
+        torch.manual_seed(random_seed(seed))
+        return self.builder(settings, shape, classes, seed, device)
+
+    def config(self, dataset: str) -> Path:
+        """The config beside a method of another package or of one's own: `rule-digits.toml` for `rule.py`."""
+        return self.file.with_name(f"{self.file.stem}-{dataset}.toml")
+
+    def sha256(self) -> str | None:
+        """Hash of the file; of the suite's own, none: their commit is recorded."""
+        own = self.file.parent == Path(__file__).parent
+        return None if own else hashlib.sha256(self.file.read_bytes()).hexdigest()
+
+
+def names() -> tuple[str, ...]:
+    """All implementations that a config can name."""
+    return *IMPLEMENTATIONS, *installed()
+
+
+def installed() -> dict[str, metadata.EntryPoint]:
+    """The entry points of other packages, by name."""
+    return {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+
+
+def find(name: str) -> Implementation:
+    """An implementation by its name.
+
+    Raises:
+        SuiteError: the entry point of another package cannot be loaded.
+    """
+    if name in IMPLEMENTATIONS:
+        return Implementation.of(name, importlib.import_module(f".{name}", __name__))
+    entry = installed()[name]
+    try:
+        return Implementation.of(name, entry.load())
+    except (ImportError, AttributeError) as error:
+        raise SuiteError(f"entry point {name} = {entry.value} of {GROUP}: {error}") from error
+
+
+def load(file: Path) -> Implementation:
+    """The implementation in a file, under the file's name.
+
+    Raises:
+        SuiteError: no such file, or no method in it.
+    """
+    if file.suffix != ".py" or not file.is_file():
+        raise SuiteError(f"--method must be a Python file, got {file}")
+    spec = importlib.util.spec_from_file_location(f"_method_{file.stem}", file.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pydantic looks up what annotations name
+    spec.loader.exec_module(module)
+    return Implementation.of(file.stem, module)
 
 
 def build(settings: Config, shape: tuple[int, ...], classes: int, seed: int, device: str) -> Method:
     """The method that a config names, with fresh weights, for images [channels, height, width]."""
-    torch.manual_seed(random_seed(seed))
-    method: Method = module(settings.implementation).build(settings, shape, classes, seed, device)
-    return method
+    return find(settings.implementation).build(settings, shape, classes, seed, device)
 
 
 def random_seed(*key: int) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 from torch import nn
 
 from ssnn_plugin.nn import AveragePool, EarliestSpikePool2d, SpikeFlatten
@@ -50,6 +50,13 @@ def parse(layer: str) -> Convolution | Pool | int:
     )
 
 
+def _written(layers: Any) -> Any:
+    """The width of a fully connected layer may be written as a number."""
+    if not isinstance(layers, list):
+        return layers
+    return [str(layer) if type(layer) is int else layer for layer in layers]
+
+
 def _checked(layers: list[str]) -> list[str]:
     previous: Convolution | Pool | int | None = None
     for layer in layers:
@@ -62,7 +69,7 @@ def _checked(layers: list[str]) -> list[str]:
     return layers
 
 
-Layers = Annotated[list[str], AfterValidator(_checked)]
+Layers = Annotated[list[str], BeforeValidator(_written), AfterValidator(_checked)]
 
 
 def neuron_layers(layers: Sequence[str]) -> int:

@@ -14,9 +14,8 @@ from pydantic import PositiveFloat, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ssnn_plugin.losses import RelativeTargetLoss
-
-from . import Method, s4nn
+from . import s4nn
+from .layered import check_one_per_layer
 
 
 class Network(s4nn.Network):
@@ -26,17 +25,13 @@ class Network(s4nn.Network):
 
     @model_validator(mode="after")
     def _one_alpha_per_layer(self) -> Network:
-        if len(self.alpha) != len(self.hidden) + 1:
-            raise ValueError(
-                f"alpha must hold {len(self.hidden) + 1} numbers, one per layer, got {len(self.alpha)}"
-            )
+        check_one_per_layer("alpha", self.alpha, self.layers)
         return self
 
 
-class Training(s4nn.MinibatchRecipe):
+class Training(s4nn.RelativeRecipe):
     """The rates of the factors are their own; real weights are kept within -clip ... clip."""
 
-    gamma: PositiveFloat
     alpha_rate: PositiveFloat
     clip: PositiveFloat
 
@@ -51,15 +46,6 @@ class Settings(s4nn.BaseSettings):
     def _gamma_within_window(self) -> Settings:
         s4nn.check_gamma(self.training.gamma, self.network)
         return self
-
-
-def build(settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str) -> Method:
-    """S4NN behind binary weights."""
-    layers = s4nn.spike_layers(settings, shape, classes, seed)
-    for layer, alpha in zip(layers, settings.network.alpha, strict=True):
-        parametrize.register_parametrization(layer, "weight", Binary(alpha, layer.weight.dtype))
-    loss = RelativeTargetLoss(settings.training.gamma, settings.network.t_max)
-    return BS4NN(settings, layers, loss, shape, seed, device)
 
 
 class _Binarize(torch.autograd.Function):
@@ -91,16 +77,25 @@ class Binary(nn.Module):
 class BS4NN(s4nn.S4NNMinibatch):
     """S4NN in mini-batches; the optimiser moves the real weights and the factors."""
 
+    settings: Settings
     training: Training
+
+    def _linear(self, number: int, *rest: Any) -> nn.Module:
+        layer = super()._linear(number, *rest)
+        network = self.settings.network
+        parametrize.register_parametrization(
+            layer, "weight", Binary(network.alpha[number], network.torch_dtype)
+        )
+        return layer
 
     @property
     def learned(self) -> list[Tensor]:
-        return [layer.get_parameter("parametrizations.weight.original") for layer in self.layers]
+        return [layer.get_parameter("parametrizations.weight.original") for layer in self.connections]
 
     @property
     def alphas(self) -> list[Tensor]:
         """The factors, one per layer."""
-        return [layer.get_parameter("parametrizations.weight.0.alpha") for layer in self.layers]
+        return [layer.get_parameter("parametrizations.weight.0.alpha") for layer in self.connections]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         rates = self.training.learning_rates
@@ -112,3 +107,6 @@ class BS4NN(s4nn.S4NNMinibatch):
         with torch.no_grad():
             for weight in self.learned:
                 weight.clamp_(-self.training.clip, self.training.clip)
+
+
+build = BS4NN

@@ -23,16 +23,13 @@ from ssnn_plugin import IF, surrogate
 from ssnn_plugin.functional import bins_to_times
 from ssnn_plugin.functional.bins import Bins, potential_at_crossing, times_to_bins
 from ssnn_plugin.losses import RelativeTargetLoss, SingleTargetLoss, TemporalCrossEntropyLoss
-from ssnn_plugin.nn import SpikeConv2d, SpikeLinear, calibrate
 from ssnn_plugin.nn.bins import in_bins
 
 from ..config import Config, Fraction, Latency, Strict
-from . import Method, layered
+from . import layered
 from .architecture import neuron_layers
 from .layered import Layered
 
-# Images on which the initial weights are scaled.
-CALIBRATION = 500
 # Spread at first of the directions, in units of 1 / sqrt(inputs), and of the real weights behind binary ones.
 DIRECTION_STD = 0.58
 REAL_STD = 0.1
@@ -133,9 +130,6 @@ class EveryBin(Layered):
         self.timing = settings.training.loss.build(settings.network.t_max)
         self.gradient = surrogate.Arctan(settings.training.sharpness)
         self.fired: list[Tensor] = []
-        self.connections = [
-            module for module in self.network.modules() if isinstance(module, SpikeLinear | SpikeConv2d)
-        ]
 
     def options(self, number: int) -> dict[str, Any]:
         network = self.settings.network
@@ -143,7 +137,7 @@ class EveryBin(Layered):
             return {"neuron": IF(), "t_max": self.settings.bins}
         return {"neuron": IF(), "t_max": network.t_max, "bias": network.output_current > 0}
 
-    def initialize(self, weight: Tensor) -> None:
+    def initialize(self, number: int, weight: Tensor) -> None:
         nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
 
     def _linear(self, *args: Any) -> nn.Module:
@@ -160,8 +154,7 @@ class EveryBin(Layered):
     def before_epoch(self, epoch: int, times: Tensor) -> None:
         if epoch:
             return
-        network = nn.Sequential(*(nn.Sequential(stage.neurons, *stage.after) for stage in self.stages))
-        calibrate(network, times[:CALIBRATION].to(self.device), self.settings.network.firing)
+        self.calibrate(times, self.settings.network.firing)
         if (current := self.connections[-1].bias) is not None:
             nn.init.constant_(current, self.settings.network.output_current)
 
@@ -257,6 +250,4 @@ def _per_neuron(values: Tensor, weight: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (weight.ndim - 1))
 
 
-def build(settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str) -> Method:
-    """Networks that learn in every bin, on images [channels, height, width]."""
-    return EveryBin(settings, shape, classes, seed, device)
+build = EveryBin

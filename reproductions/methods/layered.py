@@ -1,23 +1,46 @@
-"""What the methods share whose networks are written layer by layer: building them, and a price on spikes."""
+"""Networks written layer by layer: building them, initial weights, dropout, and a price on spikes."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
-from pydantic import NonNegativeFloat
+from pydantic import AliasChoices, Field, NonNegativeFloat, model_validator
 from torch import Tensor, nn
 
-from ssnn_plugin.nn import AveragePool, SpikeConv2d, SpikeLinear
+from ssnn_plugin.nn import AveragePool, SpikeConv2d, SpikeLinear, calibrate
 
 from .. import config
-from ..config import Config, Fraction
+from ..config import Config, Fraction, Strict
 from . import minibatch
-from .architecture import Convolution, Layers, build_stages
+from .architecture import Convolution, Layers, build_stages, neuron_layers
 from .minibatch import Minibatch
+
+# Training images on which initial weights are scaled, and deeper layers are looked at.
+SAMPLE = 500
+
+
+class Uniform(Strict):
+    """Weights uniform between two bounds."""
+
+    uniform: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _low_before_high(self) -> Uniform:
+        low, high = self.uniform
+        if low > high:
+            raise ValueError(f"uniform must be [low, high] with low <= high, got [{low}, {high}]")
+        return self
+
+
+class Normal(Strict):
+    """Weights normal, given mean and standard deviation."""
+
+    normal: tuple[float, NonNegativeFloat]
 
 
 class Network(config.Network):
-    """The hidden layers, as `architecture` reads them."""
+    """The hidden layers, as `architecture` reads them; the output layer comes from the data set."""
 
     layers: Layers
 
@@ -26,16 +49,47 @@ class Network(config.Network):
         return "-".join(self.layers)
 
 
-class Training(minibatch.Training):
-    """`spike_price`: cost of a hidden spike, times how early it comes.
+class Drawn(Network):
+    """Initial weights by `init`, one entry per layer of neurons."""
 
-    `input_dropout` is of the spikes of the image, `dropout` of those into the fully connected layers
+    # Records of the suite's first versions say `hidden`.
+    layers: Layers = Field(validation_alias=AliasChoices("layers", "hidden"))
+    init: list[Uniform | Normal]
+
+    @model_validator(mode="after")
+    def _one_init_per_layer(self) -> Drawn:
+        check_one_per_layer("init", self.init, self.layers)
+        return self
+
+    def hashed(self) -> dict[str, Any]:
+        content = super().hashed()
+        widths = [int(layer) if layer.isdigit() else layer for layer in content.pop("layers")]
+        return content | {"hidden": widths}
+
+
+def check_one_per_layer(name: str, values: list[Any], layers: Layers) -> None:
+    """Refuse a list of settings that has not one entry per layer of neurons."""
+    if len(values) != (count := neuron_layers(layers) + 1):
+        raise ValueError(f"{name} must hold {count} entries, one per layer, got {len(values)}")
+
+
+class Dropout(config.Training):
+    """`input_dropout` is of the spikes of the image, `dropout` of those into the fully connected layers
     behind.
     """
 
-    spike_price: NonNegativeFloat = 0.0
     dropout: Fraction = 0.0
     input_dropout: Fraction = 0.0
+
+    def drop_before(self, number: int) -> float:
+        """The dropout of the spikes into a layer with that number."""
+        return self.dropout if number else self.input_dropout
+
+
+class Training(Dropout, minibatch.Training):
+    """`spike_price`: cost of a hidden spike, times how early it comes."""
+
+    spike_price: NonNegativeFloat = 0.0
 
 
 class Layered(Minibatch):
@@ -52,17 +106,22 @@ class Layered(Minibatch):
         stages = build_stages(settings.network.layers, shape, classes, self._linear, self._convolution)
         super().__init__(settings, stages, shape, seed, device)
 
+    @cached_property
+    def connections(self) -> list[SpikeLinear | SpikeConv2d]:
+        """The layers of neurons, in order."""
+        return [layer for layer in self.network.modules() if isinstance(layer, SpikeLinear | SpikeConv2d)]
+
     def options(self, number: int) -> dict[str, Any]:
         """Arguments of the layer of neurons with that number: `neuron`, `t_max` and more."""
         raise NotImplementedError
 
-    def initialize(self, weight: Tensor) -> None:
-        """Draw the initial weights of a layer."""
+    def initialize(self, number: int, weight: Tensor) -> None:
+        """Draw the initial weights of the layer with that number."""
         raise NotImplementedError
 
     def lead(self, number: int, spikes: Tensor) -> Tensor:
-        """How early each spike of a hidden layer comes; 0 for silence."""
-        raise NotImplementedError
+        """How early each spike of a hidden layer comes: 1 at once, 0 at the end of the window, or silent."""
+        return (1 - spikes / self.settings.t_max).relu()
 
     def costs(self, layers: list[Tensor]) -> Tensor | float:
         if not self.training.spike_price:
@@ -70,19 +129,17 @@ class Layered(Minibatch):
         leads = [self.lead(number, spikes).sum() for number, spikes in enumerate(layers[:-1])]
         return self.training.spike_price * sum(leads) / len(layers[-1])
 
+    def calibrate(self, times: Tensor, firing: float) -> None:
+        """Scale the weights so that a fraction of each layer's neurons fires on the first samples."""
+        network = nn.Sequential(*(nn.Sequential(stage.neurons, *stage.after) for stage in self.stages))
+        calibrate(network, times[:SAMPLE].to(self.device), firing)
+
     def _linear(
         self, number: int, in_features: int, out_features: int, pool: AveragePool | None
     ) -> nn.Module:
-        dropout = self.training.dropout if number else self.training.input_dropout
-        layer = SpikeLinear(
-            in_features,
-            out_features,
-            input_pool=pool,
-            dropout=dropout,
-            dtype=self.settings.network.torch_dtype,
-            **self.options(number),
-        )
-        self.initialize(layer.weight)
+        dropout = self.training.drop_before(number)
+        layer = SpikeLinear(in_features, out_features, **self._options(number, pool, dropout))
+        self.initialize(number, layer.weight)
         return layer
 
     def _convolution(
@@ -94,10 +151,11 @@ class Layered(Minibatch):
             convolution.kernel,
             stride=convolution.stride,
             padding=convolution.padding,
-            input_pool=pool,
-            dropout=0.0 if number else self.training.input_dropout,
-            dtype=self.settings.network.torch_dtype,
-            **self.options(number),
+            **self._options(number, pool, 0.0 if number else self.training.drop_before(0)),
         )
-        self.initialize(layer.weight)
+        self.initialize(number, layer.weight)
         return layer
+
+    def _options(self, number: int, pool: AveragePool | None, dropout: float) -> dict[str, Any]:
+        dtype = self.settings.network.torch_dtype
+        return {"input_pool": pool, "dropout": dropout, "dtype": dtype, **self.options(number)}

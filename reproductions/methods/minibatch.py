@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ssnn_plugin import metrics
 
 from .. import config
 from ..config import Config, Fraction, Strict
 from ..errors import SuiteError
-from . import EpochStatistics, random_seed
+from ..records import EpochStatistics
+from . import random_seed
 
 # What random numbers are for; each purpose has a stream of its own in every epoch.
 REDRAWING, SHUFFLING, DROPPING, MODULES, AUGMENTING = 1, 2, 3, 4, 5
@@ -65,39 +67,22 @@ class Stage(nn.Module):
         self.neurons, self.after = neurons, nn.Sequential(*after)
 
 
-class WeightAverage:
-    """Mean of the weights as they were after each of the last epochs."""
-
-    def __init__(self, training: config.Training) -> None:
-        self.begin = training.epochs - training.average_last
-        self.sums: list[Tensor] = []
-        self.epochs = 0
-
-    def update(self, epoch: int, weights: Iterable[Tensor]) -> None:
-        """Take in the weights after an epoch, if it is one of the last."""
-        if epoch < self.begin:
-            return
-        current = [weight.detach().clone() for weight in weights]
-        self.sums = [a + w for a, w in zip(self.sums, current, strict=True)] if self.epochs else current
-        self.epochs += 1
-
-    def of(self, weights: Iterable[Tensor]) -> list[Tensor]:
-        """The mean, in the place of the weights as they are; before the last epochs, these."""
-        return [total / self.epochs for total in self.sums] if self.epochs else list(weights)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"sums": self.sums, "epochs": self.epochs}
-
-    def load_state_dict(self, state: dict[str, Any], device: str = "cpu") -> None:
-        self.sums = [total.to(device) for total in state["sums"]]
-        self.epochs = state["epochs"]
+def restore_average(average: AveragedModel, state: dict[str, Any]) -> None:
+    """Take up a mean of weights from a checkpoint; those of the suite's first versions hold sums."""
+    if "sums" in state:
+        average.n_averaged.fill_(state["epochs"])
+        for mean, total in zip(average.module.parameters(), state["sums"], strict=bool(state["sums"])):
+            mean.data.copy_(total / state["epochs"])
+    else:
+        average.load_state_dict(state)
 
 
 class Minibatch:
     """Base of the methods that learn in mini-batches, through autograd and a torch optimiser.
 
-    A method passes its stages and defines `loss`. It may add `costs`, shape the gradients
-    `after_backward`, project the weights `after_step`, or define `forward` anew.
+    A method passes its stages and defines `loss`. It may add `costs`, shape what is `passed_on` and the
+    gradients `after_backward`, project the weights `after_step`, or define `forward` anew. `stream` is the
+    purpose whose random numbers torch's modules draw from in training.
 
     Args:
         settings: with a `Training` of this module.
@@ -106,6 +91,8 @@ class Minibatch:
         shape: of an image, [channels, height, width].
         seed, device: as for `methods.build`.
     """
+
+    stream = MODULES
 
     def __init__(
         self, settings: Config, stages: Sequence[nn.Module], shape: tuple[int, ...], seed: int, device: str
@@ -117,7 +104,7 @@ class Minibatch:
         self.network = nn.ModuleList(self.stages).to(device)
         self.optimizer = self._optimizer()
         self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
-        self.average = WeightAverage(self.training)
+        self.average = AveragedModel(self.network)
         self.spikes: list[Tensor] = []
 
     def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
@@ -151,11 +138,16 @@ class Minibatch:
     def forward(self, times: Tensor) -> tuple[list[Tensor], Tensor]:
         """Spike times of every layer of neurons, and the potential of the outputs."""
         layers = []
-        for stage in self.stages[:-1]:
-            layers.append(self.passed_on(stage.neurons(times)))
+        for number, stage in enumerate(self.stages[:-1]):
+            layers.append(self.passed_on(stage.neurons(self.arriving(number, times))))
             times = stage.after(layers[-1])
+        times = self.arriving(len(layers), times)
         outputs, potential = self.stages[-1].neurons(times, return_potential=True)
         return [*layers, self.passed_on(outputs)], potential
+
+    def arriving(self, number: int, times: Tensor) -> Tensor:
+        """What of a layer's input spikes reaches it."""
+        return times
 
     def passed_on(self, spikes: Tensor) -> Tensor:
         """What a layer's spikes pass on their way out, which shapes the error on its way back."""
@@ -166,9 +158,8 @@ class Minibatch:
     ) -> EpochStatistics:
         self.before_epoch(epoch, times)
         self.network.train()
-        torch.manual_seed(random_seed(self.seed, epoch, MODULES))
+        torch.manual_seed(random_seed(self.seed, epoch, self.stream))
         order = torch.randperm(len(times), generator=self.generator(epoch, SHUFFLING))
-        self.dropping = self.generator(epoch, DROPPING)
         augmenting = self.generator(epoch, AUGMENTING)
         loss = right = 0.0
         spikes: list[Tensor] = []
@@ -186,7 +177,8 @@ class Minibatch:
             spikes = [a + b for a, b in zip(spikes, counts, strict=True)] if spikes else counts
             advance(len(batch))
         self.spikes = spikes
-        self.average.update(epoch, self.network.parameters())
+        if self.training.averages(epoch):
+            self.average.update_parameters(self.network)
         return EpochStatistics.of(loss, right, spikes, len(order))
 
     def _step(self, inputs: Tensor, labels: Tensor) -> tuple[list[Tensor], float]:
@@ -212,10 +204,12 @@ class Minibatch:
 
     @contextlib.contextmanager
     def _averaged_weights(self) -> Iterator[None]:
+        """The mean of the last epochs' weights in their place, as soon as there is one."""
         own = [parameter.data for parameter in self.network.parameters()]
+        means = self.average.module.parameters() if self.average.n_averaged else own
         try:
-            for parameter, mean in zip(self.network.parameters(), self.average.of(own), strict=True):
-                parameter.data = mean
+            for parameter, mean in zip(self.network.parameters(), means, strict=True):
+                parameter.data = mean.data
             yield
         finally:
             for parameter, before in zip(self.network.parameters(), own, strict=True):
@@ -244,7 +238,7 @@ class Minibatch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average.load_state_dict(state["average"], self.device)
+        restore_average(self.average, state["average"])
         self.spikes = state["spikes"]
 
 

@@ -7,25 +7,21 @@ of the paper were not available: those of `configs/mostafa-*.toml` are ours.
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from ssnn_plugin import ExpPSP
 from ssnn_plugin.functional import weight_sum_cost
 from ssnn_plugin.losses import ExponentialCrossEntropyLoss
-from ssnn_plugin.nn import SpikeLinear
 
-from ..config import Config, Fraction, FullyConnected, Normal
-from . import Method, minibatch
-from .minibatch import Minibatch
-
-
-class Network(FullyConnected):
-    """Neurons of threshold 1 and time constant 1, as in the paper; a spike after `t_max` is none."""
+from ..config import Config
+from . import layered
+from .layered import Drawn, Layered, Normal
 
 
-class Training(minibatch.Training):
+class Training(layered.Training):
     """`weight_sum_cost`: the paper's K. `l2`: price of the squared weights. `max_norm`: of the gradient
     of a neuron's weights, which is scaled down to it. The dropout of spikes is ours.
     """
@@ -33,58 +29,47 @@ class Training(minibatch.Training):
     weight_sum_cost: NonNegativeFloat
     l2: NonNegativeFloat = 0.0
     max_norm: PositiveFloat
-    dropout: Fraction = 0.0
-    input_dropout: Fraction = 0.0
 
 
 class Settings(Config):
-    network: Network
+    """Neurons of threshold 1 and time constant 1, as in the paper; a spike after `t_max` is none."""
+
+    network: Drawn
     training: Training
 
 
-class Mostafa(Minibatch):
+class Mostafa(Layered):
     """Cross-entropy on z, and the costs of the weights."""
 
-    def __init__(
-        self, settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str
-    ) -> None:
-        self.recipe = settings.training
-        self.cross_entropy = ExponentialCrossEntropyLoss(settings.t_max)
-        self.layers = spike_layers(settings.network, shape, classes)
-        for layer in self.layers:
-            layer.dropout = self.recipe.input_dropout if layer is self.layers[0] else self.recipe.dropout
-        super().__init__(settings, self.layers, shape, seed, device)
+    settings: Settings
+    training: Training
+
+    def options(self, number: int) -> dict[str, Any]:
+        return {"neuron": ExpPSP(), "t_max": self.settings.t_max}
+
+    def initialize(self, number: int, weight: Tensor) -> None:
+        init = self.settings.network.init[number]
+        if isinstance(init, Normal):
+            nn.init.normal_(weight, *init.normal)
+        else:
+            nn.init.uniform_(weight, *init.uniform)
 
     def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
-        loss: Tensor = self.cross_entropy(outputs, labels)
+        loss: Tensor = ExponentialCrossEntropyLoss(self.settings.t_max)(outputs, labels)
         return loss
 
     def costs(self, layers: list[Tensor]) -> Tensor | float:
-        lacking = sum(weight_sum_cost(layer.weight, layer.neuron.threshold) for layer in self.layers)
-        squares = sum(layer.weight.square().sum() for layer in self.layers)
-        return self.recipe.weight_sum_cost * lacking + self.recipe.l2 * squares
+        lacking = sum(weight_sum_cost(layer.weight, layer.neuron.threshold) for layer in self.connections)
+        squares = sum(layer.weight.square().sum() for layer in self.connections)
+        of_weights = self.training.weight_sum_cost * lacking + self.training.l2 * squares
+        return super().costs(layers) + of_weights
 
     def after_backward(self) -> None:
-        for layer in self.layers:
+        for layer in self.connections:
             assert layer.weight.grad is not None
-            norm = layer.weight.grad.norm(dim=1, keepdim=True)
-            layer.weight.grad *= (self.recipe.max_norm / norm).clamp(max=1)
+            grad = layer.weight.grad.flatten(1)
+            norm = grad.norm(dim=1, keepdim=True)
+            layer.weight.grad = (grad * (self.training.max_norm / norm).clamp(max=1)).view_as(layer.weight)
 
 
-def spike_layers(network: Network, shape: tuple[int, ...], classes: int) -> list[SpikeLinear]:
-    """Layers of a fully connected network with its initial weights."""
-    sizes = [torch.Size(shape).numel(), *network.hidden, classes]
-    layers = []
-    for n_in, n_out, init in zip(sizes, sizes[1:], network.init, strict=False):
-        layer = SpikeLinear(n_in, n_out, ExpPSP(), t_max=network.t_max, dtype=network.torch_dtype)
-        if isinstance(init, Normal):
-            nn.init.normal_(layer.weight, *init.normal)
-        else:
-            nn.init.uniform_(layer.weight, *init.uniform)
-        layers.append(layer)
-    return layers
-
-
-def build(settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str) -> Method:
-    """Mostafa's network on flat images."""
-    return Mostafa(settings, shape, classes, seed, device)
+build = Mostafa

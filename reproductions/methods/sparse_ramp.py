@@ -18,7 +18,7 @@ from ssnn_plugin import WindowedRamp
 from ssnn_plugin.functional import overdue_times
 
 from ..config import Config
-from . import Method, layered
+from . import layered
 from .architecture import neuron_layers
 from .layered import Layered
 
@@ -66,7 +66,7 @@ class SparseRamp(Layered):
         neuron, end = self.settings.network.neuron(number)
         return {"neuron": neuron, "t_max": end, "bias": True}
 
-    def initialize(self, weight: Tensor) -> None:
+    def initialize(self, number: int, weight: Tensor) -> None:
         """As a ReLU network, which this is (He et al. 2015)."""
         nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
@@ -80,6 +80,4 @@ class SparseRamp(Layered):
         return nn.functional.cross_entropy(-times / self.training.temperature, labels)
 
 
-def build(settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str) -> Method:
-    """Sparse ramps on images [channels, height, width]."""
-    return SparseRamp(settings, shape, classes, seed, device)
+build = SparseRamp

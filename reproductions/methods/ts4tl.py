@@ -13,7 +13,7 @@ from pydantic import NonNegativeFloat, model_validator
 
 from ssnn_plugin.losses import SingleTargetLoss
 
-from . import Method, s4nn
+from . import s4nn
 
 
 class Training(s4nn.MinibatchRecipe):
@@ -21,6 +21,9 @@ class Training(s4nn.MinibatchRecipe):
 
     t_target: NonNegativeFloat
     variant: Literal["one-sided", "fixed", "own"] = "one-sided"
+
+    def criterion(self, t_max: float) -> SingleTargetLoss:
+        return SingleTargetLoss(self.t_target, t_max, self.variant)
 
 
 class Settings(s4nn.BaseSettings):
@@ -36,9 +39,4 @@ class Settings(s4nn.BaseSettings):
         return self
 
 
-def build(settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str) -> Method:
-    """S4NN's layers and gradient, with the single-target loss."""
-    training = settings.training
-    layers = s4nn.spike_layers(settings, shape, classes, seed)
-    loss = SingleTargetLoss(training.t_target, settings.network.t_max, training.variant)
-    return s4nn.S4NNMinibatch(settings, layers, loss, shape, seed, device)
+build = s4nn.S4NNMinibatch

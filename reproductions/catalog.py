@@ -1,0 +1,58 @@
+"""Which methods and configs there are: the suite's own, those of installed packages, or of one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from . import datasets, methods
+from .config import Config, parsed, read_toml
+from .errors import SuiteError
+from .methods import Implementation
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def available() -> dict[tuple[str, str], Config]:
+    """The configs of the suite and of installed methods, by (method, data set)."""
+    installed = map(methods.find, methods.installed())
+    beside = (method.config(dataset) for method in installed for dataset in datasets.NAMES)
+    configs = [read(path) for path in (*sorted(CONFIGS.glob("*.toml")), *filter(Path.is_file, beside))]
+    return {(config.method, config.dataset): config for config in configs}
+
+
+def find(method: str, dataset: str) -> Config:
+    """The config of a method on a data set.
+
+    Raises:
+        SuiteError: there is none; the message lists those that exist.
+    """
+    configs = available()
+    if (method, dataset) not in configs:
+        known = ", ".join(f"{m} on {d}" for m, d in configs)
+        raise SuiteError(f"no config for method {method!r} on data set {dataset!r}; there are: {known}")
+    return configs[method, dataset]
+
+
+def read(path: Path, implementation: Implementation | None = None) -> Config:
+    """Read and validate a TOML config.
+
+    Raises:
+        SuiteError: names the file, the key, the value and what is allowed.
+    """
+    return validated(read_toml(path), str(path), implementation)
+
+
+def validated(content: dict[str, Any], source: str, implementation: Implementation | None = None) -> Config:
+    """The settings that tables describe, as the implementation reads them: the one given, or that they name.
+
+    Raises:
+        SuiteError: names the source, the key, the value and what is allowed.
+    """
+    if "implementation" not in content:
+        raise SuiteError(f"{source}: implementation: missing key")
+    names = (implementation.name,) if implementation else methods.names()
+    if (name := content["implementation"]) not in names:
+        allowed = ", ".join(map(repr, names))
+        raise SuiteError(f"{source}: implementation: must be one of {allowed}, got {name!r}")
+    return parsed((implementation or methods.find(name)).settings, content, source)
