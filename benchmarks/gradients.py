@@ -22,7 +22,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
-from ssnn_plugin import IF, metrics, surrogate, rules
+from ssnn_plugin import IF, metrics, rules, surrogate
 from ssnn_plugin.functional import bins_to_times, latch, times_to_bins
 from ssnn_plugin.functional.bins import Bins
 from ssnn_plugin.losses import TemporalCrossEntropyLoss

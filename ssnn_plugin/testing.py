@@ -86,7 +86,7 @@ class SingleSpikeContract:
     #: what the layer supports
     bias = True
     leak = True
-    #: whether its gradient is the latency rule; None skips the check
+    #: whether its gradient is that of a rule which `rate` tells, the latency rule if it is left as it is
     latency_rule = True
     #: whether gradients with respect to the input spike times are handed on
     input_gradient = True
@@ -103,6 +103,10 @@ class SingleSpikeContract:
     def spike_times(self, module: nn.Module, times: Tensor) -> Tensor:
         """Output spike times [batch, out] for input spike times [batch, in], from a fresh state."""
         raise NotImplementedError
+
+    def rate(self, crossing: Tensor, potential: Tensor, neuron: IF) -> Tensor:
+        """-dt/dV of the layer's gradient rule, at crossings and potentials [batch, out]."""
+        return torch.ones_like(crossing)
 
     def spike_trains(self, module: nn.Module, times: Tensor) -> Tensor | None:
         """Output spike trains [t_max, batch, out] from a fresh state, if there are such."""
@@ -169,9 +173,9 @@ class SingleSpikeContract:
         alone = torch.cat([self.spike_times(module, sample.unsqueeze(0)) for sample in times])
         assert torch.equal(self.spike_times(module, times), alone)
 
-    def test_gradients_are_those_of_the_latency_rule(self) -> None:
+    def test_gradients_are_those_of_the_rule(self) -> None:
         if not self.latency_rule:
-            pytest.skip("another gradient rule")
+            pytest.skip("a gradient without a rule")
         for times, weight, bias, neuron in self._cases():
             module = self.build(weight, bias, neuron, self.T_MAX)
             inputs = times.clone().requires_grad_(self.input_gradient)
@@ -181,7 +185,9 @@ class SingleSpikeContract:
             parameters = list(module.parameters())
             wanted = [*parameters, inputs] if self.input_gradient else parameters
             gradients = torch.autograd.grad(spikes, wanted, grad)
-            of_weight, of_bias, of_times = latency_gradients(grad, spikes.detach(), times, weight, neuron)
+            fired, potential = first_spikes_in_a_loop(times, weight, bias, neuron, self.T_MAX)
+            error = grad * self.rate(fired - neuron.delay, potential, neuron)
+            of_weight, of_bias, of_times = latency_gradients(error, fired, times, weight, neuron)
             expected = [of_bias if p.ndim == 1 else of_weight.reshape(p.shape) for p in parameters]
             for actual, formula in zip(gradients, [*expected, of_times], strict=False):
                 torch.testing.assert_close(actual, formula, atol=1e-8, rtol=1e-8)

@@ -184,7 +184,7 @@ def test_the_contract_catches_wrong_layers(wrong):
         "refires": Wrong().test_fires_at_most_once,
         "late": Wrong().test_first_spikes_are_those_of_a_loop_over_bins,
         "weak": Wrong().test_fires_strictly_above_the_threshold,
-        "gradient": Wrong().test_gradients_are_those_of_the_latency_rule,
+        "gradient": Wrong().test_gradients_are_those_of_the_rule,
     }[wrong]
     with pytest.raises(AssertionError):
         check()

@@ -49,7 +49,7 @@ def warn_if_none(fired: Tensor) -> None:
         warnings.warn(SILENT, SilentNetworkWarning, stacklevel=1)
 
 
-def weight_sum_cost(weight: Tensor, threshold: float, *, reduction: str = "sum") -> Tensor:
+def weight_sum_cost(weight: Tensor, threshold: float | Tensor, *, reduction: str = "sum") -> Tensor:
     """What the neurons lack to fire once all their inputs have: sum_j max(0, threshold - sum_i w_ji).
 
     Scale it (Mostafa: by 100) and add it to the loss. A neuron of a convolution sees the whole kernel
@@ -57,7 +57,7 @@ def weight_sum_cost(weight: Tensor, threshold: float, *, reduction: str = "sum")
 
     Args:
         weight: [out, in] or [out, in / groups, *kernel_size].
-        threshold: of the neurons.
+        threshold: of the neurons, one number or one for each [out].
         reduction: "sum" over the neurons (Mostafa), or their "mean" (Zhou et al.).
 
     Returns:
@@ -72,7 +72,10 @@ def weight_sum_cost(weight: Tensor, threshold: float, *, reduction: str = "sum")
     >>> weight_sum_cost(torch.tensor([[0.5, 0.25], [2.0, 1.0], [-1.0, 0.5]]), 1.0)  # 0.25 + 0 + 1.5
     tensor(1.7500)
     """
-    _checks.not_negative("threshold", threshold)
+    if isinstance(threshold, Tensor):
+        _checks.positive("threshold", threshold)
+    else:
+        _checks.not_negative("threshold", threshold)
     _checks.one_of("reduction", reduction, REDUCTIONS)
     _check_weight(weight)
     lacking = (threshold - weight.flatten(1).sum(dim=1)).clamp(min=0)

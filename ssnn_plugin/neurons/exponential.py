@@ -12,7 +12,7 @@ from torch import Tensor
 from .base import CurrentNeuron, Number, Pair, least
 
 
-class Response(NamedTuple):
+class ExponentialResponse(NamedTuple):
     """K(s) = 1 - exp(-s / tau), compiled."""
 
     tau: float
@@ -79,5 +79,5 @@ class ExpPSP(CurrentNeuron):
         solvable = (a > self.threshold) & (b > 0)
         return torch.where(solvable, self.tau * (b / (a - self.threshold)).log(), math.inf)
 
-    def compiled(self) -> Response:
-        return Response(float(self.tau))
+    def compiled(self) -> ExponentialResponse:
+        return ExponentialResponse(float(self.tau))

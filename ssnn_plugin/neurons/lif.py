@@ -12,7 +12,7 @@ from torch import Tensor
 from .base import CurrentNeuron, Number, Pair, least
 
 
-class Response(NamedTuple):
+class LeakyResponse(NamedTuple):
     """K(s) of `LeakyNeuron`, compiled."""
 
     height: float
@@ -30,7 +30,7 @@ class Response(NamedTuple):
         return -1 / self.tau_mem, self.height / self.tau_mem
 
 
-class ResponseOfEqual(NamedTuple):
+class LeakyResponseOfEqual(NamedTuple):
     """The same for tau_mem = tau_syn."""
 
     height: float
@@ -62,7 +62,7 @@ class ResponseOfEqual(NamedTuple):
         return self.tau * min(d, peak)  # close to a tangent the last step rounds
 
 
-class ResponseOfTwice(NamedTuple):
+class LeakyResponseOfTwice(NamedTuple):
     """The same for tau_mem = 2 tau_syn."""
 
     height: float
@@ -161,10 +161,10 @@ class LeakyNeuron(CurrentNeuron):
     def compiled(self) -> NamedTuple:
         height, tau_mem, tau_syn = float(self.height), float(self.tau_mem), float(self.tau_syn)
         if tau_mem == tau_syn:
-            return ResponseOfEqual(height, tau_mem)
+            return LeakyResponseOfEqual(height, tau_mem)
         if tau_mem == 2 * tau_syn:
-            return ResponseOfTwice(height, tau_mem)
-        return Response(height, tau_mem, tau_syn)
+            return LeakyResponseOfTwice(height, tau_mem)
+        return LeakyResponse(height, tau_mem, tau_syn)
 
 
 def relative_growth(x: Tensor) -> Tensor:

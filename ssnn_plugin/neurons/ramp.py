@@ -12,7 +12,7 @@ from torch import Tensor
 from .base import CurrentNeuron, Number, Pair
 
 
-class Response(NamedTuple):
+class RampResponse(NamedTuple):
     """K(s) = s, compiled."""
 
     @staticmethod
@@ -66,5 +66,5 @@ class ReLPSP(CurrentNeuron):
     def crossing(self, a: Tensor, b: Tensor, start: Tensor, end: Tensor) -> Tensor:
         return torch.where(a > 0, (self.threshold + b) / a, math.inf)
 
-    def compiled(self) -> Response:
-        return Response()
+    def compiled(self) -> RampResponse:
+        return RampResponse()

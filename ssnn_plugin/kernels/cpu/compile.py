@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numba as nb
 from numba.core import types
 from numba.core.caching import FunctionCache
 from numba.extending import overload
+
+
+NAMED_TUPLES = types.NamedTuple, types.NamedUniTuple
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -31,6 +35,24 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     return compiled
 
 
+def told_apart(response: Any) -> Any:
+    """A response whose type has a name that no other type has: numba's symbols hold names alone.
+
+    The types of this package have such names, and must, as what is cached finds them by these.
+    """
+    return response if _is_own(type(response)) else _of_its_own(type(response))(*response)
+
+
+@lru_cache
+def _of_its_own(cls: Any) -> Any:
+    name = f"{cls.__module__}_{cls.__qualname__}_{id(cls):x}"
+    return type(name, (cls,), {"__module__": cls.__module__, "__slots__": ()})
+
+
+def _is_own(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
 def where_given(absent: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A function of an optional first argument, which is `absent` where that is None.
 
@@ -50,7 +72,7 @@ def where_given(absent: Callable[..., Any]) -> Callable[[Callable[..., Any]], Ca
     return decorate
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _Cache(FunctionCache):
     """Numba's cache on disk, without what is compiled for neurons of other packages.
 
     Its index names the types of all arguments, and could not be read where such a package is missing.
@@ -65,9 +87,8 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 
 def _is_foreign(argument_types: Any) -> bool:
-    package = __name__.partition(".")[0]
-    responses = [t for t in argument_types if isinstance(t, types.NamedTuple)]
-    return any(t.instance_class.__module__.partition(".")[0] != package for t in responses)
+    classes = [t.instance_class for t in argument_types if isinstance(t, NAMED_TUPLES)]
+    return not all(map(_is_own, classes))
 
 
 _said = False

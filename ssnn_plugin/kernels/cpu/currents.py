@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..geometry import Geometry, by_group, channels_last, synapse_table, weight_rows, whole_lanes
 from ..status import BAD_TIMES, NAN_POTENTIAL
-from .compile import jit
+from .compile import jit, told_apart
 from .conv2d import find_spikes_by_location, positions_of_inputs
 from .events import sort_events
 from .lanes import any_of, load, splat, store, where
@@ -131,7 +131,7 @@ def first_spike_linear(
     potential, slope = torch.empty_like(spikes), torch.empty_like(spikes)
     current = whole_lanes(weight.new_zeros(n_out) if bias is None else bias, LANES)
     arrays = as_arrays(times, whole_lanes(weight.t(), LANES), current, spikes, potential, slope)
-    numbers = neuron.compiled(), float(neuron.threshold), t_max
+    numbers = told_apart(neuron.compiled()), float(neuron.threshold), t_max
     share_out(len(times), times.numel() * n_out // 2, _first_spike_linear, *arrays, status, *numbers)
     return spikes, potential, slope
 
@@ -174,7 +174,7 @@ def first_spike_conv2d(
     rows = whole_lanes(weight_rows(weight, groups), LANES).flatten(0, 2)
     arrays = as_arrays(channels_last(times), rows, current, spikes, potential, slope)
     work = len(times) * synapses.seen.size * weight.shape[1] * len(weight) // 2
-    numbers = neuron.compiled(), float(neuron.threshold), t_max
+    numbers = told_apart(neuron.compiled()), float(neuron.threshold), t_max
     share_out(len(times), work, _first_spike_conv2d, *arrays, status, synapses[:3], *numbers)
     return spikes.flatten(2), potential.flatten(2), slope.flatten(2)
 

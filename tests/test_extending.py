@@ -1,0 +1,198 @@
+"""The page on extending: a neuron, a rule, a target and an encoder, in a folder outside the package."""
+
+import importlib
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ssnn_plugin import IF, ExpPSP, encode
+from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear
+from ssnn_plugin.kernels.backends import BACKENDS
+from ssnn_plugin.nn import SpikeConv2d, SpikeLinear
+from ssnn_plugin.testing import SingleSpikeContract
+
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+FILES = {
+    name: code
+    for section in PAGE.split("\n## ")
+    for name, code in re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", section, re.DOTALL)
+    if "new method" not in section.partition("\n")[0]
+}
+on_every_backend = pytest.mark.parametrize("backend", sorted(BACKENDS))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The files of the page, where Python finds them."""
+    for name, code in FILES.items():
+        (tmp_path / name).write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in FILES:
+        sys.modules.pop(name.removesuffix(".py"), None)
+
+
+def test_the_files_are_as_short_as_they_should_be():
+    assert set(FILES) == {"saturating.py", "patient.py", "ladder.py", "logarithmic.py"}
+    for code in FILES.values():
+        lines = [line for line in code.splitlines() if line.strip() and "import" not in line]
+        assert len(lines) <= 22
+
+
+def _example(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    times = 3 * torch.rand(6, 30, generator=generator, dtype=dtype)
+    times[0, :5] = math.inf
+    return times, 0.3 * torch.rand(7, 30, generator=generator, dtype=dtype) - 0.05
+
+
+@on_every_backend
+def test_the_neuron_is_the_exponential_one_times_tau(backend):
+    """K = tau (1 - e^(-s / tau)) is the response of ExpPSP, tau times as high."""
+    neuron = importlib.import_module("saturating").SaturatingRamp(0.7, tau=1.5)
+    times, weight = _example()
+    options = {"t_max": 6.0, "backend": backend, "return_potential": True}
+    spikes, potential = first_spike_linear(times, weight, neuron, **options)
+    expected, level = first_spike_linear(times, weight, ExpPSP(0.7 / 1.5, tau=1.5), **options)
+    assert spikes.isfinite().sum() > 0
+    torch.testing.assert_close(spikes, expected)
+    torch.testing.assert_close(potential, 1.5 * level)
+
+
+@on_every_backend
+def test_the_neuron_has_exact_gradients(backend):
+    neuron = importlib.import_module("saturating").SaturatingRamp(0.7, tau=1.5)
+    times, weight = _example()
+    bias = torch.full((7,), 0.02, dtype=torch.float64)
+    inputs = [x.requires_grad_() for x in (times[1:3].clone(), weight, bias)]
+
+    def layer(t, w, b):
+        spikes, potential = first_spike_linear(
+            t, w, neuron, bias=b, t_max=6.0, backend=backend, return_potential=True
+        )
+        return spikes[spikes.isfinite()], potential[spikes.isinf()]
+
+    assert torch.autograd.gradcheck(layer, inputs)
+
+
+def test_the_neuron_runs_in_every_layer_and_has_values_per_neuron():
+    cls = importlib.import_module("saturating").SaturatingRamp
+    layer = SpikeConv2d(2, 4, 3, cls(tau=2.0), t_max=8.0, groups=2)
+    assert layer(3 * torch.rand(2, 2, 6, 6)).isfinite().any()
+    times, weight = _example()
+    tau = torch.linspace(1, 2, 7, dtype=torch.float64).requires_grad_()
+    together = first_spike_linear(times, weight, cls(0.7, tau=tau), t_max=6.0)
+    for j in (0, 6):
+        alone = first_spike_linear(times, weight[j : j + 1], cls(0.7, tau=float(tau[j])), t_max=6.0)
+        torch.testing.assert_close(together[:, j : j + 1], alone)
+    together[together.isfinite()].sum().backward()
+    assert tau.grad.all()
+
+
+def test_without_a_compiled_response_the_reference_kernels_run_it():
+    cls = importlib.import_module("saturating").SaturatingRamp
+
+    class Plain(cls):
+        def compiled(self):
+            return None
+
+    times, weight = _example()
+    options = {"t_max": 6.0}
+    plain = first_spike_linear(times, weight, Plain(0.7), **options)
+    torch.testing.assert_close(plain, first_spike_linear(times, weight, cls(0.7), **options))
+    with pytest.raises(ValueError, match="backend 'cpu' needs a compiled response"):
+        first_spike_linear(times, weight, Plain(0.7), backend="cpu", **options)
+
+
+def test_what_is_compiled_for_the_neuron_does_not_stay_behind(folder, tmp_path):
+    """The index of numba's cache names all types, and has to be readable where the file is gone."""
+    code = "import torch, ssnn_plugin as s; from ssnn_plugin.functional import first_spike_linear as f; "
+    run = "f(torch.rand(2, 3), torch.rand(4, 3), {}, t_max=4.0)"
+    environment = os.environ | {
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    own = "from saturating import SaturatingRamp; " + run.format("SaturatingRamp()")
+    for line in (own, run.format("s.ExpPSP()")):
+        subprocess.run([sys.executable, "-c", code + line], check=True, env=environment)
+        (folder / "saturating.py").unlink(missing_ok=True)
+    assert list((tmp_path / "cache").rglob("*.nbi"))
+
+
+@on_every_backend
+def test_the_rule(backend):
+    rule = importlib.import_module("patient").Patient(5.0)
+    times, weight = (
+        torch.tensor([[1.0, 3.0, 3.0, 6.0]]),
+        torch.tensor([[0.5, 0.4, 0.4, 1.0]], requires_grad=True),
+    )
+    spikes = first_spike_linear(times, weight, IF(), t_max=8, gradient=rule, backend=backend)
+    assert spikes.item() == 3
+    spikes.sum().backward()
+    torch.testing.assert_close(weight.grad, -math.exp(-3 / 5) * torch.tensor([[1.0, 1.0, 1.0, 0.0]]))
+    spikes = first_spike_linear(times, weight, IF(), t_max=8, gradient=rule, backend=backend)
+    (again,) = torch.autograd.grad(spikes, weight, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        again.sum().backward()
+
+
+class TestTheRuleKeepsTheContract(SingleSpikeContract):
+    def build(self, weight, bias, neuron, t_max):
+        patient = importlib.import_module("patient").Patient()
+        out, inputs = weight.shape
+        layer = SpikeLinear(
+            inputs, out, neuron, t_max=t_max, bias=bias is not None, dtype=weight.dtype, gradient=patient
+        )
+        layer.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
+        return layer
+
+    def spike_times(self, module, times):
+        return module(times)
+
+    def rate(self, crossing, potential, neuron):
+        return (-crossing / 10.0).exp()
+
+
+def test_the_rule_in_a_convolution_and_its_name():
+    rule = importlib.import_module("patient").Patient()
+    layer = SpikeConv2d(1, 3, 3, IF(0.5), t_max=8, gradient=rule)
+    assert "gradient='Patient(tau=10.0)'" in repr(layer)
+    spikes = layer(torch.randint(0, 8, (2, 1, 6, 6)).float())
+    spikes[spikes.isfinite()].sum().backward()
+    assert layer.weight.grad.any()
+    times, weight = torch.randint(0, 8, (2, 1, 6, 6)).double(), torch.rand(3, 1, 3, 3).double()
+    assert first_spike_conv2d(times, weight, IF(0.5), t_max=8, gradient=rule).shape == (2, 3, 4, 4)
+
+
+def test_the_target_teaches():
+    ladder = importlib.import_module("ladder")
+    times, labels = torch.tensor([[4.0, math.inf, 2.0], [1.0, 1.0, 5.0]]), torch.tensor([0, 1])
+    expected = torch.tensor([[2.0, 4.0, 3.0], [2.0, 1.0, 3.0]])
+    assert torch.equal(ladder.ladder_targets(times, labels, 8), expected)
+    torch.manual_seed(0)
+    x, y = torch.rand(60, 20), torch.randint(0, 3, (60,))
+    x[torch.arange(60), y] = 1.0
+    layer = SpikeLinear(20, 3, IF(), t_max=16, silent_gradient=True)
+    optimizer = torch.optim.Adam(layer.parameters(), 0.01)
+    losses = []
+    for _ in range(60):
+        loss = ladder.ladder_loss(layer(encode.latency(x, 16)), y, 16)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_encoder():
+    logarithmic = importlib.import_module("logarithmic").logarithmic
+    times = logarithmic(torch.tensor([1.0, 0.1, 0.01, 0.0, 0.5]), 16)
+    assert times.tolist() == [0.0, 8.0, math.inf, math.inf, 2.0]
+    assert nn.Sequential(SpikeLinear(5, 2, IF(), t_max=16))(times).shape == (2,)
