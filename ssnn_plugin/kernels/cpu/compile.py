@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numba as nb
 from numba.core import types
 from numba.core.caching import FunctionCache
 from numba.extending import overload
-
 
 NAMED_TUPLES = types.NamedTuple, types.NamedUniTuple
 
@@ -43,7 +42,7 @@ def told_apart(response: Any) -> Any:
     return response if _is_own(type(response)) else _of_its_own(type(response))(*response)
 
 
-@lru_cache
+@cache
 def _of_its_own(cls: Any) -> Any:
     name = f"{cls.__module__}_{cls.__qualname__}_{id(cls):x}"
     return type(name, (cls,), {"__module__": cls.__module__, "__slots__": ()})
