@@ -6,6 +6,13 @@ import torch
 from reproductions import datasets
 
 
+def pytest_collection_modifyitems(items):
+    """The test of `torch.compile` that every subclass of the contract inherits is slow."""
+    for item in items:
+        if item.name == "test_compiles":
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Also of the processes that a test starts: with many small operations threads wait for each other."""

@@ -32,6 +32,7 @@ def test_ci_runs_the_command_of_the_readme():
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [*blocks("python"), *IN_DEPTH])
 def test_python_examples_run(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -185,6 +185,7 @@ def test_a_run_resumes_more_than_once(tmp_path, finished):
     assert _numbers(resumed) == _numbers(finished(CONFIGS["online"]))
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_numbers(tmp_path):
     chosen = configs.find("s4nn", "digits").with_epochs(KILLED_EPOCHS)
     name = f"s4nn-digits-epochs{KILLED_EPOCHS}"
