@@ -6,18 +6,34 @@ import torch
 from reproductions import datasets
 
 
-@pytest.fixture(scope="module")
+def pytest_collection_modifyitems(items):
+    """The test of `torch.compile` that every subclass of the contract inherits is slow."""
+    for item in items:
+        if item.name == "test_compiles":
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """For many small operations: on a busy machine threads would wait for each other."""
+    """Also of the processes that a test starts: with many small operations threads wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def set_threads():
+    """For a test that asks for more threads than one."""
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
-def cheap_runs(one_thread):
-    """For tiny runs, on one thread: the digits are parsed once."""
+def cheap_runs():
+    """For tiny runs: the digits are parsed once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "_digits", functools.cache(datasets._digits))
         yield

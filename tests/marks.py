@@ -5,7 +5,10 @@ import shutil
 
 import pytest
 
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++"))),
-    reason="torch.compile needs a C++ compiler",
-)
+_has_compiler = any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++")))
+
+
+def needs_compiler(test):
+    """`torch.compile` with its default backend: needs a C++ compiler, and many seconds."""
+    skip = pytest.mark.skipif(not _has_compiler, reason="torch.compile needs a C++ compiler")
+    return pytest.mark.slow(skip(test))

@@ -9,6 +9,8 @@ import pytest
 
 import ssnn_plugin
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import json, sys
 

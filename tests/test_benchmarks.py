@@ -16,15 +16,18 @@ def times_and_labels(samples):
     return times.masked_fill(times >= bins.T_MAX, math.inf), torch.arange(samples) % 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", bins.CONTENDERS)
 def test_each_contender_learns(name):
+    torch.manual_seed(0)
     batch = times_and_labels(4)
     step = bins.CONTENDERS[name].step(bins.network(batch[0]))
     losses = [step(*batch).item() for _ in range(12)]
-    assert min(losses[-3:]) < losses[0]
+    assert min(losses[-3:]) < 0.8 * losses[0]
 
 
 def test_the_loop_has_the_weights_and_first_spikes_of_the_network_on_times():
+    torch.manual_seed(0)
     times, _ = times_and_labels(4)
     layers = bins.network(times)
     first = nn.Sequential(layers[0], *bins._of_the_host(layers[1]))

@@ -16,7 +16,6 @@ from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFParameters
 from ssnn_plugin.snntorch import SingleSpike, latency, reset
 
 T = 16
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _times(seed=0):

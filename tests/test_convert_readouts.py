@@ -14,7 +14,6 @@ from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell
 from ssnn_plugin.snntorch import SingleSpike, latency
 
 T = 12
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _image(*shape):

@@ -114,6 +114,7 @@ def test_descent_is_what_a_step_does_and_leaves_the_weights():
     assert torch.equal(net[0].weight, before)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_row_for_each_rule_and_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(gradients, "LEARNING_RATES", (1e-2,))
     figure = tmp_path / "gradients.svg"

@@ -5,7 +5,6 @@ import pytest
 
 from ssnn_plugin import NoTimeMode, to_event_driven
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PAGE = Path(__file__).parents[1] / "docs" / "host-models.md"
 
 

@@ -104,6 +104,7 @@ def test_the_trainer_calls_the_method_after_every_batch_and_counts_every_layer()
             assert silent == pytest.approx(1 - spikes / neurons)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "least"),
     [

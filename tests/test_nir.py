@@ -25,9 +25,6 @@ in_both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.floa
 on_both = pytest.mark.parametrize("kind", ["mlp", "conv"])
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def _times(shape, seed=0, t_max=T):
     times = torch.randint(0, t_max * 4 // 3, shape, generator=torch.Generator().manual_seed(seed)).double()
     return times.masked_fill_(times >= t_max, INF)

@@ -30,10 +30,7 @@ from ssnn_plugin.snntorch import SingleSpike, reset
 
 HIDDEN = partial(SingleSpike, init_hidden=True)
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def _dense(beta, bias=False):

@@ -24,10 +24,7 @@ from ssnn_plugin.snntorch import FirstSpikePool2d, SingleSpike, reset
 
 IMPORTERS = {"snntorch": import_from_nir, "norse": norse.from_nir}
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 # Graphs of the hosts' own exporters

@@ -12,6 +12,8 @@ from ssnn_plugin import snntorch as ssnn_snntorch
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH, FEATURES = 5, 4, 5
 THRESHOLDS = torch.tensor([0.25, 0.5, 0.75, 1.0, 2.0])
 

@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -198,6 +197,7 @@ def test_a_run_resumes_more_than_once(tmp_path, finished):
     assert _numbers(resumed) == _numbers(finished(CONFIGS["online"]))
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_numbers(tmp_path):
     chosen = catalog.find("s4nn", "digits").with_epochs(KILLED_EPOCHS)
     name = f"s4nn-digits-epochs{KILLED_EPOCHS}"
@@ -205,7 +205,7 @@ def test_a_killed_process_resumes_to_the_same_numbers(tmp_path):
     killed = Run(chosen, name, results=tmp_path / "killed")
     command = [sys.executable, "-m", "reproductions", "run", "s4nn", "--dataset", "digits"]
     command += ["--epochs", str(KILLED_EPOCHS), "--results-dir", str(killed.results)]
-    options = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    options = {"cwd": ROOT, "stdout": subprocess.DEVNULL}
     with subprocess.Popen(command, **options) as process:
         while not killed.checkpoint.exists():
             assert process.poll() is None

@@ -26,6 +26,7 @@ def _loss(example, host, name):
     return {**example.HOSTS[host], **example.OURS}[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "name", "mode"),
     [

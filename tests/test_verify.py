@@ -12,7 +12,6 @@ from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell
 from ssnn_plugin.snntorch import FirstSpikePool2d, SingleSpike, latency
 
 T = 16
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _seeded(model, mean=0.15, spread=0.3):

@@ -39,7 +39,7 @@ def told_apart(response: Any) -> Any:
 
     The types of this package have such names, and must, as what is cached finds them by these.
     """
-    return response if _is_own(type(response)) else _of_its_own(type(response))(*response)
+    return response if _is_own(type(response)) else _of_its_own(response.__class__)(*response)
 
 
 @cache
