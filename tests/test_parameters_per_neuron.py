@@ -178,8 +178,9 @@ def test_what_does_not_fit_is_named():
         ExpPSP(tau=torch.ones(2, 2))
     with pytest.raises(ValueError, match="with a time constant per neuron"):
         first_spike_linear(times, weight, ExpPSP(tau=torch.ones(4)), t_max=T_MAX, backend="cpu")
-    with pytest.raises(ValueError, match=r"beta must lie in 0 ... 1"):
-        IF(beta=torch.tensor([0.5, 1.5]))
+    for bad in (torch.tensor([0.5, 1.5]), torch.tensor([0.5, math.nan]), math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match=r"beta must lie in 0 ... 1"):
+            IF(beta=bad)
     with pytest.raises(ValueError, match="t_max must be at most 80 time constants"):
         first_spike_linear(times, weight, ExpPSP(tau=torch.tensor([1.0, 1.0, 1.0, 0.01])), t_max=T_MAX)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..kernels.window import accumulate
-from .base import Number, SeparableNeuron, least
+from .base import Number, SeparableNeuron
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class IF(SeparableNeuron):
             raise ValueError(f"threshold must be finite and at least 0, got {self.threshold!r}")
         if not math.isfinite(self.delay) or self.delay != int(self.delay) or self.delay < 0:
             raise ValueError(f"delay must be a whole number of bins >= 0, got {self.delay!r}")
-        low, high = (least(self.beta), -least(-self.beta))
-        if not (low >= 0 and high <= 1) and math.isfinite(low):
+        if not _leaks(self.beta):
             raise ValueError(f"beta must lie in 0 ... 1, got {self.beta!r}")
 
     def check_times(self, times: Tensor, t_max: float, bias: bool) -> None:
@@ -112,3 +111,10 @@ class IF(SeparableNeuron):
     def of_bias(self, crossing: Tensor, t_max: float) -> Tensor:
         """A constant current has been added once per bin."""
         return crossing.clamp(max=t_max - 1) + 1
+
+
+def _leaks(beta: Number) -> bool:
+    """Whether it may be what is left of V after a bin."""
+    if isinstance(beta, Tensor):
+        return not _checks.has_values(beta) or bool(((beta >= 0) & (beta <= 1)).all())
+    return 0 <= beta <= 1

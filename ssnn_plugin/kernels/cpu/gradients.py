@@ -31,7 +31,7 @@ from .events import find_events
 from .lanes import load, splat, store, total, where
 from .parallel import as_arrays, share_out
 
-# What a row costs beside its additions, in additions.
+# What a row of a response with two factors costs beside its additions, in additions.
 ROW = 48
 
 
@@ -72,30 +72,31 @@ def _cheaper_direction(arrays: tuple[np.ndarray | None, ...]) -> tuple[bool, int
 
     Returns it with the number of multiplications.
     """
-    p, q, _, _, _, times = arrays
+    p, q, until, _, _, times = arrays
     assert p is not None
     assert times is not None
-    n_errors, n_events = _count(p, q, times)
-    along_inputs, along_outputs = n_errors * (times.shape[1] + ROW), n_events * (p.shape[1] + ROW)
+    n_errors, n_events = _count(p, q, until, times)
+    row = 0 if q is None else ROW
+    along_inputs, along_outputs = n_errors * (times.shape[1] + row), n_events * (p.shape[1] + row)
     return along_inputs <= along_outputs, 2 * min(along_inputs, along_outputs)
 
 
 @jit
-def _count(p, q, times):
+def _count(p, q, until, times):
     """Number of outputs with an error, and of input spikes."""
     n_errors = n_events = 0
     for n in range(len(p)):
-        of_p, of_q = p[n], row_of(q, n)
+        of_p, of_q, last = p[n], row_of(q, n), until[n]
         for j in range(of_p.size):
-            n_errors += has_error(of_q, of_p, j)
+            n_errors += has_error(of_q, of_p, last, j)
         for i in range(times.shape[1]):
             n_events += times[n, i] < np.inf
     return n_errors, n_events
 
 
-@where_given(lambda q, p, j: p[j] != 0)
-def has_error(q, p, j):
-    """Whether an output has an error."""
+@where_given(lambda q, p, until, j: (p[j] != 0) & (until[j] == until[j]))
+def has_error(q, p, until, j):
+    """Whether an output has an error, and inputs that count."""
     return (p[j] != 0) | (q[j] != 0)
 
 
@@ -104,7 +105,7 @@ def latest_of(p, q, until):
     """Until when inputs count for any output with an error; the others can be skipped."""
     latest = -np.inf
     for j in range(until.size):
-        latest = max(latest, until[j] if has_error(q, p, j) else -np.inf)
+        latest = max(latest, until[j] if has_error(q, p, until, j) else -np.inf)
     return latest
 
 
@@ -155,13 +156,14 @@ def _weights_along_inputs(first, end, p, q, until, a, b, times, grad_weight):
     """One contiguous row per output with an error: the cheaper way where errors are few."""
     zero = p.dtype.type(0)
     for n in range(len(times)):
-        t, of_p, of_q, of_a, of_b = times[n], p[n], row_of(q, n), row_of(a, n), row_of(b, n)
+        t, last = times[n], until[n]
+        of_p, of_q, of_a, of_b = p[n], row_of(q, n), row_of(a, n), row_of(b, n)
         for j in range(first, end):
-            if has_error(of_q, of_p, j):
-                row, last, p_j, q_j = grad_weight[j], until[n, j], of_p[j], element_of(of_q, j)
+            if has_error(of_q, of_p, last, j):
+                row, end_j, p_j, q_j = grad_weight[j], last[j], of_p[j], element_of(of_q, j)
                 for i in range(row.size):
                     change = response(q_j, p_j, value_of(of_a, i), value_of(of_b, i))
-                    row[i] -= change if t[i] < last else zero
+                    row[i] -= change if t[i] < end_j else zero
 
 
 @jit
@@ -203,14 +205,14 @@ def subtract_rows(p, q, until, a, b, times, causal, grad_weight_t):
 def _times_along_inputs(first, end, p, q, until, a, b, times, weight, grad_times):
     zero = p.dtype.type(0)
     for n in range(first, end):
-        t, sums = times[n], grad_times[n]
+        t, last, sums = times[n], until[n], grad_times[n]
         of_p, of_q, of_a, of_b = p[n], row_of(q, n), row_of(a, n), row_of(b, n)
         for j in range(until.shape[1]):
-            if has_error(of_q, of_p, j):
-                row, last, p_j, q_j = weight[j], until[n, j], of_p[j], element_of(of_q, j)
+            if has_error(of_q, of_p, last, j):
+                row, end_j, p_j, q_j = weight[j], last[j], of_p[j], element_of(of_q, j)
                 for i in range(row.size):
                     change = response(q_j, p_j, value_of(of_a, i), value_of(of_b, i)) * row[i]
-                    sums[i] += change if t[i] < last else zero
+                    sums[i] += change if t[i] < end_j else zero
 
 
 @jit
@@ -224,9 +226,8 @@ def _times_along_outputs(first, end, p, q, until, a, b, times, weight_t, grad_ti
             if t < latest:
                 row, sum_p, sum_q = weight_t[i], zero, zero
                 for j in range(row.size):
-                    w = row[j] if t < last[j] else zero
-                    sum_p += of_p[j] * w
-                    sum_q = add_product(of_q, sum_q, j, w)
+                    sum_p += of_p[j] * row[j] if t < last[j] else zero
+                    sum_q = add_product(of_q, sum_q, j, row[j] if t < last[j] else zero)
                 grad_times[n, i] = response(
                     only_with(of_q, sum_q), sum_p, value_of(of_a, i), value_of(of_b, i)
                 )
