@@ -29,6 +29,7 @@ from .nn import (
 )
 from .nn.binwise import Response
 from .nn.connection import SpikeConnection
+from .rules import Latency
 
 __all__ = ["Builder", "NoTimeMode", "to_event_driven", "to_step_mode"]
 
@@ -337,7 +338,7 @@ def _in_steps(layer: nn.Module, adapter: Host, last: bool, flat: bool) -> Iterat
             raise ValueError(
                 f"only IF neurons run in steps, and share threshold and leak, got {layer.neuron}"
             )
-        if layer.gradient.name != "latency":
+        if layer.gradient != Latency():
             raise ValueError(f"in steps the gradient is 'latency', got {str(layer.gradient)!r}")
         if layer.neuron.delay:
             raise ValueError(f"the hosts' neurons have no delay, got {layer.neuron}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from .kernels import ops
 from .kernels.backends import BACKENDS, select
 from .kernels.geometry import Geometry
-from .rules import Crossing, Rule
+from .rules import Crossing, Rule, call_once
 
 if TYPE_CHECKING:
     from .neurons.base import SeparableNeuron
@@ -44,38 +44,24 @@ def fire(
     """Spike times and potentials of a separable neuron: [batch, out], or [batch, locations, out]."""
     # As the times can hold it, so that all comparisons with it agree.
     end = float(np.float32(t_max)) if times.dtype == torch.float32 else float(t_max)
-    neuron, synapses, unit = _in_thresholds(neuron, synapses)
-    if neuron.parameters:
-        crossing, potential = _fire_by_definition(times, synapses, neuron, end, how, unit)
-    else:
-        weight, bias, geometry = synapses
-        backend = select(how.backend, times.device, neuron)
-        call = _Call(neuron, how.rule, geometry, end, how.silent_gradient, backend)
-        crossing, potential, _ = _Fire.apply(
-            times, weight, bias, None if unit is None else unit.detach(), call
-        )
-    spikes = crossing + neuron.delay if neuron.delay else crossing
-    return spikes, potential if unit is None else potential * unit
-
-
-def _in_thresholds(
-    neuron: SeparableNeuron, synapses: Synapses
-) -> tuple[SeparableNeuron, Synapses, Tensor | None]:
-    """Where each neuron has a threshold of its own, weights and V in units of it, and that unit."""
-    unit = neuron.threshold
-    if not isinstance(unit, Tensor):
-        return neuron, synapses, None
     weight, bias, geometry = synapses
-    scaled = weight / unit.reshape(-1, *[1] * (weight.ndim - 1))
-    return (
-        replace(neuron, threshold=1.0),  # type: ignore[type-var]
-        Synapses(scaled, None if bias is None else bias / unit, geometry),
-        unit,
-    )
+    threshold = neuron.threshold if isinstance(neuron.threshold, Tensor) else None
+    if neuron.parameters.keys() - {"threshold"}:
+        crossing, potential = _fire_by_definition(times, synapses, neuron, end, how)
+    else:
+        backend = select(how.backend, times.device, neuron)
+        call = _Call(_without_threshold(neuron), how.rule, geometry, end, how.silent_gradient, backend)
+        crossing, potential, _ = _Fire.apply(times, weight, bias, threshold, call)
+    return crossing + neuron.delay if neuron.delay else crossing, potential
+
+
+def _without_threshold(neuron: SeparableNeuron) -> SeparableNeuron:
+    """With the threshold 1 if each neuron has its own, in which its weights are measured then."""
+    return replace(neuron, threshold=1.0) if isinstance(neuron.threshold, Tensor) else neuron  # type: ignore[type-var]
 
 
 def _fire_by_definition(
-    times: Tensor, synapses: Synapses, neuron: SeparableNeuron, t_max: float, how: How, unit: Tensor | None
+    times: Tensor, synapses: Synapses, neuron: SeparableNeuron, t_max: float, how: How
 ) -> tuple[Tensor, Tensor]:
     """Neurons with time constants of their own, in plain torch."""
     if how.backend not in (None, "reference"):
@@ -84,49 +70,55 @@ def _fire_by_definition(
         )
     weight, bias, geometry = synapses
     groups = geometry.groups
-    described = [
-        replace(neuron, **{name: value.chunk(groups)[g] for name, value in neuron.parameters.items()})  # type: ignore[type-var]
-        for g in range(groups)
-    ]
-    units = [None] * groups if unit is None else unit.detach().chunk(groups)
+    values = {name: value.chunk(groups) for name, value in neuron.parameters.items()}
     biases = [None] * groups if bias is None else bias.chunk(groups)
-    patches = geometry.patches(times, weight.shape[2:])
-    parts = [
-        _trace(patch, Synapses(w.flatten(1), b), n, t_max, how, u)
-        for patch, w, b, n, u in zip(patches, weight.chunk(groups), biases, described, units, strict=True)
-    ]
+    patches, weights = geometry.patches(times, weight.shape[2:]), weight.chunk(groups)
+    parts = []
+    for g, (patch, w, b) in enumerate(zip(patches, weights, biases, strict=True)):
+        of_group = replace(neuron, **{name: value[g] for name, value in values.items()})  # type: ignore[type-var]
+        parts.append(_trace(patch, Synapses(w.flatten(1), b), of_group, t_max, how))
     shape = geometry.output_shape(times, weight)
     crossing, potential = (geometry.outputs(part, shape) for part in zip(*parts, strict=True))
     return crossing, potential
 
 
 def _trace(
-    times: Tensor, synapses: Synapses, neuron: SeparableNeuron, t_max: float, how: How, unit: Tensor | None
+    times: Tensor, synapses: Synapses, neuron: SeparableNeuron, t_max: float, how: How
 ) -> tuple[Tensor, Tensor]:
     weight, bias, geometry = synapses
     with torch.no_grad():
         at, potential, slope = neuron.crossings(times, weight, bias, t_max)
-    v = neuron.traced_potential(at, times, weight, bias, t_max)
-    change, fired = v - v.detach(), at.isfinite()
-    crossing = Crossing(
-        times,
-        weight,
-        at,
-        at,
-        potential,
-        slope,
-        unit,
-        neuron,
-        geometry,
-        t_max,
-        how.silent_gradient,
-        "reference",
-    )
-    rate = how.rule.rate(crossing)
+        crossing = Crossing(
+            times, weight, at, at, potential, slope, neuron, geometry, t_max, how.silent_gradient, "reference"
+        )
+        rate = how.rule.rate(crossing)
+    v, fired = neuron.traced_potential(at, times, weight, bias, t_max), at.isfinite()
     # What is added is 0, and has the derivatives of the crossing.
-    moved = at - (change if rate is None else rate * change)
+    change, threshold = v - v.detach(), torch.as_tensor(neuron.threshold)
+    missing = threshold - threshold.detach() - change
+    moved = at + (missing if rate is None else rate * missing)
     spikes = torch.where(fired | how.silent_gradient, moved, at)
-    return spikes, potential + torch.where(fired & (not neuron.jumps), 0, change)
+    at_crossing = change if neuron.jumps else threshold - threshold.detach()
+    potential = potential + torch.where(fired, at_crossing, change)
+    return _FirstDerivative.apply(spikes), _FirstDerivative.apply(potential)
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """Values as they are, whose derivative cannot be differentiated again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return call_once(torch.clone, grads[0])
 
 
 @dataclass(frozen=True)
@@ -148,58 +140,90 @@ class _Fire(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        times: Tensor, weight: Tensor, bias: Tensor | None, unit: Tensor | None, call: _Call
+        times: Tensor, weight: Tensor, bias: Tensor | None, threshold: Tensor | None, call: _Call
     ) -> tuple[Tensor, Tensor, Tensor]:
-        neuron, geometry, t_max = call.neuron, call.geometry, call.t_max
-        if ops.plain(times):
-            kernels = BACKENDS[call.backend].kernels
-            return kernels.first_spike(times, weight, bias, geometry, neuron, t_max)  # type: ignore[no-any-return]
-        described = neuron.kind, neuron.numbers
-        return ops.first_spike(times, weight, bias, *geometry, *described, t_max, call.backend)  # type: ignore[no-any-return]
+        if threshold is None:
+            return _crossings(times, weight, bias, call)
+        # In units of its threshold each neuron has the threshold 1.
+        scaled = weight / threshold.reshape(-1, *[1] * (weight.ndim - 1))
+        bias = None if bias is None else bias / threshold
+        at, potential, slope = _crossings(times, scaled, bias, call)
+        return at, potential * threshold, slope * threshold if slope.numel() else slope
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        times, weight, _, unit, ctx.call = inputs
+        times, weight, _, threshold, ctx.call = inputs
         crossing, potential, slope = output
         ctx.mark_non_differentiable(slope)
-        ctx.save_for_backward(times, weight, crossing, potential, slope, unit)
+        ctx.save_for_backward(times, weight, threshold, crossing, potential, slope)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        call, (times, weight, at, potential, slope, unit) = ctx.call, ctx.saved_tensors
+        call, (times, weight, threshold, at, potential, slope) = ctx.call, ctx.saved_tensors
         grad_spikes, grad_potential, _ = grads
         # V at the end of the window is an output of a silent neuron, whether its spike learns or not.
         silent = call.silent or grad_potential is not None
+        until = call.neuron.until(at, call.t_max, silent)
+        neuron = call.neuron if threshold is None else replace(call.neuron, threshold=threshold)
         crossing = Crossing(
-            times, weight, at, call.neuron.until(at, call.t_max, silent), potential, slope, unit,
-            call.neuron, call.geometry, call.t_max, silent, call.backend,
-        )  # fmt: skip
-        if grad_spikes is not None and not call.silent and (silent or not call.neuron.jumps):
+            times,
+            weight,
+            at,
+            until,
+            potential,
+            slope,
+            neuron,
+            call.geometry,
+            call.t_max,
+            silent,
+            call.backend,
+        )
+        if grad_spikes is not None and not call.silent and (silent or not neuron.jumps):
             grad_spikes = grad_spikes.masked_fill(at.isinf(), 0)
-        error = _errors(crossing, call.rule, grad_spikes, grad_potential)
-        of_times, of_weight, of_bias, *_ = ctx.needs_input_grad
+        of_spikes, error = _errors(crossing, call.rule, grad_spikes, grad_potential)
+        of_times, of_weight, of_bias, of_threshold, _ = ctx.needs_input_grad
         return (
             call.rule.input_grad(crossing, error, grad_spikes) if of_times else None,
             crossing.weight_grad(error) if of_weight else None,
             crossing.bias_grad(error) if of_bias else None,
-            None,
+            _threshold_grad(crossing, of_spikes, grad_potential) if of_threshold else None,
             None,
         )
 
 
+def _crossings(
+    times: Tensor, weight: Tensor, bias: Tensor | None, call: _Call
+) -> tuple[Tensor, Tensor, Tensor]:
+    neuron, geometry, t_max = call.neuron, call.geometry, call.t_max
+    if ops.plain(times):
+        kernels = BACKENDS[call.backend].kernels
+        return kernels.first_spike(times, weight, bias, geometry, neuron, t_max)  # type: ignore[no-any-return]
+    described = neuron.kind, neuron.numbers
+    return ops.first_spike(times, weight, bias, *geometry, *described, t_max, call.backend)  # type: ignore[no-any-return]
+
+
 def _errors(
     crossing: Crossing, rule: Rule, grad_spikes: Tensor | None, grad_potential: Tensor | None
-) -> Tensor:
-    """-dL/dV at the crossing, or at the end of the window for a silent neuron.
+) -> tuple[Tensor | None, Tensor]:
+    """-dL/dV at the crossing, or at the end of the window for a silent neuron: of its spike, and in all.
 
     A continuous V is the threshold at the crossing whatever the inputs, one that jumps is not.
     """
-    if grad_spikes is None:
-        error = torch.zeros_like(crossing.at)
-    else:
-        rate = rule.rate(crossing)
-        error = grad_spikes if rate is None else grad_spikes * rate
+    of_spikes = grad_spikes
+    if grad_spikes is not None and (rate := rule.rate(crossing)) is not None:
+        of_spikes = grad_spikes * rate
+    error = torch.zeros_like(crossing.at) if of_spikes is None else of_spikes
     if grad_potential is not None:
         error = error - (grad_potential if crossing.neuron.jumps else grad_potential * crossing.at.isinf())
-    return error
+    return of_spikes, error
+
+
+def _threshold_grad(crossing: Crossing, of_spikes: Tensor | None, grad_potential: Tensor | None) -> Tensor:
+    """A threshold that rises by what V lacks delays a spike, and is what a continuous V crosses at."""
+    grad = torch.zeros_like(crossing.at) if of_spikes is None else of_spikes
+    if not crossing.silent:
+        grad = grad.masked_fill(crossing.at.isinf(), 0)
+    if grad_potential is not None and not crossing.neuron.jumps:
+        grad = grad + grad_potential * crossing.fired
+    return grad.flatten(0, -2).sum(0)

@@ -39,8 +39,6 @@ class Crossing(NamedTuple):
     potential: Tensor
     #: dV/dt there; empty where V jumps
     slope: Tensor
-    #: thresholds [out] in which V and the weights are measured, if each neuron has its own
-    unit: Tensor | None
     neuron: SeparableNeuron
     geometry: Geometry
     t_max: float
@@ -56,13 +54,13 @@ class Crossing(NamedTuple):
         """dL/dtimes for -dL/dV = error, of inputs that count until `shift` after the crossing."""
         until = self.neuron.until(self.at + shift, self.t_max, self.silent) if shift else self.until
         factors = self._factors(error, self.neuron.output_slopes(until), until)
-        return _call(ops.input_grad, *factors, self.times, self.weight, *self.geometry, self.backend)
+        return call_once(ops.input_grad, *factors, self.times, self.weight, *self.geometry, self.backend)
 
     def weight_grad(self, error: Tensor) -> Tensor:
         """dL/dweight for -dL/dV = error."""
         factors = self._factors(error, self.neuron.output_factors(self.until), self.until)
         kernel_size = list(self.weight.shape[2:])
-        return _call(ops.weight_grad, *factors, self.times, kernel_size, *self.geometry, self.backend)
+        return call_once(ops.weight_grad, *factors, self.times, kernel_size, *self.geometry, self.backend)
 
     def bias_grad(self, error: Tensor) -> Tensor:
         """dL/dbias for -dL/dV = error."""
@@ -90,7 +88,7 @@ class Crossing(NamedTuple):
             # V at `at + shift` is an input gradient with inputs and outputs exchanged, time reversed.
             ones, until, matrix = torch.ones_like(t), 0.5 - t, w.t().contiguous()
             early, late = (
-                _call(
+                call_once(
                     ops.input_grad,
                     ones,
                     None,
@@ -166,12 +164,12 @@ class Latency(_OfJumps):
 
     name = "latency"
 
-    def rate(self, crossing: Crossing) -> Tensor | None:
-        return crossing.unit
+    def rate(self, crossing: Crossing) -> None:
+        return None
 
 
 @dataclass(frozen=True)
-class Surrogate(_OfJumps):
+class SurrogateSlope(_OfJumps):
     """dt/dV minus the derivative of an arctan at the distance of V from the threshold.
 
     1 / (1 + (pi u)^2) with u the distance in thresholds (Fang et al. 2021, alpha = 2, scaled to 1 at
@@ -182,9 +180,9 @@ class Surrogate(_OfJumps):
 
     def rate(self, crossing: Crossing) -> Tensor:
         threshold = crossing.neuron.threshold
-        distance = (crossing.potential - threshold) / (threshold or 1)
-        rate = 1 / (1 + (math.pi * distance).square())
-        return rate if crossing.unit is None else rate * crossing.unit
+        unit = threshold if isinstance(threshold, Tensor) else threshold or 1
+        distance = (crossing.potential - threshold) / unit
+        return 1 / (1 + (math.pi * distance).square())
 
 
 @dataclass(frozen=True)
@@ -211,19 +209,21 @@ class LocalSlope(_OfJumps):
 
     def check(self, neuron: Neuron, bias: bool) -> None:
         super().check(neuron, bias)
-        if bias or getattr(neuron, "beta", 1) != 1:
+        beta = getattr(neuron, "beta", 1)
+        if bias or isinstance(beta, Tensor) or beta != 1:
             raise ValueError("gradient 'local_slope' takes neither a bias nor a leak")
 
     def check_times(self, times: Tensor) -> None:
         _checks.whole_bins("times", times, "gradient 'local_slope'")
 
     def _least(self, crossing: Crossing) -> Any:
-        return crossing.neuron.threshold / crossing.t_max or 1 / crossing.t_max
+        threshold = crossing.neuron.threshold
+        return (threshold if isinstance(threshold, Tensor) else threshold or 1) / crossing.t_max
 
     def rate(self, crossing: Crossing) -> Tensor:
         least = self._least(crossing)
         slope = torch.where(crossing.fired, crossing.mean_step(self.reach), least)
-        return 1 / slope.clamp(min=least)
+        return 1 / (slope.maximum(least) if isinstance(least, Tensor) else slope.clamp(min=least))
 
     def input_grad(self, crossing: Crossing, error: Tensor, grad_spikes: Tensor | None) -> Tensor:
         early, late = (crossing.input_grad(error, shift) for shift in (-self.reach - 1, self.reach))
@@ -234,7 +234,7 @@ class LocalSlope(_OfJumps):
         return grad
 
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in (Latency(), Surrogate(), LocalSlope(), Exact())}
+RULES: dict[str, Rule] = {rule.name: rule for rule in (Latency(), SurrogateSlope(), LocalSlope(), Exact())}
 
 
 def rule_of(gradient: str | Rule | None, neuron: Neuron) -> Rule:
@@ -246,7 +246,7 @@ def rule_of(gradient: str | Rule | None, neuron: Neuron) -> Rule:
     return RULES[name]
 
 
-def _call(operator: Any, *arguments: Any) -> Tensor:
+def call_once(operator: Any, *arguments: Any) -> Tensor:
     """An operator of a backward pass, which has no derivative of its own."""
     if torch.is_grad_enabled():
         return _Once.apply(operator, *arguments)  # type: ignore[no-any-return]

@@ -14,7 +14,8 @@ from .. import _checks
 from ..engine import How, Synapses
 from ..kernels.geometry import Geometry, output_size
 from ..neurons import Neuron
-from ..rules import Rule, rule_of
+from ..neurons.base import SeparableNeuron
+from ..rules import RULES, Rule, rule_of
 
 Size2d: TypeAlias = "int | tuple[int, ...] | list[int]"
 
@@ -300,6 +301,10 @@ def how_to_fire(
         raise TypeError(f"neuron must be one of ssnn_plugin's neurons, such as IF(), got {neuron!r}")
     neuron.check(t_max)
     rule = rule_of(gradient, neuron)
+    if not isinstance(neuron, SeparableNeuron) and rule != RULES["exact"]:
+        raise ValueError(
+            f"gradient must be 'exact' for {neuron!r}, which autograd differentiates, got {rule}"
+        )
     rule.check(neuron, bias)
     if silent_gradient and not neuron.jumps:
         raise ValueError(f"silent_gradient has no meaning for the exact gradient of {neuron!r}: use False")

@@ -50,7 +50,10 @@ class SpikeConnection(nn.Module):
         self.weight = nn.Parameter(torch.empty(weight_shape, **factory))
         _checks.floating("dtype: the weight", self.weight)
         inputs = self.weight[0].numel()
-        self.init_range = init_range or (0.0, 40 * float(torch.as_tensor(neuron.threshold).mean()) / inputs)
+        self.init_range = init_range or (
+            0.0,
+            40 * float(torch.as_tensor(neuron.threshold).detach().mean()) / inputs,
+        )
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(weight_shape[0], **factory)) if bias else None
         )
@@ -64,6 +67,9 @@ class SpikeConnection(nn.Module):
 
     def set_neuron(self, neuron: Neuron) -> None:
         """Give the layer other neurons; their values per neuron become its parameters or buffers."""
+        for name in getattr(self, "_neuron", neuron).parameters:
+            if hasattr(self, name):
+                delattr(self, name)
         self._neuron = neuron
         for name, value in neuron.parameters.items():
             if isinstance(value, nn.Parameter):
