@@ -7,33 +7,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from marks import needs_compiler
+from if_examples import conv2d_example
+from marks import BACKEND_NAMES, in_both_precisions, needs_compiler, on_every_backend
 from naive import first_spikes_of_trains, latency_loss
 from torch.nn.functional import conv2d, pad, unfold
 
 from ssnn_plugin import IF, ReLPSP
 from ssnn_plugin.functional import earliest_spike_pool2d, first_spike_conv2d, first_spike_linear
 from ssnn_plugin.functional.pool import AveragePool
-from ssnn_plugin.kernels import ops
-from ssnn_plugin.kernels.backends import BACKENDS
 from ssnn_plugin.kernels.cpu import parallel
 from ssnn_plugin.losses import RelativeTargetLoss
 from ssnn_plugin.nn import SpikeConv2d
 
 INF, NAN = math.inf, math.nan
-NAMES = sorted(BACKENDS)
-DTYPES = [torch.float32, torch.float64]
-on_every_backend = pytest.mark.parametrize("backend", NAMES)
-in_both_precisions = pytest.mark.parametrize("dtype", DTYPES)
-
-
-@pytest.fixture(autouse=True)
-def set_threads():
-    """One thread unless a test asks for more: on a busy machine they would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield torch.set_num_threads
-    torch.set_num_threads(threads)
 
 
 @st.composite
@@ -85,7 +71,7 @@ def _equal(found, expected):
 def test_every_backend_is_the_loop_over_time(case, dtype):
     times, weight, bias, neuron, t_max, geometry = case
     expected = first_spikes_of_trains(lambda s: conv2d(s, weight, bias, **geometry), times, neuron, t_max)
-    for backend in NAMES:
+    for backend in BACKEND_NAMES:
         t, w, b = _inputs(dtype, times, weight, bias)
         found = first_spike_conv2d(
             t, w, neuron, t_max=t_max, bias=b, return_potential=True, backend=backend, **geometry
@@ -100,7 +86,7 @@ def test_every_backend_is_the_loop_over_time(case, dtype):
 def test_gradients_of_every_backend_are_the_latency_rule(case, dtype, silent_gradient, which):
     times, weight, bias, neuron, t_max, geometry = case
     generator = torch.Generator().manual_seed(0)
-    for backend in NAMES:
+    for backend in BACKEND_NAMES:
         inputs = _inputs(dtype, times, weight, bias)
         outputs = first_spike_conv2d(
             *inputs[:2],
@@ -183,15 +169,6 @@ def test_a_convolution_is_a_linear_layer_on_every_patch(backend, geometry, out, 
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-def _example(dtype):
-    generator = torch.Generator().manual_seed(0)
-    times = torch.randint(0, 10, (2, 4, 5, 6), generator=generator).to(dtype)
-    times.masked_fill_(times == 9, INF)
-    weight = torch.randint(-1, 4, (6, 2, 3, 2), generator=generator).to(dtype)
-    bias = torch.randint(-1, 2, (6,), generator=generator).to(dtype)
-    return times, weight, bias, ([2, 1], [1, 2], 2)
-
-
 @on_every_backend
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 4)])
 def test_an_empty_batch(backend, size):
@@ -251,36 +228,10 @@ def test_results_do_not_depend_on_the_number_of_threads(set_threads, neuron, dty
         _equal(a, b)
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
-@on_every_backend
-def test_opcheck_of_the_forward_operator(backend, with_bias):
-    times, weight, bias, geometry = _example(torch.float64)
-    neuron = IF(5.0, delay=1, beta=0.5)
-    described = neuron.kind, neuron.numbers, 8.0, backend
-    inputs = times, weight, bias if with_bias else None
-    torch.library.opcheck(ops.first_spike, (*inputs, *geometry, *described))
-
-
-@in_both_precisions
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@on_every_backend
-def test_opcheck_of_the_backward_operators(backend, layout, dtype):
-    times, weight, _, geometry = _example(dtype)
-    times = times.contiguous(memory_format=layout)
-    neuron = IF(5.0)
-    crossing, _, _ = ops.first_spike(
-        times, weight, None, *geometry, neuron.kind, neuron.numbers, 8.0, backend
-    )
-    assert 0 < crossing.isfinite().sum() < crossing.numel()
-    factors = torch.ones_like(crossing), None, crossing.clamp(max=8.0), None, None, times
-    torch.library.opcheck(ops.weight_grad, (*factors, [3, 2], *geometry, backend))
-    torch.library.opcheck(ops.input_grad, (*factors, weight, *geometry, backend))
-
-
 @needs_compiler
 @on_every_backend
 def test_compiled_step_equals_the_eager_one(backend):
-    times, weight, bias, _ = _example(torch.float32)
+    times, weight, bias, _ = conv2d_example(torch.float32)
     readout = torch.arange(36.0).reshape(2, 18) % 5
     criterion, labels = RelativeTargetLoss(2, 16), torch.tensor([0, 1])
 
@@ -311,10 +262,10 @@ def test_compiled_step_equals_the_eager_one(backend):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", [None, *NAMES])
+@pytest.mark.parametrize("backend", [None, *BACKEND_NAMES])
 @pytest.mark.parametrize("batch", [0, 2])
 def test_shapes_on_the_meta_device(backend, batch):
-    times, weight, _, (stride, dilation, groups) = _example(torch.float32)
+    times, weight, _, (stride, dilation, groups) = conv2d_example(torch.float32)
     times, weight = times.new_empty(batch, *times.shape[1:], device="meta"), weight.to("meta")
     outputs = first_spike_conv2d(
         times,
@@ -413,7 +364,7 @@ def _layer(**options):
 @in_both_precisions
 def test_the_layer_is_the_function_with_its_parameters(dtype, padding):
     layer = _layer(dtype=dtype, padding=padding, stride=1, dilation=(1, 2), init_range=(-1.0, 2.0))
-    times, _, bias, _ = _example(dtype)
+    times, _, bias, _ = conv2d_example(dtype)
     with torch.no_grad():
         layer.bias.copy_(bias / 8)
     found = layer(times, return_potential=True)
@@ -468,7 +419,7 @@ def test_copies_of_a_layer_are_equal_and_independent(copied):
     layer = _layer()
     torch.nn.init.normal_(layer.bias)
     twin = copied(layer)
-    times = _example(torch.float32)[0]
+    times = conv2d_example(torch.float32)[0]
     for ours, theirs in zip(layer(times, True), twin(times, True), strict=True):
         _equal(ours, theirs)
     with torch.no_grad():
