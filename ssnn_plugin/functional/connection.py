@@ -78,24 +78,29 @@ def first_spike_linear(
             units of their time constant for the neurons in continuous time. Inputs at `t_max` or later
             are outside the window and count as silent.
         weight: [out, in], of the dtype and on the device of `times`.
-        neuron: what happens between the input spikes and the output spike: `IF`, `ReLPSP`, `ExpPSP`,
-            `AlphaPSP` or `LIF`.
+        neuron: what happens between the input spikes and the output spike: `IF`, or in continuous time
+            `ReLPSP`, `WindowedRamp`, `ExpPSP`, `AlphaPSP`, `LIF` or a `CurrentNeuron` of your own.
+            Thresholds, leaks and time constants may be tensors [out] of the dtype of the weights, one
+            value per neuron, and get a gradient if they ask for one.
         t_max: length of the window; a spike that would come at `t_max` or later, delay included,
             is silence.
         bias: [out] or None. For `IF` a constant current added to the potential in every bin; with it,
             or with a leak (`neuron.beta` < 1), spike times and `t_max` have to be whole bins. For the
-            others the weight of a spike at time 0, but for `ReLPSP` with a start what V has there.
-        gradient: None for the neuron's own. `IF` has no slope at its crossing, and a choice of rules,
-            all with dV/dw = 1 for every input spike that was counted when the neuron fired:
+            others the weight of a spike at time 0, but for `WindowedRamp` an addition to V.
+        gradient: a rule of `ssnn_plugin.rules`, its short name, or None for the neuron's own. `IF` has no
+            slope at its crossing, and a choice of rules, all with dV/dw = 1 for every input spike that
+            was counted when the neuron fired:
             "latency", dt/dV = -1 (Kheradpisheh & Masquelier 2020);
             "surrogate", dt/dV minus the derivative of an arctan at the firing time's V - threshold;
-            "local_slope", dt/dV minus the inverse of a slope of V measured around the crossing.
+            "local_slope", dt/dV minus the inverse of a slope of V measured around the crossing, within
+            4 bins; `rules.LocalSlope(reach)` takes others.
             The others have "exact", by the implicit function theorem.
         silent_gradient: whether a gradient that arrives at a silent `IF` changes its weights, all
             inputs in the window being causal (S4NN's released code), or is dropped.
         return_potential: also return the potential [*, out] at the crossing of a neuron that
             fired, at the end of the window for a silent one.
-        backend: "cpu" (numba), "reference" (plain PyTorch, any device), None for the fastest.
+        backend: "cpu" (numba), "reference" (plain PyTorch, any device), None for the fastest that runs
+            the neuron; leaks and time constants per neuron are plain PyTorch.
 
     Returns:
         Times [*, out], or (times, potential).
@@ -103,7 +108,8 @@ def first_spike_linear(
     Raises:
         TypeError: a dtype other than float32 or float64, or dtypes that differ.
         ValueError: shapes or devices that do not fit, NaN or negative times, NaN potentials, a
-            `t_max` that is not positive.
+            `t_max` that is not positive or of more than 80 time constants, a rule or backend that does
+            not fit the neuron.
 
     Hand-checked: weights 60 and 50, threshold 100, one bin of delay.
 

@@ -11,6 +11,7 @@ from ..functional.bins import channels_last
 from ..functional.connection import Size2d, check_padding, pair
 from ..functional.pool import AveragePool, Convolution
 from ..neurons import Neuron
+from ..rules import Rule
 from .connection import SpikeConnection
 
 
@@ -51,7 +52,7 @@ class SpikeConv2d(SpikeConnection):
         padding: Size2d | str = 0,
         dilation: Size2d = 1,
         groups: int = 1,
-        gradient: str | None = None,
+        gradient: str | Rule | None = None,
         silent_gradient: bool = False,
         bias: bool = False,
         init_range: tuple[float, float] | None = None,

@@ -9,6 +9,7 @@ from .. import _checks
 from ..functional import first_spike_conv2d, first_spike_linear
 from ..functional.pool import AveragePool, Convolution
 from ..neurons import Neuron
+from ..rules import Rule
 from .connection import SpikeConnection
 
 
@@ -17,9 +18,11 @@ class SpikeLinear(SpikeConnection):
 
     Args:
         in_features, out_features: as `torch.nn.Linear`; `weight` is [out, in].
-        neuron: a description such as `IF(threshold=100.0, delay=1)` or `ReLPSP()`.
+        neuron: a description such as `IF(threshold=100.0, delay=1)` or `ReLPSP()`. Its values per neuron
+            become the layer's: `nn.Parameter`s its parameters, other tensors its buffers.
         t_max: length of the window; a spike at `t_max` or later is silence (`inf`).
-        gradient: the rule for dt/dV as in `functional.first_spike_linear`; None for the neuron's own.
+        gradient: the rule for dt/dV, or its short name, as in `functional.first_spike_linear`; None for the
+            neuron's own. The layer's `gradient` is the rule.
         silent_gradient: whether silent `IF` neurons learn from a gradient that reaches them.
         bias: whether to learn a bias: a constant current per bin for `IF`, else a spike at time 0.
         init_range: weights are drawn uniformly from it. None is (0, 40 threshold / in_features),
@@ -51,7 +54,7 @@ class SpikeLinear(SpikeConnection):
         neuron: Neuron,
         *,
         t_max: float,
-        gradient: str | None = None,
+        gradient: str | Rule | None = None,
         silent_gradient: bool = False,
         bias: bool = False,
         init_range: tuple[float, float] | None = None,

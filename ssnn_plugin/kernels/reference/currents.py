@@ -1,4 +1,4 @@
-"""Reference forward pass of neurons with a continuous V: the papers' closed forms, in double precision."""
+"""Reference forward pass of neurons with a continuous V: all causal sets, in double precision."""
 
 from __future__ import annotations
 
