@@ -100,25 +100,27 @@ def _trace(
     spikes = torch.where(fired | how.silent_gradient, moved, at)
     at_crossing = change if neuron.jumps else threshold - threshold.detach()
     potential = potential + torch.where(fired, at_crossing, change)
-    return _FirstDerivative.apply(spikes), _FirstDerivative.apply(potential)
+    inputs = [x for x in (times, weight, bias, *neuron.parameters.values()) if x is not None]
+    return _FirstDerivative.apply(spikes, *inputs), _FirstDerivative.apply(potential, *inputs)
 
 
 class _FirstDerivative(torch.autograd.Function):
-    """Values as they are, whose derivative cannot be differentiated again."""
+    """Values as they are, whose derivative by these inputs cannot be differentiated again."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(values: Tensor) -> Tensor:
+    def forward(values: Tensor, *inputs: Tensor) -> Tensor:
         return values.view_as(values)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return call_once(torch.clone, grads[0])
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
+        return call_once(lambda grad, *_: grad.clone(), grads[0], *inputs), *[None] * len(inputs)
 
 
 @dataclass(frozen=True)

@@ -117,10 +117,7 @@ class Rule(ABC):
 
     @abstractmethod
     def rate(self, crossing: Crossing) -> Tensor | None:
-        """-dt/dV of every output, of the shape of `crossing.at`; None is 1 everywhere.
-
-        Where `crossing.unit` is given, V is measured in it: a rate that is not is multiplied by it.
-        """
+        """-dt/dV of every output, of the shape of `crossing.at`; None is 1 everywhere."""
 
     def check(self, neuron: Neuron, bias: bool) -> None:
         """Refuse neurons that the rule has no meaning for."""
