@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from ..engine import How, Synapses, fire
 from ..kernels.geometry import Geometry
 from ..kernels.ops import NEURONS
 from ..kernels.reference import first_spike
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Number: TypeAlias = float | Tensor
 Pair: TypeAlias = tuple[Tensor, Tensor]
@@ -239,8 +236,7 @@ class CurrentNeuron(SeparableNeuron):
         )
         return p * a - q * b
 
-    def check_positive(self, *names: str) -> Self:
+    def check_positive(self, *names: str) -> None:
         """Refuse fields that are not positive and finite."""
         for name in names:
             _checks.positive(name, getattr(self, name))
-        return self
