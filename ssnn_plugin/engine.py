@@ -39,9 +39,9 @@ class How(NamedTuple):
 
 
 def fire(
-    times: Tensor, synapses: Synapses, neuron: SeparableNeuron, t_max: float, how: How
+    neuron: SeparableNeuron, times: Tensor, synapses: Synapses, t_max: float, how: How
 ) -> tuple[Tensor, Tensor]:
-    """Spike times and potentials of a separable neuron: [batch, out], or [batch, locations, out]."""
+    """Spike times and potentials of a layer: [batch, out], of a convolution [batch, locations, out]."""
     # As the times can hold it, so that all comparisons with it agree.
     end = float(np.float32(t_max)) if times.dtype == torch.float32 else float(t_max)
     weight, bias, geometry = synapses

@@ -102,8 +102,7 @@ class SeparableNeuron(Neuron):
     response is a step, has p = a = 1 and q = b = 0, said as None.
     """
 
-    def fire(self, times: Tensor, synapses: Synapses, t_max: float, how: How) -> tuple[Tensor, Tensor]:
-        return fire(times, synapses, self, t_max, how)
+    fire = fire
 
     @abstractmethod
     def crossings(
