@@ -88,7 +88,7 @@ def learning_curves(runs: Sequence[Record]) -> Figure:
     )
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
-    axes.legend(frameon=False, fontsize=8)
+    _legend_beside(axes)
     return figure
 
 
@@ -116,7 +116,7 @@ def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
         ylabel="test accuracy (%), potential rule",
         title=_title(runs, "accuracy against spikes; filled: until the decision"),
     )
-    axes.legend(frameon=False, fontsize=8)
+    _legend_beside(axes)
     return figure
 
 
@@ -146,7 +146,7 @@ def decision_times(runs: Sequence[Record]) -> Figure:
     axes.set(xlabel="stopped at (fraction of the window)", ylabel="test accuracy (%), silence is an error",
              title=_title(runs, "accuracy if stopped at time t"))  # fmt: skip
     # The curves fill the axes.
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend_beside(axes)
     return figure
 
 
@@ -163,7 +163,7 @@ def response_times(runs: Sequence[Record]) -> Figure:
         axes.stairs(bars, edges, color=color, fill=True, alpha=0.35, label=label)
     axes.set(xlabel="first output spike (fraction of the window)", ylabel="share of test images (%)",
              title=_title(runs, "response times"))  # fmt: skip
-    axes.legend(frameon=False, fontsize=8)
+    _legend_beside(axes)
     return figure
 
 
@@ -215,6 +215,11 @@ def _save(figure: Figure, folder: Path, stem: str) -> list[Path]:
         figure.savefig(path, dpi=150)
     plt.close(figure)
     return written
+
+
+def _legend_beside(axes: Axes) -> None:
+    """To the right of the axes, where it covers nothing that is drawn."""
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _figure() -> tuple[Figure, Axes]:
