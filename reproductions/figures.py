@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .records import FewLabels, Record, require_writable
 from .tables import DEVIATION, few_labels_table
@@ -116,6 +117,9 @@ def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
         ylabel="test accuracy (%), potential rule",
         title=_title(runs, "accuracy against spikes; filled: until the decision"),
     )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     _legend_beside(axes)
     return figure
 
@@ -223,7 +227,7 @@ def _legend_beside(axes: Axes) -> None:
 
 
 def _figure() -> tuple[Figure, Axes]:
-    return plt.subplots(figsize=(7, 4.5), layout="constrained")
+    return plt.subplots(figsize=(8.5, 4.5), layout="constrained")
 
 
 def _colored_groups(runs: Sequence[Record]) -> Iterator[tuple[str, str, list[Record]]]:
