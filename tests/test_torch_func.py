@@ -3,11 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vmap
 
-from ssnn_plugin import IF, encode, to_event_driven
+from ssnn_plugin import IF, ExpPSP, encode, to_event_driven
 from ssnn_plugin.decode import first_spikes
-from ssnn_plugin.functional import fill_silent
+from ssnn_plugin.functional import fill_silent, first_spike_linear
 from ssnn_plugin.nn import SpikeConv2d
 from ssnn_plugin.snntorch import SingleSpike, latency
 
@@ -140,3 +140,10 @@ def test_the_latency_rule_has_no_second_derivative():
 
     with pytest.raises(NotImplementedError, match="no second derivative"):
         grad(gradient)(parameters)
+
+
+@pytest.mark.parametrize("neuron", [IF(), ExpPSP(0.5), ExpPSP(0.5, tau=torch.ones(3, dtype=torch.float64))])
+def test_forward_mode_is_refused(neuron):
+    times, weight = torch.ones(2, 5, dtype=torch.float64), torch.ones(3, 5, dtype=torch.float64)
+    with pytest.raises(NotImplementedError, match="forward mode AD"):
+        jvp(lambda w: first_spike_linear(times, w, neuron, t_max=8), (weight,), (weight,))

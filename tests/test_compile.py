@@ -1,0 +1,61 @@
+"""How kernels are compiled, and where their machine code is kept."""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from ssnn_plugin.kernels.cpu import compile as compiling
+from ssnn_plugin.neurons.exponential import ExponentialResponse
+
+
+def double(x):
+    return 2 * x
+
+
+def test_without_a_folder_that_can_be_written_kernels_are_kept_in_memory(monkeypatch):
+    def nowhere(function):
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr(compiling, "_Cache", nowhere)
+    monkeypatch.setattr(compiling, "_said", False)
+    with pytest.warns(UserWarning, match="set NUMBA_CACHE_DIR to a folder that can be written"):
+        compiled = compiling.jit(double)
+    assert compiled(3) == 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compiling.jit(double)(4.0) == 8.0
+
+
+def test_types_of_one_name_are_told_apart():
+    def response(factor):
+        class Response(NamedTuple):
+            tau: float
+
+            def scaled(self):
+                return factor * self.tau
+
+        return Response(1.5)
+
+    one, two = (compiling.told_apart(response(factor)) for factor in (2.0, 3.0))
+    assert type(one).__name__ != type(two).__name__
+    assert one == two == (1.5,)
+    own = ExponentialResponse(1.0)
+    assert compiling.told_apart(own) is own
+
+
+def test_an_absent_factor_chooses_the_other_function():
+    @compiling.where_given(lambda row, k: 1)
+    def element(row, k):
+        return row[k]
+
+    @compiling.jit
+    def total(row):
+        so_far = 0.0
+        for k in range(3):
+            so_far += element(row, k)
+        return so_far
+
+    assert total(np.array([1.0, 2.0, 4.0])) == 7
+    assert total(None) == 3
