@@ -257,3 +257,12 @@ def test_a_layer_is_given_other_neurons():
 def test_ramps_in_a_window_have_no_rule_of_ones_own():
     with pytest.raises(ValueError, match="gradient must be 'exact' for WindowedRamp"):
         SpikeLinear(3, 2, WindowedRamp(start=1.0), t_max=8, gradient=Latency())
+
+
+def test_neurons_are_equal_that_have_the_same_tensors():
+    theta = torch.ones(2)
+    assert IF(theta) == IF(theta)
+    assert hash(IF(theta)) == hash(IF(theta))
+    assert IF(theta) != IF(torch.ones(2))
+    assert IF(theta) != IF(1.0)
+    assert IF(1.0) == IF(1.0) != LIF(1.0)

@@ -53,6 +53,7 @@ class Neuron(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         NEURONS[f"{cls.__module__}.{cls.__qualname__}"] = cls._of
+        cls.__eq__ = _equal  # type: ignore[method-assign, assignment]
 
     @property
     def kind(self) -> str:
@@ -92,6 +93,16 @@ class Neuron(ABC):
     @abstractmethod
     def fire(self, times: Tensor, synapses: Synapses, t_max: float, how: How) -> tuple[Tensor, Tensor]:
         """Spike times and potentials of a layer: [batch, out], of a convolution [batch, locations, out]."""
+
+
+def _equal(self: Neuron, other: object) -> bool:
+    """Of one class, with equal numbers and the same tensors, as their hash has it."""
+    if type(other) is not type(self):
+        return NotImplemented  # type: ignore[no-any-return]
+    pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))  # type: ignore[arg-type]
+    return all(
+        a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b) for a, b in pairs
+    )
 
 
 class SeparableNeuron(Neuron):
