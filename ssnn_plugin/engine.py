@@ -68,6 +68,10 @@ def _fire_by_definition(
         raise ValueError(
             f"backend must be None or 'reference' with a time constant per neuron, got {how.backend!r}"
         )
+    if type(how.rule).input_grad is not Rule.input_grad:
+        raise ValueError(
+            f"gradient {how.rule} has an input gradient of its own: use one leak for all neurons"
+        )
     weight, bias, geometry = synapses
     groups = geometry.groups
     values = {name: value.chunk(groups) for name, value in neuron.parameters.items()}
@@ -92,6 +96,8 @@ def _trace(
             times, weight, at, at, potential, slope, neuron, geometry, t_max, how.silent_gradient, "reference"
         )
         rate = how.rule.rate(crossing)
+        if rate is not None and not how.silent_gradient:
+            rate = rate.masked_fill(at.isinf(), 0)
     v, fired = neuron.traced_potential(at, times, weight, bias, t_max), at.isfinite()
     # What is added is 0, and has the derivatives of the crossing.
     change, threshold = v - v.detach(), torch.as_tensor(neuron.threshold)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ssnn_plugin import IF, ExpPSP, encode
 from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear
 from ssnn_plugin.kernels.backends import BACKENDS
 from ssnn_plugin.nn import SpikeConv2d, SpikeLinear
+from ssnn_plugin.rules import Rule
 from ssnn_plugin.testing import SingleSpikeContract
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
@@ -43,7 +45,7 @@ def test_the_files_are_as_short_as_they_should_be():
     assert set(FILES) == {"saturating.py", "patient.py", "ladder.py", "logarithmic.py"}
     for code in FILES.values():
         lines = [line for line in code.splitlines() if line.strip() and "import" not in line]
-        assert len(lines) <= 22
+        assert len(lines) <= 26
 
 
 def _example(dtype=torch.float64):
@@ -196,3 +198,43 @@ def test_the_encoder():
     times = logarithmic(torch.tensor([1.0, 0.1, 0.01, 0.0, 0.5]), 16)
     assert times.tolist() == [0.0, 8.0, math.inf, math.inf, 2.0]
     assert nn.Sequential(SpikeLinear(5, 2, IF(), t_max=16))(times).shape == (2,)
+
+
+@on_every_backend
+def test_a_rate_without_bound_at_silence_leaves_gradients_finite(backend):
+    @dataclass(frozen=True)
+    class Late(Rule):
+        def rate(self, crossing):
+            return 1 + crossing.at
+
+    times, found = torch.tensor([[1.0, 3.0]]), []
+    for neuron in (IF(), IF(torch.ones(2)), IF(beta=torch.ones(2))):
+        if backend == "cpu" and "beta" in neuron.parameters:
+            continue
+        t, weight = times.clone().requires_grad_(), torch.tensor([[2.0, 1.0], [0.1, 0.1]], requires_grad=True)
+        spikes = first_spike_linear(t, weight, neuron, t_max=8, gradient=Late(), backend=backend)
+        assert spikes.tolist() == [[1.0, math.inf]]
+        spikes.clamp(max=8).sum().backward()
+        found.append((weight.grad, t.grad))
+    for of_weight, of_times in found:
+        assert of_weight.tolist() == [[-2.0, 0.0], [0.0, 0.0]]
+        assert of_times.tolist() == [[4.0, 0.0]]
+
+
+def test_a_neuron_in_continuous_time_has_no_delay():
+    cls = importlib.import_module("saturating").SaturatingRamp
+
+    class Delayed(cls):
+        delay = 1
+
+    with pytest.raises(ValueError, match="delay must be 0"):
+        SpikeLinear(3, 2, Delayed(), t_max=8)
+    with pytest.raises(ValueError, match=r"at most 80 time constants of 0\.05"):
+        SpikeLinear(3, 2, cls(tau=0.05), t_max=8)
+
+
+def test_layers_do_not_share_what_their_neurons_hold():
+    neuron = IF(torch.ones(2))
+    one, other = (SpikeLinear(3, 2, neuron, t_max=8) for _ in range(2))
+    one.load_state_dict({"weight": one.weight, "threshold": torch.full((2,), 9.0)})
+    assert other.threshold.tolist() == neuron.threshold.tolist() == [1.0, 1.0]

@@ -168,6 +168,8 @@ class CurrentNeuron(SeparableNeuron):
 
     def check(self, t_max: float) -> None:
         super().check(t_max)
+        if self.delay:
+            raise ValueError(f"delay must be 0 for a neuron in continuous time, got {self.delay!r}")
         if t_max > MOST_TIME_CONSTANTS * self.shortest_time:
             raise ValueError(
                 f"t_max must be at most {MOST_TIME_CONSTANTS} time constants of {self.shortest_time}, "

@@ -75,7 +75,7 @@ class SpikeConnection(nn.Module):
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
             else:
-                self.register_buffer(name, value)
+                self.register_buffer(name, value.detach().clone())
 
     def reset_parameters(self) -> None:
         """Draw the weights anew from `init_range` and set the bias to 0."""

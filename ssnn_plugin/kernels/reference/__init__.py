@@ -94,7 +94,9 @@ def _by_group(
     factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry
 ) -> Iterator[tuple[Any, ...]]:
     """Of each group (p, q, until) by location and (a, b, times) by patch: what a linear layer takes."""
-    outputs = (geometry.rows(output) for output in factors[:3])
+    never = factors.until.isnan()
+    p, q = (x if x is None else x.masked_fill(never, 0) for x in factors[:2])
+    outputs = (geometry.rows(output) for output in (p, q, factors.until))
     inputs = (
         [None] * geometry.groups if x is None else geometry.patches(x, kernel_size)
         for x in (factors.a, factors.b, times)
