@@ -174,19 +174,8 @@ class _Fire(torch.autograd.Function):
         silent = call.silent or grad_potential is not None
         until = call.neuron.until(at, call.t_max, silent)
         neuron = call.neuron if threshold is None else replace(call.neuron, threshold=threshold)
-        crossing = Crossing(
-            times,
-            weight,
-            at,
-            until,
-            potential,
-            slope,
-            neuron,
-            call.geometry,
-            call.t_max,
-            silent,
-            call.backend,
-        )
+        how = call.geometry, call.t_max, silent, call.backend
+        crossing = Crossing(times, weight, at, until, potential, slope, neuron, *how)
         if grad_spikes is not None and not call.silent and (silent or not neuron.jumps):
             grad_spikes = grad_spikes.masked_fill(at.isinf(), 0)
         of_spikes, error = _errors(crossing, call.rule, grad_spikes, grad_potential)
@@ -229,9 +218,7 @@ def _errors(
 
 def _threshold_grad(crossing: Crossing, of_spikes: Tensor | None, grad_potential: Tensor | None) -> Tensor:
     """A threshold that rises by what V lacks delays a spike, and is what a continuous V crosses at."""
-    grad = torch.zeros_like(crossing.at) if of_spikes is None else of_spikes
-    if not crossing.silent:
-        grad = grad.masked_fill(crossing.at.isinf(), 0)
+    grad = torch.zeros_like(crossing.at) if of_spikes is None else crossing.counted(of_spikes)
     if grad_potential is not None and not crossing.neuron.jumps:
         grad = grad + grad_potential * crossing.fired
     return grad.flatten(0, -2).sum(0)

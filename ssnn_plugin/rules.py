@@ -64,10 +64,12 @@ class Crossing(NamedTuple):
 
     def bias_grad(self, error: Tensor) -> Tensor:
         """dL/dbias for -dL/dV = error."""
-        of_outputs = error * self.neuron.of_bias(self.at, self.t_max)
-        if not self.silent:
-            of_outputs = of_outputs.masked_fill(self.at.isinf(), 0)
+        of_outputs = self.counted(error) * self.neuron.of_bias(self.at, self.t_max)
         return -of_outputs.flatten(0, -2).sum(0)
+
+    def counted(self, error: Tensor) -> Tensor:
+        """The errors, those of silent neurons only if they have any."""
+        return error if self.silent else error.masked_fill(self.at.isinf(), 0)
 
     def _factors(
         self, error: Tensor, of_outputs: tuple[Tensor | None, Tensor | None], until: Tensor
@@ -86,20 +88,9 @@ class Crossing(NamedTuple):
         for t, w, at in zip(patches, weights, self.geometry.rows(self.at), strict=True):
             assert at is not None
             # V at `at + shift` is an input gradient with inputs and outputs exchanged, time reversed.
-            ones, until, matrix = torch.ones_like(t), 0.5 - t, w.t().contiguous()
+            factors, matrix = Factors(torch.ones_like(t), None, 0.5 - t), w.t().contiguous()
             early, late = (
-                call_once(
-                    ops.input_grad,
-                    ones,
-                    None,
-                    until,
-                    None,
-                    None,
-                    -(at + shift),
-                    matrix,
-                    *Geometry(),
-                    self.backend,
-                )
+                call_once(ops.input_grad, *factors, -(at + shift), matrix, *Geometry(), self.backend)
                 for shift in (-reach - 1, reach)
             )
             parts.append((late - early) / (2 * reach + 1))

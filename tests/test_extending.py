@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import on_every_backend
 from torch import nn
 
 from ssnn_plugin import IF, ExpPSP, encode
 from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear
-from ssnn_plugin.kernels.backends import BACKENDS
 from ssnn_plugin.nn import SpikeConv2d, SpikeLinear
 from ssnn_plugin.rules import Rule
 from ssnn_plugin.testing import SingleSpikeContract
@@ -27,7 +27,6 @@ FILES = {
     for name, code in re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", section, re.DOTALL)
     if "new method" not in section.partition("\n")[0]
 }
-on_every_backend = pytest.mark.parametrize("backend", sorted(BACKENDS))
 
 
 @pytest.fixture(autouse=True)

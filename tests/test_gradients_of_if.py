@@ -7,18 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import BACKEND_NAMES, on_every_backend
 from naive import first_spikes, latency_gradients, patches
 
 from ssnn_plugin import IF, ExpPSP
 from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear
-from ssnn_plugin.kernels.backends import BACKENDS
 from ssnn_plugin.nn import SpikeConv2d, SpikeLinear
 from ssnn_plugin.rules import Exact, Latency
 
 INF = math.inf
 RULES = ["latency", "surrogate", "local_slope"]
-NAMES = sorted(BACKENDS)
-on_every_backend = pytest.mark.parametrize("backend", NAMES)
 REACH = 4
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,7 +137,7 @@ def test_gradients_are_the_naive_ones(seed, rule, threshold, delay, t_max, silen
     times, weight, grads = _example(seed, t_max)
     grads *= np.array(used)[:, None, None]
     neuron = IF(threshold, delay=delay)
-    for backend in NAMES:
+    for backend in BACKEND_NAMES:
         _check_linear(backend, rule, times, weight, neuron, t_max, None, silent_gradient, grads, dtype)
 
 

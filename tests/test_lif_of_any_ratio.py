@@ -8,15 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import on_every_backend
 from scipy.integrate import solve_ivp
 
 from ssnn_plugin import LIF
 from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear
-from ssnn_plugin.kernels.backends import BACKENDS
 
 T_MAX = 6.0
 RATIOS = [0.02, 0.3, 0.999, 1 - 1e-9, 1.0, 1 + 1e-12, 1.0001, 1.5, 2.0, 2 + 1e-9, 3.7, 40.0]
-on_every_backend = pytest.mark.parametrize("backend", sorted(BACKENDS))
 of_every_ratio = pytest.mark.parametrize("ratio", RATIOS)
 
 

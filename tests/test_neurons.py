@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
+from marks import on_every_backend
 from torch import nn
 
 from ssnn_plugin import IF, LIF, AlphaPSP, ExpPSP, ReLPSP, WindowedRamp, to_step_mode
 from ssnn_plugin.convert import NoTimeMode
 from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear
-from ssnn_plugin.kernels.backends import BACKENDS
 from ssnn_plugin.nn import SpikeConv2d, SpikeLinear, SpikeSequential
 
 INF, NAN = math.inf, math.nan
@@ -22,7 +22,6 @@ CONTINUOUS = [
     LIF(0.3, tau_mem=0.8, tau_syn=0.8),
     LIF(0.3, tau_mem=1.6, tau_syn=0.8),
 ]
-on_every_backend = pytest.mark.parametrize("backend", sorted(BACKENDS))
 with_every_neuron = pytest.mark.parametrize("neuron", CONTINUOUS, ids=repr)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import snntorch as snn
 import torch
+from marks import in_both_precisions
 from torch import nn
 from torch.nn.functional import avg_pool2d, conv2d
 
@@ -21,7 +22,6 @@ from ssnn_plugin.snntorch import FirstSpikePool2d, SingleSpike, reset
 T = 12
 INF = math.inf
 HIDDEN = partial(SingleSpike, init_hidden=True)
-in_both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 on_both = pytest.mark.parametrize("kind", ["mlp", "conv"])
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import in_both_precisions
 from naive import first_spikes_of_trains, latency_loss
 from torch.nn.functional import avg_pool2d, conv2d, linear
 
@@ -14,7 +15,6 @@ from ssnn_plugin.functional.pool import AveragePool, Convolution
 from ssnn_plugin.nn import EarliestSpikePool2d, SpikeConv2d, SpikeFlatten, SpikeLinear
 
 INF, NAN = math.inf, math.nan
-in_both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 

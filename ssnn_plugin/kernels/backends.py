@@ -19,8 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _checks
-
 
 class Factors(NamedTuple):
     """The two halves of a gradient dL/dV dV/dw; see `ops.weight_grad`."""
@@ -45,7 +43,6 @@ class Backend:
     name: str
     device_types: tuple[str, ...] | None = None
     any_neuron: bool = True
-    dtypes: tuple[torch.dtype, ...] = _checks.DTYPES
 
     @cached_property
     def kernels(self) -> Any:

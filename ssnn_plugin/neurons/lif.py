@@ -135,11 +135,10 @@ class LeakyNeuron(CurrentNeuron):
         return rise - decay * self._grown(times) / fast, -decay / fast
 
     def crossing(self, a: Tensor, b: Tensor, start: Tensor, end: Tensor) -> Tensor:
-        if {"tau", "tau_mem", "tau_syn"} & self.parameters.keys():
-            return super().crossing(a, b, start, end)
-        if self.tau_mem == self.tau_syn:
+        shared = not self.parameters.keys() - {"threshold"}
+        if shared and self.tau_mem == self.tau_syn:
             return self._crossing_of_equal(a, b)
-        if self.tau_mem == 2 * self.tau_syn:
+        if shared and self.tau_mem == 2 * self.tau_syn:
             return self._crossing_of_twice(a, b)
         return super().crossing(a, b, start, end)
 

@@ -21,10 +21,10 @@ from numba.extending import overload
 from torch import Tensor
 
 from ..geometry import Geometry, by_group, channels_last, synapse_table, weight_rows, whole_lanes
-from ..status import BAD_TIMES, NAN_POTENTIAL
+from ..status import BAD_TIMES
 from .compile import jit, told_apart
 from .conv2d import find_spikes_by_location, positions_of_inputs
-from .events import sort_events
+from .events import sort_events, status_of
 from .lanes import any_of, load, splat, store, where
 from .parallel import as_arrays, share_out
 
@@ -153,7 +153,7 @@ def _first_spike_linear(
             order[:n], times[b][order[:n]], rows, bias, response, threshold, t_max, moves, state,
             spikes[b], potential[b], slope[b],
         )  # fmt: skip
-        status[b] = NAN_POTENTIAL if np.isnan(potential[b]).any() else 0
+        status[b] = status_of(potential[b])
 
 
 def first_spike_conv2d(
@@ -204,7 +204,7 @@ def _first_spike_conv2d(
                 t_max, moves, state, spikes[b, at, group], potential[b, at, group], slope[b, at, group],
             )  # fmt: skip
             first = ends[unit]
-        status[b] = NAN_POTENTIAL if np.isnan(potential[b]).any() else 0
+        status[b] = status_of(potential[b].reshape(-1))
 
 
 @jit

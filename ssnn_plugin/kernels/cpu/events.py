@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..status import NAN_POTENTIAL
 from .compile import jit
 
 
@@ -73,3 +74,12 @@ def insertion_sort(times, order, n):
         if moves < 0:
             return False
     return True
+
+
+@jit
+def status_of(potential):
+    """Whether all potentials of a sample are numbers."""
+    nans = np.int32(0)
+    for j in range(potential.size):
+        nans += np.int32(0) if potential[j] == potential[j] else np.int32(1)
+    return NAN_POTENTIAL if nans > 0 else 0

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..geometry import Geometry, by_group, channels_last, synapse_table, weight_rows, whole_lanes
-from ..status import BAD_TIMES, NAN_POTENTIAL
+from ..status import BAD_TIMES
 from .compile import jit
 from .conv2d import LANES, find_spikes_by_location, positions_of_inputs
-from .events import has_bad_times, sort_events
+from .events import has_bad_times, sort_events, status_of
 from .lanes import any_of, load, splat, store, where
 from .parallel import as_arrays, share_out
 
@@ -72,15 +72,6 @@ def _first_spike_linear(
                 spikes[b], potential[b],
             )  # fmt: skip
         status[b] = status_of(potential[b])
-
-
-@jit
-def status_of(potential):
-    """Whether all potentials of a sample are numbers."""
-    nans = np.int32(0)
-    for j in range(potential.size):
-        nans += np.int32(0) if potential[j] == potential[j] else np.int32(1)
-    return NAN_POTENTIAL if nans > 0 else 0
 
 
 def first_spike_conv2d(
