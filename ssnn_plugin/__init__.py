@@ -1,41 +1,13 @@
-"""Neurons that fire at most once, as drop-in modules for PyTorch."""
+"""Neurons that fire at most once, as drop-in modules for PyTorch.
 
-from . import decode, encode, functional, losses, metrics, nn, online, rules, surrogate
-from ._trace import NoTimeMode
-from .convert import to_event_driven, to_step_mode
-from .fold import fold_batchnorm
-from .functional.silent import SilentNetworkWarning
-from .neurons import IF, LIF, AlphaPSP, CurrentNeuron, ExpPSP, Neuron, ReLPSP, WindowedRamp
-from .replace import Replacement, replace_neurons
-from .verify import Verification, verify
+What the package offers stands in `__init__.pyi`, and is loaded when it is first asked for.
+"""
+
+import lazy_loader
+
+# Registers the operators, which a saved program names before any module of ours is asked for.
+from .kernels import latch, ops, window  # noqa: F401
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "IF",
-    "LIF",
-    "AlphaPSP",
-    "CurrentNeuron",
-    "ExpPSP",
-    "Neuron",
-    "NoTimeMode",
-    "ReLPSP",
-    "Replacement",
-    "SilentNetworkWarning",
-    "Verification",
-    "WindowedRamp",
-    "decode",
-    "encode",
-    "fold_batchnorm",
-    "functional",
-    "losses",
-    "metrics",
-    "nn",
-    "online",
-    "replace_neurons",
-    "rules",
-    "surrogate",
-    "to_event_driven",
-    "to_step_mode",
-    "verify",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

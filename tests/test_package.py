@@ -24,6 +24,24 @@ def test_import_is_light():
     assert not imported & HEAVY
 
 
+SAVE = """
+import torch
+from ssnn_plugin import IF, ExpPSP
+from ssnn_plugin.nn import SpikeLinear, SpikeSequential
+
+layers = SpikeLinear(3, 4, neuron=ExpPSP(1.0), t_max=8), SpikeLinear(4, 2, neuron=IF(1.0), t_max=8)
+torch.export.save(torch.export.export(SpikeSequential(*layers), (torch.rand(5, 3),)), {path!r})
+"""
+LOAD = "import torch, ssnn_plugin; torch.export.load({path!r}).module()(torch.rand(5, 3))"
+
+
+@pytest.mark.slow
+def test_a_saved_program_runs_after_the_import_alone(tmp_path):
+    for code in (SAVE, LOAD):
+        code = code.format(path=str(tmp_path / "network.pt2"))
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_every_public_name_exists(name):
     module = importlib.import_module(name)
@@ -40,7 +58,8 @@ def project():
 
 def test_types_are_shipped(project):
     assert importlib.resources.files("ssnn_plugin").joinpath("py.typed").is_file()
-    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["ssnn_plugin"]
+    assert importlib.resources.files("ssnn_plugin").joinpath("__init__.pyi").is_file()
+    assert project["tool"]["setuptools"]["package-data"]["ssnn_plugin"] == ["py.typed", "*.pyi"]
 
 
 @pytest.fixture(scope="module")

@@ -179,7 +179,7 @@ def test_differences_without_ties_are_told_apart(monkeypatch):
         network[0].weight = nn.Parameter(1.3 * network[0].weight.detach())
         return network
 
-    monkeypatch.setattr(sys.modules["ssnn_plugin.verify"], "to_event_driven", another)
+    monkeypatch.setattr(sys.modules["ssnn_plugin.verification"], "to_event_driven", another)
     report = verify(_seeded(_stack()), latency(_image(9, 20), T))
     assert not report.ok
     assert report.explained < report.examined

@@ -9,6 +9,7 @@ until when an input of an output counts. A step response has p = a = 1, no q and
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,13 @@ from .geometry import Geometry
 
 #: the neurons by their `kind`, made from their numbers
 NEURONS: dict[str, Callable[..., Any]] = {}
+
+
+def _described(neuron: str, numbers: Sequence[float]) -> Any:
+    """A saved program may name a neuron whose module nothing has imported yet."""
+    if neuron not in NEURONS:
+        importlib.import_module(neuron.partition(":")[0])
+    return NEURONS[neuron](*numbers)
 
 
 @torch.library.custom_op("ssnn_plugin::first_spike", mutates_args=())
@@ -41,14 +49,14 @@ def first_spike(
     the crossing, or at the end of the window (every input before `t_max` counted) for a silent neuron.
     The slope is 0 without a crossing; of a step response there is none, and the tensor is empty.
     """
-    described, geometry = NEURONS[neuron](*numbers), Geometry(stride, dilation, groups)
+    described, geometry = _described(neuron, numbers), Geometry(stride, dilation, groups)
     return BACKENDS[backend].kernels.first_spike(times, weight, bias, geometry, described, t_max)  # type: ignore[no-any-return]
 
 
 @first_spike.register_fake
 def _(times, weight, bias, stride, dilation, groups, neuron, numbers, *rest):  # type: ignore[no-untyped-def]
     shape = Geometry(stride, dilation, groups).output_shape(times, weight)
-    slope = (0,) if NEURONS[neuron](*numbers).jumps else shape
+    slope = (0,) if _described(neuron, numbers).jumps else shape
     return times.new_empty(shape), times.new_empty(shape), times.new_empty(slope)
 
 

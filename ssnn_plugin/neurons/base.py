@@ -52,13 +52,13 @@ class Neuron(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        NEURONS[f"{cls.__module__}.{cls.__qualname__}"] = cls._of
+        NEURONS[f"{cls.__module__}:{cls.__qualname__}"] = cls._of
         cls.__eq__ = _equal  # type: ignore[method-assign, assignment]
 
     @property
     def kind(self) -> str:
         """Name of the class; an operator finds the neuron by it."""
-        return f"{type(self).__module__}.{type(self).__qualname__}"
+        return f"{type(self).__module__}:{type(self).__qualname__}"
 
     @property
     def numbers(self) -> list[float]:
