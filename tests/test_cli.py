@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -253,3 +255,29 @@ def test_response_times_show_every_sample(t_max):
     (axes,) = figures.response_times([run]).axes
     (stairs,) = axes.patches
     assert sum(stairs.get_data().values) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_list_on_a_terminal_without_all_characters(tiny_suite, tmp_path, encoding):
+    write_toml(tiny_suite, content() | {"description": "small digits, \u2264 3 epochs"})
+    code = (
+        "import pathlib; from reproductions import catalog; "
+        f"catalog.CONFIGS = pathlib.Path({str(tiny_suite.parent)!r}); "
+        "from reproductions.__main__ import *; sys.argv = ['reproductions', 'list', '--results-dir', '.']; "
+        "run_command_line(app)"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "200"}
+    environment["PYTHONPATH"] = str(Path(reproductions.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert rb"\u2264 3 epochs" in done.stdout
+
+
+def test_an_error_of_the_disk_comes_without_traceback(call, recorded, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "figure.png")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    code, _, err = call("plot", "--results-dir", recorded, "--output-dir", tmp_path / "figures")
+    assert code == 2
+    assert "No space left on device: 'figure.png'" in err

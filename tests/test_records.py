@@ -219,3 +219,86 @@ def test_what_an_older_record_lacks_is_completed(tmp_path):
     (tmp_path / "old.json").write_text(json.dumps(old))
     completed = records.read_record(tmp_path / "old.json")
     assert (completed.network_name, completed.t_max) == ("400", 16)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path):
+    path = tmp_path / "some.pt"
+    content = {"config_hash": "x", "track_test": False, "state": {}, "method": {"w": [torch.arange(2000.0)]}}
+    records.write_checkpoint(path, content)
+    saved = path.read_bytes()
+    for place in range(0, len(saved), 97):
+        path.write_bytes(saved[:place] + bytes([saved[place] ^ 1]) + saved[place + 1 :])
+        with pytest.raises(SuiteError, match=r"some\.pt: the checkpoint cannot be read .*--overwrite"):
+            records.read_checkpoint(path)
+
+
+def test_a_checkpoint_of_the_first_versions_has_no_digest(tmp_path):
+    content = {"config_hash": "x", "track_test": False, "state": {}, "method": {"w": [torch.arange(3.0)]}}
+    torch.save(content, tmp_path / "some.pt")
+    assert torch.equal(records.read_checkpoint(tmp_path / "some.pt")["method"]["w"][0], torch.arange(3.0))
+    with pytest.raises(SuiteError, match="it begins with no digest"):
+        records.load_tensors(tmp_path / "some.pt", with_digest=True)
+
+
+@pytest.fixture
+def full_disk():
+    """Files cannot grow beyond a few bytes."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: records.write_record(path, record()),
+        lambda path: records.write_checkpoint(path, {"weights": torch.rand(1000)}),
+    ],
+    ids=["record", "checkpoint"],
+)
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, write):
+    with pytest.raises(SuiteError, match=rf"{tmp_path / 'some'}: cannot be written \(File too large\)"):
+        write(tmp_path / "some")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_that_is_a_folder_is_named(tmp_path):
+    (tmp_path / "some.json").mkdir()
+    with pytest.raises(SuiteError, match=r"some\.json: cannot be read \(Is a directory\)"):
+        records.read_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"schema": 1, "seed": NaN}', "[" * 100_000, '{"schema": 1, "seed": -Infinity}']
+)
+def test_what_is_no_json_is_named(tmp_path, text):
+    (tmp_path / "some.json").write_text(text)
+    with pytest.raises(SuiteError, match=r"some\.json: not a complete record"):
+        records.read_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (["accuracy"], {}, r"test\.accuracy: .*must have the rules lenient, .* got none"),
+        (["accuracy", "lenient"], 1.5, r"test\.accuracy\.lenient: .*less than or equal to 1"),
+        (["accuracy", "best"], 0.5, r"test\.accuracy: .*must have the rules"),
+        (["total"], [1.0], r"test: .*one entry per layer"),
+        (["until_decision"], [], r"test: .*one entry per layer"),
+        (["example", "times"], [], r"test: .*one entry per layer"),
+        (["samples"], 11, r"test: .*response_histogram must add up to samples = 11"),
+    ],
+)
+def test_an_edited_record_is_named_with_the_key(tmp_path, keys, value, message):
+    edited = json.loads(_json(record()))
+    *tables, key = keys
+    table = edited["test"]
+    for name in tables:
+        table = table[name]
+    table[key] = value
+    (tmp_path / "some.json").write_text(json.dumps(edited))
+    with pytest.raises(SuiteError, match=rf"some\.json: not a (complete )?record .*{message}"):
+        records.read_all(tmp_path)
