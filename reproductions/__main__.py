@@ -320,5 +320,10 @@ def plot(
         console.print(str(path), soft_wrap=True, markup=False)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command line."""
     run_command_line(app)
+
+
+if __name__ == "__main__":
+    main()

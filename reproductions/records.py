@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any, Literal, TypeVar
 
 import torch
+from platformdirs import user_data_path
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -31,7 +32,8 @@ from ssnn_plugin.metrics import RULES
 
 from .errors import SuiteError
 
-RESULTS = Path(__file__).parent / "results"
+# The runs that come with the suite.
+RECORDED = Path(__file__).parent / "results"
 SCHEMA: Literal[1] = 1
 # Before the digest of a file of tensors.
 DIGEST_OF = b"ssnn_plugin sha256 "
@@ -238,6 +240,19 @@ class FewLabels(Stored):
     results: list[FewLabelsResult]
 
 
+def _own_results() -> Path:
+    """Where records are kept unless told otherwise: never inside an installed package.
+
+    In a clone that is the suite's own folder, else $SSNN_RESULTS or the user's data folder.
+    """
+    if (Path(__file__).parents[1] / "pyproject.toml").is_file():
+        return RECORDED
+    return Path(os.environ.get("SSNN_RESULTS") or user_data_path("ssnn_plugin") / "results")
+
+
+RESULTS = _own_results()
+
+
 def record_path(results: Path, name: str, seed: int) -> Path:
     """Where the record of a run is kept."""
     return results / f"{name}-seed{seed}.json"
@@ -322,8 +337,12 @@ def read_record(path: Path) -> Record:
 
 
 def read_all(results: Path) -> list[Record]:
-    """All records of a folder, by file name."""
-    return [read_record(path) for path in sorted(results.glob("*.json"))]
+    """All records of a folder, by file name; of the user's own also those that come with the suite."""
+    folders = {RECORDED, results} if results == RESULTS else {results}
+    paths = {
+        path.name: path for folder in sorted(folders, key=results.__eq__) for path in folder.glob("*.json")
+    }
+    return [read_record(paths[name]) for name in sorted(paths)]
 
 
 def read_few_labels(path: Path) -> FewLabels:

@@ -9,7 +9,7 @@ from .neurons import IF, LIF, AlphaPSP, CurrentNeuron, ExpPSP, Neuron, ReLPSP, W
 from .replace import Replacement, replace_neurons
 from .verify import Verification, verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "IF",

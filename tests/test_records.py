@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from platformdirs import user_data_path
 from tiny_runs import record
 
 from reproductions import records
@@ -210,6 +211,26 @@ def test_versions_and_machine_say_what_the_numbers_rest_on():
     assert records.versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert records.machine("cpu").gpu is None
     assert Path(records.RESULTS).is_dir()
+
+
+def test_records_of_a_clone_are_kept_in_it_and_of_an_installation_never(tmp_path, monkeypatch):
+    assert records._own_results() == records.RECORDED == Path(records.__file__).parent / "results"
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "_suite" / "reproductions" / "records.py"))
+    monkeypatch.delenv("SSNN_RESULTS", raising=False)
+    assert records._own_results() == user_data_path("ssnn_plugin") / "results"
+    monkeypatch.setenv("SSNN_RESULTS", str(tmp_path / "mine"))
+    assert records._own_results() == tmp_path / "mine"
+
+
+def test_the_users_own_records_are_read_beside_those_of_the_suite(tmp_path, monkeypatch):
+    own, came = tmp_path / "own", tmp_path / "came"
+    for folder, seed, lenient in ((came, 0, 0.5), (came, 1, 0.5), (own, 1, 0.75), (own, 2, 0.75)):
+        records.write_record(records.record_path(folder, "s4nn-mnist", seed), record(lenient, seed=seed))
+    monkeypatch.setattr(records, "RECORDED", came)
+    monkeypatch.setattr(records, "RESULTS", own)
+    read = records.read_all(own)
+    assert [(r.seed, r.test.accuracy["lenient"]) for r in read] == [(0, 0.5), (1, 0.75), (2, 0.75)]
+    assert [r.seed for r in records.read_all(came)] == [0, 1]
 
 
 def test_what_an_older_record_lacks_is_completed(tmp_path):
