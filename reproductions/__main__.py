@@ -219,6 +219,7 @@ def table(
         Path | None, typer.Option(help="Folder of the records; the quick preset has one of its own.")
     ] = None,
     overwrite: Overwrite = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train for the preset.")] = 2,
     output: Annotated[Path | None, typer.Option(help="Write to a file instead of the terminal.")] = None,
 ) -> None:
     """Print recorded runs beside published numbers, one table per data set."""
@@ -234,7 +235,7 @@ def table(
         raise SuiteError("--overwrite goes with --preset quick: without a preset nothing is trained")
     folder = results_dir or (QUICK if preset else records.RESULTS)
     if preset:
-        _train_quick(folder, overwrite)
+        _train_quick(folder, overwrite, workers)
     recorded = records.read_all(folder)
     if not recorded:
         raise SuiteError(f"{folder}: no records there; train with `run`, or use --preset quick")
@@ -246,22 +247,60 @@ def table(
         sys.stdout.write(text)
 
 
-def _train_quick(folder: Path, overwrite: bool) -> None:
-    from .progress import ConsoleProgress
-    from .runner import Run, execute
+def _train_quick(folder: Path, overwrite: bool, workers: int) -> None:
+    from .sweep import Engine, is_recorded, report, runs_of, sweep
+    from .sweep_progress import Board
 
+    runs = runs_of(
+        [], ["digits"], range(3), results=folder.resolve(), resume=not overwrite, overwrite=overwrite
+    )
+    left = [run for run in runs if not is_recorded(run)]
+    for run in left:
+        run.record.unlink(missing_ok=True)  # of another config
     stderr = Console(stderr=True)
-    for (method, dataset), config in catalog.available().items():
-        for seed in range(3) if dataset == "digits" else ():
-            run = Run(
-                config, f"{method}-{dataset}", seed, results=folder, resume=not overwrite, overwrite=overwrite
-            )
-            if run.record.exists() and not overwrite:
-                if records.read_record(run.record).config_hash == config.digest():
-                    stderr.print(f"{run.name} seed {seed}: recorded before, --overwrite trains it again")
-                    continue
-                run.record.unlink()
-            execute(run, ConsoleProgress(stderr))
+    if len(left) < len(runs):
+        stderr.print(f"{len(runs) - len(left)} runs were recorded before, --overwrite trains them again")
+    report(sweep(left, Engine(workers), Board(stderr)), len(left))
+
+
+@app.command("sweep")
+def sweep_(
+    methods: Annotated[str, typer.Option(help="Names that `list` shows, with commas; or all.")] = "all",
+    datasets: Annotated[str, typer.Option(help="Names that `list` shows, with commas; or all.")] = "all",
+    seeds: Annotated[str, typer.Option(help="Such as 0-4 or 0,2,5-7.")] = "0",
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Of a Dask cluster that does the runs, such as tcp://host:8786."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the configs' numbers.")] = None,
+    data_root: DataRoot = None,
+    results_dir: ResultsDir = records.RESULTS,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train methods on data sets with seeds, several at a time; go on with what is half done."""
+    from .sweep import Engine, parse_seeds, report, runs_of, sweep
+    from .sweep_progress import Board
+
+    if scheduler and workers > 1:
+        raise SuiteError("--workers are processes on this machine, --scheduler has its own: pass one of them")
+    asked_methods, asked_datasets = (
+        [] if names == "all" else names.split(",") for names in (methods, datasets)
+    )
+    runs = runs_of(
+        asked_methods,
+        asked_datasets,
+        parse_seeds(seeds),
+        epochs,
+        results=results_dir.resolve(),
+        data_root=data_root and data_root.resolve(),
+        resume=not overwrite,
+        overwrite=overwrite,
+    )
+    report(sweep(runs, Engine(workers, scheduler), Board(Console(stderr=True))), len(runs))
+    console.print(f"{len(runs)} runs recorded in {results_dir}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -281,5 +320,10 @@ def plot(
         console.print(str(path), soft_wrap=True, markup=False)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command line."""
     run_command_line(app)
+
+
+if __name__ == "__main__":
+    main()

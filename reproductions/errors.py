@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -14,8 +15,11 @@ class SuiteError(Exception):
 
 def run_command_line(app: Callable[[], object]) -> None:
     """Run a command line; what the user can mend ends it with a message and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of a terminal that does not have every character
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except SuiteError as error:
+    except (SuiteError, OSError) as error:
         Console(stderr=True).print("error:", error, soft_wrap=True, highlight=False, markup=False)
         sys.exit(2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import json
 import os
 import platform
@@ -11,20 +13,44 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from platformdirs import user_data_path
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)  # fmt: skip
 from torch import Tensor
+
+from ssnn_plugin.metrics import RULES
 
 from .errors import SuiteError
 
-RESULTS = Path(__file__).parent / "results"
+# The runs that come with the suite.
+RECORDED = Path(__file__).parent / "results"
 SCHEMA: Literal[1] = 1
+# Before the digest of a file of tensors.
+DIGEST_OF = b"ssnn_plugin sha256 "
 CHECKPOINT_KEYS = {"config_hash", "track_test", "state", "method"}
 
+
+def _of_every_rule(accuracies: dict[str, float]) -> dict[str, float]:
+    if set(accuracies) != set(RULES):
+        raise ValueError(f"must have the rules {', '.join(RULES)}, got {', '.join(accuracies) or 'none'}")
+    return accuracies
+
+
 # By rule of decision.
-Accuracies = dict[str, float]
+Accuracies = Annotated[
+    dict[str, Annotated[float, Field(ge=0, le=1)]],
+    AfterValidator(_of_every_rule),
+]
 
 
 class Stored(BaseModel):
@@ -105,6 +131,17 @@ class Evaluation(Stored):
     right_histogram: list[int] | None = None
     example: Example
 
+    @model_validator(mode="after")
+    def _layers_and_samples_agree(self) -> Evaluation:
+        layers = {len(self.total), len(self.until_decision), len(self.example.times)}
+        if len(layers) > 1 or len(self.total) < 2:
+            raise ValueError(
+                "total, until_decision and example.times must have one entry per layer, two or more"
+            )
+        if sum(self.response_histogram) != self.samples:
+            raise ValueError(f"response_histogram must add up to samples = {self.samples}")
+        return self
+
 
 class BestEpoch(Stored):
     """What the best test epoch would print; chooses nothing."""
@@ -143,7 +180,10 @@ class Extractor(Stored):
 
 
 class Record(Stored):
-    """A run. `method_sha256` is of the file of a method that is not the suite's own."""
+    """A run. `data_sha256` is of all images and labels, which the first records lack.
+
+    `method_sha256` is of the file of a method that is not the suite's own.
+    """
 
     version: Literal[1] = Field(alias="schema")
     name: str
@@ -163,6 +203,7 @@ class Record(Stored):
     test: Evaluation
     best_test_epoch: BestEpoch | None = None
     extractor: Extractor | None = None
+    data_sha256: str | None = None
     method_sha256: str | None = None
 
 
@@ -199,6 +240,19 @@ class FewLabels(Stored):
     results: list[FewLabelsResult]
 
 
+def _own_results() -> Path:
+    """Where records are kept unless told otherwise: never inside an installed package.
+
+    In a clone that is the suite's own folder, else $SSNN_RESULTS or the user's data folder.
+    """
+    if (Path(__file__).parents[1] / "pyproject.toml").is_file():
+        return RECORDED
+    return Path(os.environ.get("SSNN_RESULTS") or user_data_path("ssnn_plugin") / "results")
+
+
+RESULTS = _own_results()
+
+
 def record_path(results: Path, name: str, seed: int) -> Path:
     """Where the record of a run is kept."""
     return results / f"{name}-seed{seed}.json"
@@ -211,9 +265,27 @@ def checkpoint_path(results: Path, name: str, seed: int) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that takes its place only when it is complete."""
+    """Open a file that takes its place only when it is complete.
+
+    Raises:
+        SuiteError: the folder or the disk does not take it.
+    """
     require_writable(path.parent)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with _taking_its_place(path, mode) as file:
+            yield file
+    except OSError as error:
+        raise SuiteError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def temporary_prefix(path: Path) -> str:
+    """How the names of the files begin that `atomic_write` writes first."""
+    return f".{path.name}."
+
+
+@contextlib.contextmanager
+def _taking_its_place(path: Path, mode: str) -> Iterator[IO[Any]]:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(path))
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -265,8 +337,12 @@ def read_record(path: Path) -> Record:
 
 
 def read_all(results: Path) -> list[Record]:
-    """All records of a folder, by file name."""
-    return [read_record(path) for path in sorted(results.glob("*.json"))]
+    """All records of a folder, by file name; of the user's own also those that come with the suite."""
+    folders = {RECORDED, results} if results == RESULTS else {results}
+    paths = {
+        path.name: path for folder in sorted(folders, key=results.__eq__) for path in folder.glob("*.json")
+    }
+    return [read_record(paths[name]) for name in sorted(paths)]
 
 
 def read_few_labels(path: Path) -> FewLabels:
@@ -280,8 +356,10 @@ def read_few_labels(path: Path) -> FewLabels:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except OSError as error:
+        raise SuiteError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
         raise SuiteError(f"{path}: not a complete record ({error}); delete it and run again") from error
     if not isinstance(content, dict):
         raise SuiteError(f"{path}: not a record but a {type(content).__name__}; delete it and run again")
@@ -289,6 +367,10 @@ def _read(path: Path) -> dict[str, Any]:
         found = content["schema"]
         raise SuiteError(f"{path}: written by another version (schema {found}, expected {SCHEMA})")
     return content
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _checked(kind: type[Kind], content: dict[str, Any], path: Path) -> Kind:
@@ -299,26 +381,60 @@ def _checked(kind: type[Kind], content: dict[str, Any], path: Path) -> Kind:
         raise SuiteError(f"{path}: not a record ({wrong}); delete it and run again") from error
 
 
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values behind their digest."""
+    saved = io.BytesIO()
+    torch.save(content, saved)
+    with atomic_write(path, "wb") as file:
+        file.write(DIGEST_OF + hashlib.sha256(saved.getbuffer()).hexdigest().encode() + b"\n")
+        file.write(saved.getbuffer())
+
+
+def load_tensors(path: Path, with_digest: bool = False) -> dict[str, Any]:
+    """Read what `save_tensors` wrote; nothing but tensors and plain values is unpickled.
+
+    Args:
+        with_digest: refuse files of the first versions, which have none.
+
+    Raises:
+        SuiteError: names the file that is damaged or holds something else.
+    """
+    try:
+        saved = path.read_bytes()
+        if saved.startswith(DIGEST_OF):
+            head, _, saved = saved.partition(b"\n")
+            if hashlib.sha256(saved).hexdigest().encode() != head.removeprefix(DIGEST_OF):
+                raise ValueError("its content does not have its digest")
+        elif with_digest or not saved.startswith(b"PK"):
+            raise ValueError("it begins with no digest")
+        content = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+    except Exception as error:
+        why = str(error) if type(error) in (ValueError, OSError) else type(error).__name__
+        raise SuiteError(f"{path}: damaged, or no file of tensors: {why}") from error
+    if not isinstance(content, dict):
+        raise SuiteError(f"{path}: not a table of tensors but a {type(content).__name__}")
+    return content
+
+
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint of tensors and plain values."""
-    with atomic_write(path, "wb") as file:
-        torch.save(content, file)
+    save_tensors(path, content)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; nothing but tensors and plain values is unpickled.
+    """Read a checkpoint.
 
     Raises:
         SuiteError: names the file that cannot be read.
     """
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        kind = type(error).__name__
+        content = load_tensors(path)
+    except SuiteError as error:
+        why = str(error).removeprefix(f"{path}: ")
         raise SuiteError(
-            f"{path}: the checkpoint cannot be read ({kind}); start again with --overwrite"
+            f"{path}: the checkpoint cannot be read ({why}); start again with --overwrite"
         ) from error
-    if not isinstance(content, dict) or set(content) != CHECKPOINT_KEYS:
+    if set(content) != CHECKPOINT_KEYS:
         raise SuiteError(f"{path}: not a checkpoint of this version; start again with --overwrite")
     return content
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from .config import Config
 from .datasets import Images
 from .errors import SuiteError
 from .features import Pipeline
+from .locks import locked, sweep
 from .methods import Implementation, Method
 from .records import BestEpoch, Epoch, Evaluation, Example, Record
 
@@ -57,6 +59,10 @@ class Run:
     def checkpoint(self) -> Path:
         return records.checkpoint_path(self.results, self.name, self.seed)
 
+    @property
+    def lock(self) -> Path:
+        return self.checkpoint.with_suffix(".lock")
+
 
 class Progress(Protocol):
     """What is told of a run while it runs."""
@@ -80,28 +86,44 @@ def execute(run: Run, progress: Progress) -> Record:
     """Run to the end, or on from the checkpoint; return the record that was written.
 
     Raises:
-        SuiteError: a record or checkpoint is in the way, the device, the data or the results
-            folder cannot be used.
+        SuiteError: a record or checkpoint is in the way, another process is at the same run, the device,
+            the data or the results folder cannot be used.
     """
-    _prepare(run)
+    records.require_writable(run.results)
+    records.require_writable(run.checkpoint.parent)
+    with locked(run.lock, "another process is at this run; wait for it, or name another results folder"):
+        for path in (run.record, run.checkpoint):
+            sweep(path.parent, records.temporary_prefix(path))
+        _prepare(run)
+        return _execute(run, progress)
+
+
+def _execute(run: Run, progress: Progress) -> Record:
     keep_freed_memory()
     pipeline = Pipeline(run.config.features, run.cache or datasets.default_cache())
-    training, validation = datasets.hold_out(_load(run, "train"), run.config.validation)
+    whole = _load(run, "train")
+    training, validation = datasets.hold_out(whole, run.config.validation)
     training = pipeline.fit(training)
     validation = pipeline(validation) if len(validation) else validation
+    # Opened now, so that what is wrong with it shows before hours of training; used after the last epoch.
+    test = _load(run, "test")
+    content = _content(whole, test)
+    test = pipeline(test)
     method = run.chosen.build(run.config, training.shape, training.classes, run.seed, run.device)
     state = _restore(run, method) if run.resume else State()
     if (commit := records.commit()) not in state.commits:
         state.commits.append(commit)
     times = run.config.encode(training)
-    test = pipeline(_load(run, "test")) if run.track_test else None
+    looked_at = {
+        "validation": validation if len(validation) else None,
+        "test": test if run.track_test else None,
+    }
 
     progress.begin(run, state.epoch, len(training))
     try:
         while state.epoch < run.config.training.epochs:
             started = time.perf_counter()
             trained = method.train_epoch(state.epoch, times, training.y, progress.advance)
-            looked_at = {"validation": validation if len(validation) else None, "test": test}
             accuracies = {
                 part: evaluate(method, run.config, images).accuracy
                 for part, images in looked_at.items()
@@ -116,8 +138,7 @@ def execute(run: Run, progress: Progress) -> Record:
     finally:
         progress.end()
 
-    test = pipeline(_load(run, "test")) if test is None else test
-    record = _record(run, state, evaluate(method, run.config, test), pipeline)
+    record = _record(run, state, evaluate(method, run.config, test), content, pipeline)
     records.write_record(run.record, record)
     run.checkpoint.unlink(missing_ok=True)
     return record
@@ -180,7 +201,6 @@ def _prepare(run: Run) -> None:
     """Refuse what would overwrite earlier work or fail only after hours."""
     if run.resume and run.overwrite:
         raise SuiteError("--resume goes on with a run, --overwrite starts it again: pass one of them")
-    records.require_writable(run.results)
     if run.device == "cuda" and not torch.cuda.is_available():
         raise SuiteError("--device: 'cuda' was asked for, but torch finds no GPU; use 'cpu'")
     if run.overwrite:
@@ -217,12 +237,34 @@ def _restore(run: Run, method: Method) -> State:
     if content["track_test"] != run.track_test:
         was = "with" if content["track_test"] else "without"
         raise SuiteError(f"{run.checkpoint}: the run was begun {was} --track-test; go on in the same way")
-    method.load_state_dict(content["method"])
-    # JSON, for the tuples of older checkpoints.
-    return State.model_validate_json(json.dumps(content["state"]))
+    try:
+        method.load_state_dict(content["method"])
+        # JSON, for the tuples of older checkpoints.
+        state = State.model_validate_json(json.dumps(content["state"]))
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise SuiteError(
+            f"{run.checkpoint}: does not fit this run ({why}); pass --overwrite to start again"
+        ) from error
+    if [entry.epoch for entry in state.history] != list(range(1, state.epoch + 1)):
+        raise SuiteError(
+            f"{run.checkpoint}: is of epoch {state.epoch} and tells of {len(state.history)}; "
+            "pass --overwrite to start again"
+        )
+    return state
 
 
-def _record(run: Run, state: State, test: Evaluation, pipeline: Pipeline) -> Record:
+def _content(*parts: Images) -> str:
+    """Hash of images and labels, whatever files they came in."""
+    digest = hashlib.sha256()
+    for images in parts:
+        digest.update(f"{list(images.x.shape)}".encode())
+        for tensor in (images.x, images.y):
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _record(run: Run, state: State, test: Evaluation, content: str, pipeline: Pipeline) -> Record:
     config, kept = run.config, dict[str, Any]()
     if tracked := [(entry.test, entry.epoch) for entry in state.history if entry.test]:
         best, epoch = max(tracked, key=lambda pair: pair[0]["lenient"])
@@ -248,5 +290,6 @@ def _record(run: Run, state: State, test: Evaluation, pipeline: Pipeline) -> Rec
         wall_time_s=round(state.wall_time_s, 1),
         history=state.history,
         test=test,
+        data_sha256=content,
         **kept,
     )

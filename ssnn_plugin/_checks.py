@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -12,33 +12,44 @@ from torch import Tensor, nn
 DTYPES = (torch.float32, torch.float64)
 
 
+def finite(name: str, value: float) -> bool:
+    """Whether it is finite; what is no number at all is refused."""
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+
+
+def per_neuron(name: str, values: Tensor, allowed: Callable[[Tensor], Tensor], what: str) -> None:
+    """Refuse a tensor that does not hold one value per neuron, each of them allowed."""
+    if values.ndim != 1 or not values.is_floating_point():
+        raise ValueError(
+            f"{name} must be a number or hold one per neuron, got {values.dtype} {list(values.shape)}"
+        )
+    if has_values(values) and not bool((fits := allowed(values)).all()):
+        raise ValueError(f"{name} must {what} for every neuron, got {values[~fits][0].item()!r}")
+
+
 def positive(name: str, value: float | Tensor) -> None:
     """Refuse a number, or a tensor of one value per neuron, that is not positive and finite."""
     if isinstance(value, Tensor):
-        if value.ndim != 1 or not value.is_floating_point():
-            raise ValueError(
-                f"{name} must be a number or hold one per neuron, got {value.dtype} {list(value.shape)}"
-            )
-        if has_values(value) and not bool(((value > 0) & value.isfinite()).all()):
-            raise ValueError(
-                f"{name} must be finite and greater than 0 for every neuron, got {value.min().item()!r}"
-            )
-    elif not (math.isfinite(value) and value > 0):
+        per_neuron(name, value, lambda x: (x > 0) & x.isfinite(), "be finite and greater than 0")
+    elif not (finite(name, value) and value > 0):
         raise ValueError(f"{name} must be finite and greater than 0, got {value!r}")
 
 
 def not_negative(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
+    if not (finite(name, value) and value >= 0):
         raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
 
 
 def whole_and_positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not math.isfinite(value) or value != int(value) or value < 1:
+    if isinstance(value, bool) or not finite(name, value) or value != int(value) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def dropout(name: str, value: float) -> None:
-    if not 0 <= value < 1:
+    if not (finite(name, value) and 0 <= value < 1):
         raise ValueError(f"{name} must be a probability of at least 0 and below 1, got {value!r}")
 
 

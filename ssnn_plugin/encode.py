@@ -78,11 +78,11 @@ def rank_order(x: Tensor, t_max: float | None = None) -> Tensor:
     flat = x.flatten(1).contiguous()
     # The rank of a value is the number of greater values, so that ties share it.
     descending = flat.sort(dim=1, descending=True).values
-    rank = torch.searchsorted(-descending.double(), -flat.double()).to(_dtype_of_times(x))
+    rank = torch.searchsorted(-descending.double(), -flat.double()).double()
     if t_max is not None:
         _checks.positive("t_max", t_max)
         rank = (rank * t_max / max(1, flat.shape[1])).floor()
-    return rank.masked_fill(flat == 0, math.inf).reshape(x.shape)
+    return rank.to(_dtype_of_times(x)).masked_fill(flat == 0, math.inf).reshape(x.shape)
 
 
 def binary(

@@ -103,8 +103,8 @@ class SpikeCounts:
         """Add a batch: the spike times of every layer [batch, *features], inputs first, outputs last.
 
         Raises:
-            ValueError: fewer than two layers, shapes that do not fit, another number of layers than
-                before, NaN or negative times.
+            ValueError: fewer than two layers, no outputs, shapes that do not fit, another number of
+                layers than before, NaN or negative times.
         """
         if len(layers) < 2:
             raise ValueError(f"layers must hold the times of inputs and outputs, got {len(layers)} tensors")
@@ -116,6 +116,8 @@ class SpikeCounts:
                 )
             _checks.spike_times(f"layers[{number}]", times)
         output = layers[-1].flatten(1)
+        if output.shape[1] == 0:
+            raise ValueError(f"layers[-1] must hold at least one output, got {list(layers[-1].shape)}")
         decision = output.min(dim=1).values if batch else output.new_zeros(0)
         tied = (output == decision.unsqueeze(1)).sum(1) > 1
         silent = decision >= self.t_max

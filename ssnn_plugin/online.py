@@ -57,7 +57,7 @@ def s4nn_train(
         order: samples in the order in which they are learned; None is 0, 1, 2, ...
         dropout: per layer, the probability that a spike is left out of a training step. None is
             no dropout; the last layer has none.
-        seed: of the dropout.
+        seed: of the dropout, a whole number in 0 ... 2**32 - 1.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or values that do not fit.
@@ -76,6 +76,8 @@ def s4nn_train(
     drop = [0.0] * depth if dropout is None else list(dropout)
     _check(weights, times, labels, gamma, t_max, thresholds, learning_rates, drop)
     _check_weight_decay(weight_decay, learning_rates)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be a whole number in 0 ... 2**32 - 1, got {seed!r}")
     sequence = _sequence(order, len(times))
     from .kernels.cpu.online import s4nn_epoch
 
@@ -91,7 +93,7 @@ def s4nn_train(
         float(gamma),
         float(t_max),
         np.asarray(drop, dtype=np.float64),
-        seed,
+        int(seed),
     )
     for weight, weight_t in zip(weights, weights_t, strict=True):
         weight.detach().copy_(torch.from_numpy(weight_t).t())

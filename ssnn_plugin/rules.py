@@ -126,7 +126,11 @@ class Rule(ABC):
 
 @dataclass(frozen=True)
 class Exact(Rule):
-    """dt/dV = -1 / (dV/dt), by the implicit function theorem: for neurons whose V is continuous."""
+    """dt/dV = -1 / (dV/dt), by the implicit function theorem: for neurons whose V is continuous.
+
+    Where V only touches the threshold, dV/dt is 0, and close to there it is lost in rounding: it counts as
+    sqrt(eps) threshold / t_max at least, eps being that of the dtype, so that gradients stay finite.
+    """
 
     name = "exact"
 
@@ -135,8 +139,9 @@ class Exact(Rule):
             raise ValueError(f"gradient 'exact' needs a slope of V at the crossing, {neuron!r} has none")
 
     def rate(self, crossing: Crossing) -> Tensor:
-        # The slope is 0 where V only touches the threshold; no error stays none.
-        return 1 / crossing.slope.clamp(min=torch.finfo(crossing.slope.dtype).tiny)
+        slope = crossing.slope
+        least = torch.finfo(slope.dtype).eps ** 0.5 * crossing.neuron.threshold / crossing.t_max
+        return 1 / (slope.maximum(least) if isinstance(least, Tensor) else slope.clamp(min=least))
 
 
 class _OfJumps(Rule):

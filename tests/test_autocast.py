@@ -5,7 +5,8 @@ import snntorch as snn
 import torch
 from torch import nn
 
-from ssnn_plugin import decode
+from ssnn_plugin import IF, LIF, ExpPSP, ReLPSP, WindowedRamp, decode
+from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear
 from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell, SingleSpikeIFParameters
 from ssnn_plugin.snntorch import SingleSpike
 
@@ -105,3 +106,36 @@ def test_autocast_of_another_device_changes_nothing():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         spk, _ = SingleSpike()(torch.ones(1, 2, dtype=torch.bfloat16, device="meta"))
     assert spk.dtype == torch.bfloat16
+
+
+NEURONS = [
+    IF(),
+    IF(beta=0.5),
+    IF(beta=torch.tensor([0.5, 0.7, 0.9])),
+    ReLPSP(),
+    WindowedRamp(5.0, start=1.0),
+    ExpPSP(0.7),
+    LIF(0.3),
+    LIF(0.3, tau_mem=torch.tensor([1.0, 2.0, 3.0])),
+]
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("layer", ["linear", "conv2d"])
+@pytest.mark.parametrize("neuron", NEURONS, ids=repr)
+def test_spike_times_keep_their_digits(neuron, layer, backend):
+    draw = torch.Generator().manual_seed(0)
+    times, weight = torch.randint(0, 4, (5, 6), generator=draw).float(), torch.rand(3, 6, generator=draw)
+
+    def fire():
+        options = {"t_max": 6.0, "return_potential": True, "backend": backend}
+        if layer == "linear":
+            return first_spike_linear(times, weight, neuron, **options)
+        shaped = times.reshape(5, 1, 2, 3), weight.reshape(3, 1, 2, 3)
+        return first_spike_conv2d(*shaped, neuron, **options)
+
+    expected = fire()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = fire()
+    assert expected[0].isfinite().any()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -165,3 +165,19 @@ def test_scaling_clips_and_ignores_what_does_not_vary():
         scaling(torch.zeros(2, 2))
     with pytest.raises(ValueError, match="at least one sample"):
         scaling.fit(torch.zeros(0, 3))
+
+
+def test_scaling_takes_the_whole_range_of_the_dtype():
+    scaling = MinMaxScaling(2).fit(torch.tensor([[-3e38, 1.0], [3e38, 3.0]]))
+    scaled = scaling(torch.tensor([[3e38, 2.0], [0.0, 3e38], [-3e38, -3e38]]))
+    assert scaled.tolist() == [[1.0, 0.5], [0.5, 1.0], [0.0, 0.0]]
+
+
+def test_it_runs_under_autocast_as_without():
+    images, labels = _data()
+    classifier = _classifier().fit([(images, labels)], steps=5)
+    times, potential = classifier(images, return_potential=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = classifier(images, return_potential=True)
+    assert torch.equal(half[0], times)
+    assert torch.equal(half[1], potential)

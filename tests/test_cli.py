@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -114,6 +116,9 @@ def test_run_records_and_prints_the_test_set(call, tmp_path, tiny_suite):
         (("table", "--preset", "slow"), "--preset must be quick, got 'slow'"),
         (("table", "--overwrite"), "--overwrite goes with --preset quick"),
         (("plot",), "no records there"),
+        (("sweep", "--methods", "s4nn,nothing"), "no config for method 'nothing'"),
+        (("sweep", "--seeds", "4-2"), "--seeds must be numbers and ranges"),
+        (("sweep", "--workers", 2, "--scheduler", "tcp://127.0.0.1:9"), "pass one of them"),
     ],
     ids=str,
 )
@@ -174,11 +179,11 @@ def test_an_unknown_format_is_refused_with_those_there_are(call, recorded):
 
 @pytest.mark.usefixtures("tiny_suite")
 def test_the_quick_preset_trains_what_is_missing(call, tmp_path):
-    quick = ("table", "--preset", "quick", "--results-dir", tmp_path / "quick")
+    quick = ("table", "--preset", "quick", "--workers", 1, "--results-dir", tmp_path / "quick")
     code, out, err = call(*quick)
     assert code == 0
     assert "| 64-12-10  | 3 " in out
-    assert "epoch 3/3" in err
+    assert "3/3 s4nn-digits seed 2: recorded" in err
     before = _mtimes(tmp_path / "quick")
     assert sorted(before) == [f"s4nn-digits-seed{seed}.json" for seed in range(3)]
     assert call(*quick)[1] == out
@@ -195,7 +200,7 @@ def test_the_quick_preset_trains_what_is_missing(call, tmp_path):
 def test_the_quick_preset_refuses_a_wrong_option_before_it_trains(call, tmp_path, wrong):
     code, _, err = call("table", "--preset", "quick", "--results-dir", tmp_path / "quick", *wrong)
     assert code == 2
-    assert "epoch" not in err
+    assert "seed" not in err
 
 
 def test_plot_draws_every_figure_as_png_and_svg(call, recorded, tmp_path):
@@ -253,3 +258,46 @@ def test_response_times_show_every_sample(t_max):
     (axes,) = figures.response_times([run]).axes
     (stairs,) = axes.patches
     assert sum(stairs.get_data().values) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_list_on_a_terminal_without_all_characters(tiny_suite, tmp_path, encoding):
+    write_toml(tiny_suite, content() | {"description": "small digits, \u2264 3 epochs"})
+    code = (
+        "import pathlib; from reproductions import catalog; "
+        f"catalog.CONFIGS = pathlib.Path({str(tiny_suite.parent)!r}); "
+        "from reproductions.__main__ import *; sys.argv = ['reproductions', 'list', '--results-dir', '.']; "
+        "run_command_line(app)"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "200"}
+    environment["PYTHONPATH"] = str(Path(reproductions.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert rb"\u2264 3 epochs" in done.stdout
+
+
+def test_an_error_of_the_disk_comes_without_traceback(call, recorded, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "figure.png")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    code, _, err = call("plot", "--results-dir", recorded, "--output-dir", tmp_path / "figures")
+    assert code == 2
+    assert "No space left on device: 'figure.png'" in err
+
+
+@pytest.mark.usefixtures("tiny_suite")
+def test_sweep_records_every_seed_and_tells_failures(call, tmp_path):
+    arguments = ("sweep", "--methods", "s4nn", "--datasets", "digits", "--results-dir", tmp_path / "results")
+    code, out, err = call(*arguments, "--seeds", "0,2-3")
+    assert code == 0
+    assert "3 runs recorded in" in out
+    assert [read.seed for read in records.read_all(tmp_path / "results")] == [0, 2, 3]
+    assert "3/3 s4nn-digits seed 3: recorded" in err
+
+    write_toml(catalog.CONFIGS / "s4nn-digits.toml", content(gamma=4.0))
+    code, _, err = call(*arguments, "--seeds", "0-1")
+    assert code == 2
+    assert "1 of 2 runs failed" in err
+    assert "s4nn-digits seed 0: " in err
+    assert [read.seed for read in records.read_all(tmp_path / "results")] == [0, 1, 2, 3]

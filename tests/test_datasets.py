@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from sklearn.datasets import load_digits
 from torchvision import datasets as torchvision_datasets
 
 from reproductions import datasets
-from reproductions.datasets import Images
+from reproductions.datasets import Images, archives
 from reproductions.errors import SuiteError
+from reproductions.locks import locked
 
 KINDS = {"mnist": torchvision_datasets.MNIST, "fashion-mnist": torchvision_datasets.FashionMNIST}
 SIZES = {"train": 60_000, "t10k": 10_000}
@@ -43,6 +45,8 @@ def root(tmp_path, arrays, monkeypatch):
         resources = [(f.name, hashlib.md5(f.read_bytes()).hexdigest()) for f in sorted(raw.iterdir())]
         monkeypatch.setattr(kind, "resources", resources)
         monkeypatch.setattr(kind, "mirrors", ["http://127.0.0.1:9/"])
+        contents = {name: hashlib.sha256(_idx(array)).hexdigest() for name, array in arrays.items()}
+        monkeypatch.setitem(archives.EXTRACTED, kind.__name__, contents)
     return root
 
 
@@ -169,17 +173,66 @@ def test_a_truncated_archive_is_named_with_its_md5_and_nothing_is_cached(root, t
 
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
 @pytest.mark.parametrize("length", [0, 3, 6, 8, 16, 1000])
-def test_truncated_extracted_files_name_their_folder(raw, root, tmp_path, name, length):
+def test_truncated_extracted_files_are_named(raw, root, tmp_path, name, length):
     (raw / name).write_bytes((raw / name).read_bytes()[:length])
-    with pytest.raises(SuiteError, match=f"{raw}: "):
+    with pytest.raises(SuiteError, match=f"{raw / name}: not the original file, damaged or cut short"):
         datasets.load("mnist", "train", root, tmp_path / "cache")
 
 
-def test_extracted_files_with_too_few_images_name_their_folder(raw, root, arrays, tmp_path):
-    for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
-        (raw / name).write_bytes(_idx(arrays[name][:99]))
-    with pytest.raises(SuiteError, match=f"{raw}: expected 10000 test images and labels, got 99 and 99"):
+DAMAGES = {
+    "all labels 3": lambda arrays: {LABELS: np.full_like(arrays[LABELS], 3)},
+    "permuted images": lambda arrays: {IMAGES: np.roll(arrays[IMAGES], 1, axis=0)},
+    "too few": lambda arrays: {name: arrays[name][:99] for name in (IMAGES, LABELS)},
+}
+IMAGES, LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_extracted_files_of_another_content_are_refused_by_name(raw, root, arrays, tmp_path, damage):
+    for name, array in damage(arrays).items():
+        (raw / name).write_bytes(_idx(array))
+    with pytest.raises(SuiteError, match=f"{raw}/t10k-.*: not the original file"):
         datasets.load("mnist", "test", root, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES.values(), lambda _: {LABELS: None}], ids=[*DAMAGES, "empty"])
+def test_a_cache_of_another_content_is_extracted_again(root, arrays, tmp_path, damage):
+    cache = tmp_path / "cache"
+    first = datasets.load("mnist", "test", root, cache)
+    for name, array in damage(arrays).items():
+        (cache / "MNIST" / "raw" / name).write_bytes(b"" if array is None else _idx(array))
+    again = datasets.load("mnist", "test", root, cache)
+    assert torch.equal(again.x, first.x)
+    assert torch.equal(again.y, first.y)
+    assert [path.name for path in cache.iterdir()] == ["MNIST"]
+
+
+def test_what_a_killed_process_left_in_the_cache_is_swept(root, tmp_path):
+    left = tmp_path / "cache" / ".MNIST-abcdefgh" / "MNIST"
+    left.mkdir(parents=True)
+    (tmp_path / "cache" / ".MNIST.lock").touch()
+    datasets.load("mnist", "test", root, tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["MNIST"]
+
+
+def test_a_second_process_waits_for_the_first(root, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    loaded = []
+    with locked(cache / ".MNIST.lock"):
+        second = threading.Thread(target=lambda: loaded.append(datasets.load("mnist", "test", root, cache)))
+        second.start()
+        second.join(0.3)
+        assert second.is_alive()
+        assert not (cache / "MNIST").exists()
+    second.join(60)
+    assert len(loaded[0]) == 10_000
+
+
+def test_the_hashes_of_the_originals_are_kept_for_every_file():
+    for kind in KINDS.values():
+        names = {name.removesuffix(".gz") for name, _ in kind.resources}
+        assert set(archives.EXTRACTED[kind.__name__]) == names
 
 
 def test_a_cache_that_cannot_be_written_is_named(root, tmp_path):

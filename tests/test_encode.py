@@ -173,3 +173,12 @@ def test_binary_spikes_at_0_and_ln_6_unless_told(dtype):
 def test_binary_names_what_is_wrong(x, early, late, message):
     with pytest.raises(ValueError, match=message):
         encode.binary(x, early, late)
+
+
+@pytest.mark.parametrize(
+    ("features", "t_max"), [(784, 256), (25_088, 1000), (100_000, 1_000_000), (150_528, 1000)]
+)
+def test_rank_order_of_many_features_is_exact_in_float32(features, t_max):
+    times = encode.rank_order(torch.arange(features, 0, -1).float()[None], t_max)
+    assert times.dtype == torch.float32
+    assert torch.equal(times.long()[0], torch.arange(features) * t_max // features)

@@ -1,10 +1,12 @@
 """Feature extractors, their cache and their scaling."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from reproductions import features
+from reproductions import features, records
 from reproductions.datasets import Images
 from reproductions.errors import SuiteError
 from reproductions.features import Features, Pipeline, cnn, extractors
@@ -244,3 +246,47 @@ def test_the_suites_own_checkpoints_say_how_good_they_are():
     for name, at_least in (("mnist", 0.98), ("fashion-mnist", 0.8), ("fashion-mnist-mild", 0.91)):
         assert cnn.record(name).pretrained_on == name.removesuffix("-mild")
         assert cnn.record(name).test > at_least
+
+
+def _cache_file(tmp_path):
+    (path,) = (tmp_path / "features").iterdir()
+    return path
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "empty", "half", "NaN", "without a digest"])
+def test_a_damaged_cache_is_made_anew(tmp_path, damage):
+    extractor, images = Counting(), _images()
+    first = features.cached(extractor, images, tmp_path)
+    path = _cache_file(tmp_path)
+    saved = path.read_bytes()
+    if damage == "flipped bit":
+        path.write_bytes(saved[:-100] + bytes([saved[-100] ^ 1]) + saved[-99:])
+    elif damage in ("empty", "half"):
+        path.write_bytes(saved[: len(saved) // 2 if damage == "half" else 0])
+    else:
+        content = records.load_tensors(path)
+        content["features"] = content["features"].flip(0) * (math.nan if damage == "NaN" else 1)
+        torch.save(content, path)
+    assert torch.equal(features.cached(extractor, images, tmp_path), first)
+    assert extractor.seen == 12
+    assert torch.equal(features.cached(extractor, images, tmp_path), first)
+    assert extractor.seen == 12
+
+
+def test_what_a_killed_process_left_beside_the_features_is_swept(tmp_path):
+    extractor, images = Counting(), _images()
+    features.cached(extractor, images, tmp_path)
+    path = _cache_file(tmp_path)
+    (path.parent / f".{path.name}.abc").write_bytes(b"half")
+    features.cached(extractor, _images(2, seed=1), tmp_path)
+    assert _cache_file(tmp_path) == path
+
+
+def test_a_flipped_bit_in_a_checkpoint_of_an_extractor_is_named(tmp_path):
+    path = tmp_path / "a.pt"
+    _checkpoint(path)
+    saved = bytearray(path.read_bytes())
+    saved[len(saved) // 2] ^= 1
+    path.write_bytes(saved)
+    with pytest.raises(SuiteError, match=r"a\.pt: .*digest"):
+        cnn.load(str(path))

@@ -479,3 +479,9 @@ def test_bad_layers_are_named(changes, error, message):
     arguments = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "neuron": IF(), "t_max": 8}
     with pytest.raises(error, match=message):
         SpikeConv2d(**arguments | changes)
+
+
+@pytest.mark.parametrize("kernel", [(0, 2), (2, 0), (0, 0)])
+def test_a_kernel_without_extent_is_named(kernel):
+    with pytest.raises(ValueError, match=rf"weight's kernel must be at least 1 x 1, got \[{kernel[0]}, "):
+        first_spike_conv2d(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, *kernel), IF(), t_max=8)

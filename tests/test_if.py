@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import torch
 
 from ssnn_plugin import IF
+from ssnn_plugin.functional import first_spike_linear
 
 INF, NAN = math.inf, math.nan
 
@@ -34,3 +36,35 @@ def test_neurons_are_values():
     assert IF(2.0) != IF(2.0, beta=0.5)
     assert len({IF(), IF(1.0, delay=0, beta=1.0)}) == 1
     assert eval(repr(IF(2.5, delay=1, beta=0.9))) == IF(2.5, delay=1, beta=0.9)
+
+
+@pytest.mark.parametrize("options", [{"delay": 1}, {"beta": 0.5}])
+def test_float32_has_no_odd_bins_beyond_2_to_the_24(options):
+    times, weight = torch.tensor([[2.0**24 - 2]]), torch.tensor([[2.0]])
+    neuron = IF(1.0, **options)
+    with pytest.raises(ValueError, match=r"t_max must be at most 2\*\*24 for float32, .* Use float64"):
+        first_spike_linear(times, weight, neuron, t_max=2**24 + 1)
+    if "delay" in options:
+        assert first_spike_linear(times, weight, neuron, t_max=2**24).item() == 2**24 - 1
+    late = torch.tensor([[2.0**24]], dtype=torch.float64)
+    spikes = first_spike_linear(late, weight.double(), IF(1.0, delay=1), t_max=2**25)
+    assert spikes.item() == 2**24 + 1
+
+
+@pytest.mark.parametrize("name", ["threshold", "beta", "delay"])
+@pytest.mark.parametrize("value", ["1", None])
+def test_what_is_no_number_is_named(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got {value!r}"):
+        IF(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["threshold", "beta"])
+def test_a_tensor_without_a_dimension_is_named(name):
+    with pytest.raises(ValueError, match=f"{name} must be a number or hold one per neuron, got .* \\[\\]"):
+        IF(**{name: torch.tensor(0.9)})
+
+
+@pytest.mark.parametrize(("name", "bad"), [("threshold", -3.0), ("beta", 1.5), ("threshold", math.nan)])
+def test_the_value_that_is_wrong_is_the_one_shown(name, bad):
+    with pytest.raises(ValueError, match=f"{name} must .* for every neuron, got {bad}"):
+        IF(**{name: torch.tensor([0.5, bad, 0.25])})

@@ -1,6 +1,8 @@
 """Data sets that are folders of image files, on small trees of the same layout."""
 
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,3 +210,52 @@ def test_a_download_that_fails_is_explained_and_leaves_nothing(tmp_path, monkeyp
     with pytest.raises(SuiteError, match=r"no route to host.*\n.*--data-root DIR. ETH-80"):
         datasets.load("eth80", "train", None, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.fixture
+def downloads(eth80, monkeypatch):
+    """ETH-80 comes from the folder of the fixture, as often as it is asked for."""
+    made = []
+
+    def archive(url, root, filename):
+        shutil.copytree(eth80 / "ETH-80", Path(root) / "ETH-80-master")
+        made.append(url)
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", archive)
+    return made
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "renamed", "not checked"])
+def test_a_download_that_was_changed_since_is_downloaded_again(downloads, tmp_path, damage):
+    cache = tmp_path / "cache"
+    first = datasets.load("eth80", "train", None, cache)
+    image = cache / "ETH-80" / "1" / "1" / "apple1-000-000.png"
+    if damage == "changed":
+        _save(image, (3, 3, 3))
+    elif damage == "missing":
+        image.unlink()
+    elif damage == "renamed":
+        image.rename(image.with_name("apple1-000-999.png"))
+    else:
+        (cache / "ETH-80" / folders.DIGEST).unlink()
+    again = datasets.load("eth80", "train", None, cache)
+    assert torch.equal(again.x, first.x)
+    assert len(downloads) == 2
+    datasets.load("eth80", "test", None, cache)
+    assert len(downloads) == 2
+
+
+def test_a_record_has_the_hash_of_its_data(eth80, tmp_path):
+    chosen = validated(
+        content(epochs=1) | {"dataset": "eth80", "images": {"size": [4, 6], "grey": True}, "validation": 8},
+        "tiny",
+    )
+
+    def data(name):
+        return execute(Run(chosen, name, results=tmp_path / "results", data_root=eth80)).data_sha256
+
+    first = data("first")
+    assert len(first) == 64
+    assert data("again") == first
+    _save(eth80 / "ETH-80" / "1" / "1" / "apple1-000-000.png", (200, 3, 3))
+    assert data("changed") != first

@@ -402,3 +402,29 @@ def test_bad_arguments_of_the_losses_of_exponentials(build, message):
 def test_bad_batches_of_the_losses_of_exponentials(kind, times, labels, error, message):
     with pytest.raises(error, match=message):
         kind(4.0)(times, labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normalize_error_gives_unit_norm_over_the_whole_range(dtype):
+    tiny, largest = torch.finfo(dtype).tiny, torch.finfo(dtype).max
+    for size in (tiny / 8, tiny, 1e-24, 1e-20, 1e-3, 1.0, 1e18, 1e20, 1e30, largest / 8):
+        times = torch.zeros(1, 2, dtype=dtype, requires_grad=True)
+        functional.normalize_error(times).backward(torch.tensor([[3.0, 4.0]], dtype=dtype) * size)
+        torch.testing.assert_close(times.grad, torch.tensor([[0.6, 0.8]], dtype=dtype), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normalize_error_rounds_as_the_plain_formula(dtype):
+    generator = torch.Generator().manual_seed(0)
+    sizes = 10.0 ** (torch.rand(200, 1, generator=generator, dtype=dtype) * 20 - 10)
+    error = torch.randn(200, 37, generator=generator, dtype=dtype) * sizes
+    times = torch.zeros_like(error, requires_grad=True)
+    functional.normalize_error(times, reduction="sum").backward(error)
+    assert torch.equal(times.grad, error / error.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("bad", [INF, math.nan])
+def test_normalize_error_does_not_hide_what_is_not_finite(bad):
+    times = torch.zeros(1, 2, requires_grad=True)
+    functional.normalize_error(times).backward(torch.tensor([[bad, 1.0]]))
+    assert times.grad.isnan().any()

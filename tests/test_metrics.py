@@ -196,3 +196,10 @@ def test_a_refused_update_is_named_and_changes_nothing(layers, message):
 def test_spike_counts_need_a_window():
     with pytest.raises(ValueError, match="t_max must be finite and greater than 0, got 0"):
         metrics.SpikeCounts(0)
+
+
+def test_counts_without_outputs_are_refused():
+    counts = metrics.SpikeCounts(8)
+    with pytest.raises(ValueError, match=r"layers\[-1\] must hold at least one output, got \[2, 0\]"):
+        counts.update(torch.zeros(2, 3), torch.zeros(2, 0))
+    assert counts.samples == 0

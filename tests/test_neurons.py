@@ -11,6 +11,7 @@ from torch import nn
 from ssnn_plugin import IF, LIF, AlphaPSP, ExpPSP, ReLPSP, WindowedRamp, to_step_mode
 from ssnn_plugin.convert import NoTimeMode
 from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear
+from ssnn_plugin.kernels import ops
 from ssnn_plugin.nn import SpikeConv2d, SpikeLinear, SpikeSequential
 
 INF, NAN = math.inf, math.nan
@@ -273,3 +274,40 @@ def test_nir_has_no_node_for_them(neuron):
     assert repr(neuron) in str(refusal.value)
     with pytest.raises(ValueError, match="NIR has IF neurons only"):
         to_nir(SpikeConv2d(1, 4, 3, neuron, t_max=8), input_shape=(1, 5, 5))
+
+
+@pytest.mark.parametrize("t_max", ["8", None, [8.0]])
+def test_a_window_that_is_no_number_is_named(t_max):
+    with pytest.raises(TypeError, match="t_max must be a number, got "):
+        SpikeLinear(2, 3, IF(), t_max=t_max)
+
+
+def test_classes_of_one_name_are_told_apart():
+    """As a function makes them, or a cell of a notebook that is run again."""
+
+    def make(rise):
+        @dataclasses.dataclass(frozen=True)
+        class Ramp(ReLPSP):
+            def input_factors(self, times):
+                return torch.ones_like(times) * rise, times * rise
+
+        return Ramp()
+
+    slow, fast = make(1.0), make(2.0)
+    assert slow.kind != fast.kind
+    options = {"stride": [], "dilation": [], "groups": 1, "t_max": 8.0, "backend": "reference"}
+    for neuron, expected in ((slow, 1.0), (fast, 0.5)):
+        at, _, _ = ops.first_spike(
+            torch.zeros(1, 1), torch.ones(1, 1), None, neuron=neuron.kind, numbers=neuron.numbers, **options
+        )
+        assert at.item() == expected
+
+
+def test_the_kind_of_a_class_is_its_name():
+    assert IF().kind == "ssnn_plugin.neurons.step.IF"
+
+
+def test_layers_start_with_weights_also_where_the_threshold_is_0():
+    layer = SpikeLinear(20, 3, IF(0.0), t_max=8)
+    assert layer.init_range == (0.0, 2.0)
+    assert (layer.weight > 0).all()

@@ -102,3 +102,12 @@ def test_redraw_dead_leaves_the_living_alone():
     assert count == 1
     assert torch.equal(weight[0], alive)
     assert (weight[1] >= 100).all()
+
+
+@pytest.mark.parametrize("seed", [1.5, -1, 2**32, True, "0", None])
+def test_a_seed_that_is_none_is_named(seed):
+    with pytest.raises(ValueError, match=r"seed must be a whole number in 0 \.\.\. 2\*\*32 - 1, got "):
+        online.s4nn_train(
+            [torch.ones(1, 1)], torch.zeros(1, 1), torch.tensor([0]), thresholds=[1.0],
+            learning_rates=[0.1], weight_decay=0, gamma=1, t_max=8, seed=seed,
+        )  # fmt: skip

@@ -2,9 +2,12 @@ import ast
 import importlib
 import importlib.metadata
 import importlib.resources
+import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -100,3 +103,89 @@ def test_version_is_that_of_the_installed_package():
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("ssnn-plugin is not installed")
     assert installed == ssnn_plugin.__version__
+
+
+def test_the_citation_is_of_this_version():
+    (version,) = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert version == ssnn_plugin.__version__
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_suite_is_importable_from_any_folder(tmp_path):
+    code = "import ssnn_plugin.suite, reproductions; print(reproductions.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(ROOT / "reproductions" / "__init__.py")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of what git knows of the clone, unpacked."""
+    pytest.importorskip("build")
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no clone")
+    for name in filter(lambda name: (ROOT / name).is_file(), listed.stdout.splitlines()):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, source / name)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--skip-dependency-check"]
+    subprocess.run([*build, "--outdir", target, source], check=True, capture_output=True)
+    (built,) = target.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(target / "unpacked")
+    return target / "unpacked", set(listed.stdout.splitlines())
+
+
+@pytest.mark.slow
+def test_a_wheel_has_one_top_level_package_with_all_of_the_suite(wheel):
+    unpacked, tracked = wheel
+    assert sorted(path.name for path in unpacked.iterdir()) == [
+        "ssnn_plugin", f"ssnn_plugin-{ssnn_plugin.__version__}.dist-info",
+    ]  # fmt: skip
+    suite = unpacked / "ssnn_plugin" / "_suite"
+    assert [path.name for path in suite.iterdir()] == ["reproductions"]
+    shipped = {str(path.relative_to(suite)) for path in suite.rglob("*") if path.is_file()}
+    wanted = {name for name in tracked if name.startswith("reproductions/") and (ROOT / name).is_file()}
+    left_out = {name for name in wanted if name.endswith(".md") or "/discarded/" in name}
+    assert shipped == wanted - left_out
+
+
+@pytest.mark.slow
+def test_the_command_of_a_wheel_works_from_any_folder(wheel, tmp_path):
+    unpacked, _ = wheel
+
+    def call(*arguments):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(unpacked),
+            "SSNN_RESULTS": str(tmp_path / "results"),
+            "COLUMNS": "200",
+        }
+        return subprocess.run(
+            [sys.executable, "-m", "ssnn_plugin", *arguments], cwd=tmp_path, env=environment,
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+
+    before = {path: path.stat().st_mtime_ns for path in unpacked.rglob("*.json")}
+    assert "s4nn-tuned" in call("list")
+    call("run", "s4nn", "--dataset", "digits", "--epochs", "2")
+    assert [path.name for path in (tmp_path / "results").glob("*.json")] == ["s4nn-digits-epochs2-seed0.json"]
+    table = call("table", "--format", "csv")
+    assert "64-" in table or "digits" in table
+    assert "fashion-mnist" in table
+    assert {path: path.stat().st_mtime_ns for path in unpacked.rglob("*.json")} == before

@@ -1,7 +1,7 @@
 """Thresholds, leaks and time constants that differ from neuron to neuron, and are learned."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 
 import pytest
 import torch
@@ -266,3 +266,26 @@ def test_neurons_are_equal_that_have_the_same_tensors():
     assert IF(theta) != IF(torch.ones(2))
     assert IF(theta) != IF(1.0)
     assert IF(1.0) == IF(1.0) != LIF(1.0)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_dtype_of_a_layer_is_that_of_its_values_per_neuron(learned):
+    threshold = nn.Parameter(torch.ones(3)) if learned else torch.ones(3)
+    layer = SpikeLinear(2, 3, IF(threshold), t_max=8, dtype=torch.float64)
+    assert layer.threshold.dtype == torch.float64
+    assert [name for name, _ in layer.named_parameters()] == [*(["threshold"] if learned else []), "weight"]
+    assert layer(torch.ones(1, 2, dtype=torch.float64)).dtype == torch.float64
+    assert SpikeLinear(2, 3, IF(threshold), t_max=8, device="meta").threshold.device.type == "meta"
+
+
+def test_a_parameter_that_fits_stays_the_same_parameter():
+    threshold = nn.Parameter(torch.ones(3))
+    assert SpikeLinear(2, 3, IF(threshold), t_max=8, dtype=torch.float32).threshold is threshold
+
+
+@pytest.mark.parametrize("name", ["bias", "weight", "dropout", "t_max", "in_features", "forward", "training"])
+def test_a_field_that_a_layer_has_too_is_named(name):
+    own = make_dataclass("Own", [(name, object, 1.0)], bases=(ReLPSP,), frozen=True)
+    with pytest.raises(ValueError, match=f"{name} of Own must have another name .* a {name} of its own"):
+        SpikeLinear(2, 3, own(1.0, torch.ones(3)), t_max=8)
+    assert SpikeLinear(2, 3, own(1.0, 2.0), t_max=8).neuron == own(1.0, 2.0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from platformdirs import user_data_path
 from tiny_runs import record
 
 from reproductions import records
@@ -212,6 +213,26 @@ def test_versions_and_machine_say_what_the_numbers_rest_on():
     assert Path(records.RESULTS).is_dir()
 
 
+def test_records_of_a_clone_are_kept_in_it_and_of_an_installation_never(tmp_path, monkeypatch):
+    assert records._own_results() == records.RECORDED == Path(records.__file__).parent / "results"
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "_suite" / "reproductions" / "records.py"))
+    monkeypatch.delenv("SSNN_RESULTS", raising=False)
+    assert records._own_results() == user_data_path("ssnn_plugin") / "results"
+    monkeypatch.setenv("SSNN_RESULTS", str(tmp_path / "mine"))
+    assert records._own_results() == tmp_path / "mine"
+
+
+def test_the_users_own_records_are_read_beside_those_of_the_suite(tmp_path, monkeypatch):
+    own, came = tmp_path / "own", tmp_path / "came"
+    for folder, seed, lenient in ((came, 0, 0.5), (came, 1, 0.5), (own, 1, 0.75), (own, 2, 0.75)):
+        records.write_record(records.record_path(folder, "s4nn-mnist", seed), record(lenient, seed=seed))
+    monkeypatch.setattr(records, "RECORDED", came)
+    monkeypatch.setattr(records, "RESULTS", own)
+    read = records.read_all(own)
+    assert [(r.seed, r.test.accuracy["lenient"]) for r in read] == [(0, 0.5), (1, 0.75), (2, 0.75)]
+    assert [r.seed for r in records.read_all(came)] == [0, 1]
+
+
 def test_what_an_older_record_lacks_is_completed(tmp_path):
     old = json.loads(_json(record(t_max=16)))
     del old["network_name"], old["t_max"]
@@ -219,3 +240,86 @@ def test_what_an_older_record_lacks_is_completed(tmp_path):
     (tmp_path / "old.json").write_text(json.dumps(old))
     completed = records.read_record(tmp_path / "old.json")
     assert (completed.network_name, completed.t_max) == ("400", 16)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path):
+    path = tmp_path / "some.pt"
+    content = {"config_hash": "x", "track_test": False, "state": {}, "method": {"w": [torch.arange(2000.0)]}}
+    records.write_checkpoint(path, content)
+    saved = path.read_bytes()
+    for place in range(0, len(saved), 97):
+        path.write_bytes(saved[:place] + bytes([saved[place] ^ 1]) + saved[place + 1 :])
+        with pytest.raises(SuiteError, match=r"some\.pt: the checkpoint cannot be read .*--overwrite"):
+            records.read_checkpoint(path)
+
+
+def test_a_checkpoint_of_the_first_versions_has_no_digest(tmp_path):
+    content = {"config_hash": "x", "track_test": False, "state": {}, "method": {"w": [torch.arange(3.0)]}}
+    torch.save(content, tmp_path / "some.pt")
+    assert torch.equal(records.read_checkpoint(tmp_path / "some.pt")["method"]["w"][0], torch.arange(3.0))
+    with pytest.raises(SuiteError, match="it begins with no digest"):
+        records.load_tensors(tmp_path / "some.pt", with_digest=True)
+
+
+@pytest.fixture
+def full_disk():
+    """Files cannot grow beyond a few bytes."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: records.write_record(path, record()),
+        lambda path: records.write_checkpoint(path, {"weights": torch.rand(1000)}),
+    ],
+    ids=["record", "checkpoint"],
+)
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, write):
+    with pytest.raises(SuiteError, match=rf"{tmp_path / 'some'}: cannot be written \(File too large\)"):
+        write(tmp_path / "some")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_that_is_a_folder_is_named(tmp_path):
+    (tmp_path / "some.json").mkdir()
+    with pytest.raises(SuiteError, match=r"some\.json: cannot be read \(Is a directory\)"):
+        records.read_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"schema": 1, "seed": NaN}', "[" * 100_000, '{"schema": 1, "seed": -Infinity}']
+)
+def test_what_is_no_json_is_named(tmp_path, text):
+    (tmp_path / "some.json").write_text(text)
+    with pytest.raises(SuiteError, match=r"some\.json: not a complete record"):
+        records.read_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (["accuracy"], {}, r"test\.accuracy: .*must have the rules lenient, .* got none"),
+        (["accuracy", "lenient"], 1.5, r"test\.accuracy\.lenient: .*less than or equal to 1"),
+        (["accuracy", "best"], 0.5, r"test\.accuracy: .*must have the rules"),
+        (["total"], [1.0], r"test: .*one entry per layer"),
+        (["until_decision"], [], r"test: .*one entry per layer"),
+        (["example", "times"], [], r"test: .*one entry per layer"),
+        (["samples"], 11, r"test: .*response_histogram must add up to samples = 11"),
+    ],
+)
+def test_an_edited_record_is_named_with_the_key(tmp_path, keys, value, message):
+    edited = json.loads(_json(record()))
+    *tables, key = keys
+    table = edited["test"]
+    for name in tables:
+        table = table[name]
+    table[key] = value
+    (tmp_path / "some.json").write_text(json.dumps(edited))
+    with pytest.raises(SuiteError, match=rf"some\.json: not a (complete )?record .*{message}"):
+        records.read_all(tmp_path)

@@ -294,16 +294,36 @@ def _watch_loading(monkeypatch):
 @pytest.mark.parametrize(
     ("track", "expected"),
     [
-        (False, ["train", "begin", "epoch", "epoch", "epoch", "end", "test"]),
-        (True, ["train", "test", "begin", "epoch", "epoch", "epoch", "end"]),
+        (False, ["train", "test", "begin", "epoch", "epoch", "epoch", "end", "look"]),
+        (True, ["train", "test", "begin", "look", "epoch", "look", "epoch", "look", "epoch", "end", "look"]),
     ],
 )
-def test_the_test_set_is_loaded_once_and_after_training_unless_tracked(
+def test_the_test_set_is_opened_before_training_and_looked_at_once_after_it_unless_tracked(
     tmp_path, monkeypatch, track, expected
 ):
-    events = _watch_loading(monkeypatch)
+    events, evaluate = _watch_loading(monkeypatch), runner.evaluate
+
+    def watched(method, config, images):
+        events.extend(["look"] if len(images) == 360 else [])
+        return evaluate(method, config, images)
+
+    monkeypatch.setattr(runner, "evaluate", watched)
     runner.execute(_run(tmp_path, track_test=track), Quiet(events))
     assert [event for event in events if event != "advance"] == expected
+
+
+def test_a_test_set_that_cannot_be_read_is_told_before_training(tmp_path, monkeypatch):
+    load, progress = datasets.load, Quiet()
+
+    def broken(name, split, *rest):
+        if split == "test":
+            raise SuiteError("test.png: not an image")
+        return load(name, split, *rest)
+
+    monkeypatch.setattr(datasets, "load", broken)
+    with pytest.raises(SuiteError, match=r"test\.png"):
+        runner.execute(_run(tmp_path), progress)
+    assert progress.events == []
 
 
 @pytest.mark.parametrize("protocol", ["online", "minibatch"])
@@ -365,3 +385,60 @@ def test_the_response_histogram_has_equal_parts_and_the_silent_last(t_max, parts
     histogram = runner._response_histogram(outputs, t_max)
     assert {part: count for part, count in enumerate(histogram) if count} == expected
     assert len(histogram) == parts + 1
+
+
+EDITS = {
+    "no state": lambda c: c.update(state=None),
+    "a word for an epoch": lambda c: c["state"].update(epoch="two"),
+    "another epoch": lambda c: c["state"].update(epoch=3),
+    "an epoch more": lambda c: c["state"].update(epoch=7),
+    "an epoch below 0": lambda c: c["state"].update(epoch=-1),
+    "history without numbers": lambda c: c["state"].update(history=[{}]),
+    "no method": lambda c: c.update(method={}),
+    "a list for the method": lambda c: c.update(method=[]),
+    "weights of another shape": lambda c: c["method"].update(network={"layers.0.weight": torch.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("protocol", ["online", "minibatch"])
+def test_an_edited_checkpoint_is_named(tmp_path, protocol, edit):
+    run = _run(tmp_path, CONFIGS[protocol], resume=True)
+    with pytest.raises(Interrupted):
+        runner.execute(_run(tmp_path, CONFIGS[protocol]), Interrupting("epoch", 2))
+    content = records.read_checkpoint(run.checkpoint)
+    if "network" not in content["method"] and edit is EDITS["weights of another shape"]:
+        content["method"]["weights"] = [torch.zeros(1)]
+    else:
+        edit(content)
+    records.write_checkpoint(run.checkpoint, content)
+    with pytest.raises(SuiteError, match=r"tiny-seed0\.pt: .*--overwrite"):
+        runner.execute(run, Quiet())
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}], ids=str)
+def test_a_run_that_another_process_is_at_is_refused(tmp_path, finished, options):
+    class Second(Quiet):
+        def end_epoch(self, entry):
+            super().end_epoch(entry)
+            before = _run(tmp_path).checkpoint.read_bytes()
+            with pytest.raises(SuiteError, match=r"tiny-seed0\.lock: another process is at this run"):
+                runner.execute(_run(tmp_path, **options), Quiet())
+            assert _run(tmp_path).checkpoint.read_bytes() == before
+
+    runner.execute(_run(tmp_path), progress := Second())
+    assert progress.events.count("epoch") == 3
+    assert _numbers(records.read_record(_run(tmp_path).record)) == _numbers(finished(CONFIGS["online"]))
+
+
+def test_what_a_killed_run_left_behind_is_swept_by_the_next(tmp_path):
+    run = _run(tmp_path)
+    run.checkpoint.parent.mkdir()
+    left = [run.record.with_name(f".{run.record.name}.abc"), run.checkpoint.with_name(".tiny-seed0.pt.xyz")]
+    others = run.record.with_name(".tiny-seed1.json.abc")
+    for path in (*left, others, run.lock):
+        path.write_text("half")
+    runner.execute(run, Quiet())
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        ".tiny-seed1.json.abc", "checkpoints", "tiny-seed0.json",
+    ]  # fmt: skip

@@ -232,3 +232,11 @@ def test_silence_counts_name_what_is_wrong_and_stay_as_they_are(layers, message)
     with pytest.raises(ValueError, match=message):
         counts.update(*layers)
     assert counts.compute() == metrics.SilenceStatistics(1, (0.0,), (0,))
+
+
+def test_bumps_without_end_stay_finite():
+    bump, weight = functional.Bump(0.0, size=0.5), torch.zeros(1, 1)
+    for _ in range(1100):
+        assert bump(torch.full((1, 1), INF), weight)
+    assert bump.repeats == 1100
+    assert weight.item() == pytest.approx(0.5 * (2**30 - 1 + 1070 * 2**30), rel=1e-4)

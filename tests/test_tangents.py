@@ -156,3 +156,31 @@ def test_a_spike_at_a_tangent_comes_before_the_next_input_or_because_of_it(
     (grad,) = torch.autograd.grad(each.sum(), times)
     of_late = torch.where(each <= times[:, 2], grad[:, 2] == 0, (grad[:, 2] > 0) & (grad[:, 2] < 1.5))
     assert of_late.all()
+
+
+@in_both_precisions
+@on_every_backend
+@pytest.mark.parametrize("neuron", HUMPS, ids=repr)
+def test_gradients_stay_finite_around_a_tangent(backend, dtype, neuron):
+    """The slope counts as sqrt(eps) threshold / t_max at least; the errors of a loss may be large."""
+    t_max, (_, height) = 8.0, _peak(neuron)
+    ulps = torch.arange(-300, 301, dtype=torch.float64) * torch.finfo(dtype).eps / 4
+    weight = ((1 + ulps) * neuron.threshold / height).to(dtype).unsqueeze(1).requires_grad_()
+    times = torch.full((1, 1), 0.5, dtype=dtype, requires_grad=True)
+    spikes = first_spike_linear(times, weight, neuron, t_max=t_max, backend=backend)
+    fired = spikes.isfinite()
+    assert fired.any()
+    of_times, of_weight = torch.autograd.grad(1e3 * spikes[fired].sum(), (times, weight))
+    least = torch.finfo(dtype).eps ** 0.5 * neuron.threshold / t_max
+    assert of_times.isfinite().all()
+    assert (of_weight.abs() <= 1.001e3 * height / least).all()
+    assert (of_weight[fired.T] < 0).all()
+
+
+@in_both_precisions
+def test_a_weight_of_exactly_four_thresholds(dtype):
+    times, weight = tensors([[0.0]], [[4.0]], dtype=dtype, grad=True)
+    spikes = first_spike_linear(times, weight, LIF(tau_mem=2.0), t_max=8.0)
+    _, of_weight = torch.autograd.grad(10 * spikes.sum(), (times, weight))
+    least = torch.finfo(dtype).eps ** 0.5 / 8.0
+    assert of_weight.item() == pytest.approx(-10 * 0.25 / least, rel=1e-3)

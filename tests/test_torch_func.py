@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 
-from ssnn_plugin import IF, ExpPSP, encode, to_event_driven
+from ssnn_plugin import IF, ExpPSP, WindowedRamp, encode, to_event_driven
 from ssnn_plugin.decode import first_spikes
-from ssnn_plugin.functional import fill_silent, first_spike_linear
+from ssnn_plugin.functional import fill_silent, first_spike_linear, normalize_error
+from ssnn_plugin.losses import RelativeTargetLoss, SingleTargetLoss
 from ssnn_plugin.nn import SpikeConv2d
 from ssnn_plugin.snntorch import SingleSpike, latency
 
@@ -147,3 +148,45 @@ def test_forward_mode_is_refused(neuron):
     times, weight = torch.ones(2, 5, dtype=torch.float64), torch.ones(3, 5, dtype=torch.float64)
     with pytest.raises(NotImplementedError, match="forward mode AD"):
         jvp(lambda w: first_spike_linear(times, w, neuron, t_max=8), (weight,), (weight,))
+
+
+def test_a_normalised_error_per_sample_is_that_of_the_batch():
+    times, factors = _image(), torch.arange(1.0, 9.0, dtype=torch.float64)
+
+    def loss(sample):
+        return (normalize_error(sample.unsqueeze(0), reduction="sum") * factors).sum()
+
+    expected = (factors / factors.norm()).expand(5, 8)
+    torch.testing.assert_close(vmap(grad(loss))(times), expected)
+    torch.testing.assert_close(torch.stack([grad(loss)(sample) for sample in times]), expected)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [RelativeTargetLoss(3, T), RelativeTargetLoss(3, T, reference="mean"), SingleTargetLoss(4, T)],
+    ids=repr,
+)
+def test_losses_per_sample_are_those_of_the_batch(loss):
+    times, labels = _image() * T, torch.tensor([0, 3, 7, 1, 1])
+    per_sample = vmap(grad(lambda t, label: loss(t.unsqueeze(0), label.unsqueeze(0))))(times, labels)
+    torch.testing.assert_close(per_sample / 5, grad(loss)(times, labels))
+
+
+def test_ramps_in_a_window_are_mapped_and_differentiated_forwards():
+    times, neuron = _image(), WindowedRamp(T - 1.0, start=1.0)
+    weight = torch.rand(3, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def total(w, t):
+        return first_spike_linear(t, w, neuron, t_max=T).clamp(max=T).sum()
+
+    each = vmap(grad(total), (None, 0))(weight, times)
+    torch.testing.assert_close(each, torch.stack([grad(total)(weight, t) for t in times]))
+    direction = torch.ones_like(weight)
+    _, change = jvp(lambda w: total(w, times), (weight,), (direction,))
+    torch.testing.assert_close(change, each.sum())
+
+
+@pytest.mark.parametrize("function", [normalize_error, lambda times: fill_silent(times, T)])
+def test_what_shapes_the_error_refuses_forward_mode(function):
+    with pytest.raises(NotImplementedError, match="jvp"):
+        jvp(function, (_image(),), (_image(),))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from pathlib import Path
 from platformdirs import user_cache_dir
 
 from ..errors import SuiteError
+from ..locks import locked, sweep
 
 
 def default_cache() -> Path:
@@ -18,20 +19,37 @@ def default_cache() -> Path:
     return Path(os.environ.get("SSNN_CACHE") or user_cache_dir("ssnn_plugin")) / "data"
 
 
-def fill(cache: Path, folder: str, make: Callable[[Path], None]) -> None:
+def fill(cache: Path, folder: str, make: Callable[[Path], None], intact: Callable[[], bool]) -> None:
     """Let `make` write `folder` into a temporary folder first, so that the cache never holds half of it.
+
+    Args:
+        intact: whether the cache holds it, and undamaged; then nothing is made.
 
     Raises:
         SuiteError: what `make` raises; a cache that cannot be written.
     """
+    if intact():
+        return
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as temporary:
-            make(Path(temporary))
-            # Another process may have been faster; its copy is as good.
-            with contextlib.suppress(OSError):
+        with locked(cache / f".{folder}.lock"):
+            sweep(cache, f".{folder}-")
+            if intact():  # another process was faster
+                return
+            with tempfile.TemporaryDirectory(dir=cache, prefix=f".{folder}-") as temporary:
+                make(Path(temporary))
+                if (cache / folder).exists():
+                    (cache / folder).rename(Path(temporary, "damaged"))
                 Path(temporary, folder).rename(cache / folder)
     except OSError as error:
         raise SuiteError(
             f"{cache}: the cache cannot be written ({error.strerror}); set SSNN_CACHE to a folder of yours"
         ) from error
+
+
+def sha256(*paths: Path) -> str:
+    """Hash of the contents of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
 from ..errors import SuiteError
-from .cache import fill
+from .cache import fill, sha256
 from .images import Images
 
 ETH80, CALTECH = "ETH-80", "caltech101"
@@ -23,6 +24,8 @@ LAYOUTS = {
     CALTECH: "Caltech-101 (Fei-Fei et al. 2004; data.caltech.edu) is expected as torchvision has it: "
     "DIR/caltech101/101_ObjectCategories/{Faces,Motorbikes}/*.jpg",
 }
+# Beside the images in the cache.
+DIGEST = "images.sha256"
 CALTECH_CLASSES = "Faces", "Motorbikes"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm"}
 
@@ -109,15 +112,30 @@ def _downloaded(kind: Kind, cache: Path) -> Path:
     def make(folder: Path) -> None:
         try:
             kind.download(folder)
+            (folder / kind.folder / DIGEST).write_text(_digest(kind, folder))
         except (OSError, RuntimeError) as error:
             raise SuiteError(
                 f"downloading it to {cache} failed ({type(error).__name__}: {error}).\n"
                 f"Without a network, name a folder with --data-root DIR. {LAYOUTS[kind.folder]}"
             ) from error
 
-    if not (cache / kind.folder).is_dir():
-        fill(cache, kind.folder, make)
+    fill(cache, kind.folder, make, lambda: _intact(kind, cache))
     return cache
+
+
+def _intact(kind: Kind, cache: Path) -> bool:
+    """Whether the images in the cache are those that were downloaded."""
+    try:
+        return (cache / kind.folder / DIGEST).read_text() == _digest(kind, cache)
+    except (SuiteError, OSError, UnicodeDecodeError):
+        return False
+
+
+def _digest(kind: Kind, root: Path) -> str:
+    """Hash of the names and contents of all images."""
+    paths = kind.find(root).paths
+    names = "\n".join(path.relative_to(root).as_posix() for path in paths)
+    return hashlib.sha256(f"{names}\n{sha256(*paths)}".encode()).hexdigest()
 
 
 def _download_eth80(root: Path) -> None:

@@ -15,7 +15,8 @@ from ssnn_plugin.nn import MinMaxScaling
 
 from ..datasets import Images
 from ..errors import SuiteError
-from ..records import Extractor, atomic_write, require_writable
+from ..locks import locked, sweep
+from ..records import Extractor, load_tensors, require_writable, save_tensors, temporary_prefix
 from . import cnn, extractors
 
 BATCH = 100
@@ -79,32 +80,41 @@ def cached(extractor: nn.Module, images: Images, cache: Path) -> Tensor:
     """Features [samples, features], those of images that the cache knows from there, the others extracted.
 
     A file holds what one extractor made of images of one form; an image is known by its content, so that all
-    splits of a data set share their features.
+    splits of a data set share their features. A damaged file is made anew.
 
     Raises:
         SuiteError: a cache that cannot be written, features that are not finite.
     """
     path = cache / "features" / f"{extractor_hash(extractor)}-{'x'.join(map(str, images.shape))}.pt"
     keys = [hashlib.blake2b(x.numpy().tobytes(), digest_size=16).hexdigest() for x in images.x]
-    known: dict[str, int] = {}
-    features = torch.empty(0)
-    if path.is_file():
-        content = torch.load(path, weights_only=True)
-        known, features = {key: row for row, key in enumerate(content["keys"])}, content["features"]
-    new = {key: sample for sample, key in enumerate(keys) if key not in known}
-    if new:
+    known, features = _kept(path)
+    if not known.keys() >= set(keys):
         require_writable(path.parent)
-        extracted = extract(extractor, images.select(torch.tensor(list(new.values()))))
-        features = torch.cat([features, extracted]) if known else extracted
-        known |= {key: row for row, key in enumerate(new, len(known))}
-        with atomic_write(path, "wb") as file:
-            torch.save({"keys": list(known), "features": features}, file)
+        with locked(path.with_suffix(".lock")):
+            sweep(path.parent, temporary_prefix(path))
+            known, features = _kept(path)  # another process may have been faster
+            new = {key: sample for sample, key in enumerate(keys) if key not in known}
+            extracted = extract(extractor, images.select(torch.tensor(list(new.values()), dtype=torch.long)))
+            features = torch.cat([features, extracted]) if known else extracted
+            known |= {key: row for row, key in enumerate(new, len(known))}
+            save_tensors(path, {"keys": list(known), "features": features})
     return features[[known[key] for key in keys]]
+
+
+def _kept(path: Path) -> tuple[dict[str, int], Tensor]:
+    """The row of each image by its key, and the features; none of a file that is not there or damaged."""
+    try:
+        content = load_tensors(path, with_digest=True)
+        return {key: row for row, key in enumerate(content["keys"])}, content["features"]
+    except SuiteError:
+        return {}, torch.empty(0)
 
 
 @torch.no_grad()
 def extract(extractor: nn.Module, images: Images) -> Tensor:
     """Features [samples, features], batch by batch."""
+    if not len(images):
+        return torch.empty(0)
     features = torch.cat(
         [extractor(x.reshape(-1, *images.shape).float() / images.x_max) for x in torch.split(images.x, BATCH)]
     )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from pydantic import ValidationError
@@ -14,7 +12,15 @@ from torch import Tensor, nn
 
 from ..datasets import Images, hold_out
 from ..errors import SuiteError
-from ..records import Pretraining, PretrainingEpoch, atomic_write, commit, machine, versions
+from ..records import (
+    Pretraining,
+    PretrainingEpoch,
+    commit,
+    load_tensors,
+    machine,
+    save_tensors,
+    versions,
+)  # fmt: skip
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 CHANNELS = 48, 96, 96
@@ -97,8 +103,7 @@ def pretrain(
 
 def save(path: Path, network: ConvNet, record: Pretraining) -> None:
     """Write a checkpoint of what `pretrain` returned."""
-    with atomic_write(path, "wb") as file:
-        torch.save({"record": record.model_dump(), "weights": network.state_dict()}, file)
+    save_tensors(path, {"record": record.model_dump(), "weights": network.state_dict()})
 
 
 def load(checkpoint: str) -> ConvNet:
@@ -128,13 +133,11 @@ def _read(checkpoint: str) -> tuple[ConvNet, Pretraining]:
             f"or name one of the suite's own: {known}"
         )
     try:
-        content = torch.load(path, weights_only=True)
+        content = load_tensors(path)
         record = Pretraining.model_validate(content["record"])
         network = ConvNet(record.classes)
         network.load_state_dict(content["weights"])
-    except (
-        RuntimeError, KeyError, TypeError, EOFError, UnpicklingError, zipfile.BadZipFile, ValidationError
-    ) as error:  # fmt: skip
+    except (SuiteError, RuntimeError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise SuiteError(f"{path}: not a checkpoint of `pretrain`, or damaged: {error}") from error
     return network, record
 

@@ -240,6 +240,8 @@ def first_spike_conv2d(
         )
     if weight.shape[0] % groups:
         raise ValueError(f"groups must divide the {weight.shape[0]} output channels, got {groups}")
+    if min(weight.shape[2:]) < 1:
+        raise ValueError(f"weight's kernel must be at least 1 x 1, got {list(weight.shape[2:])}")
     padded = _pad(times, padding, weight.shape[2:], strides, dilations)
     height, width = output_size(padded.shape[2:], weight.shape[2:], strides, dilations)
     if min(height, width) < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -53,6 +54,8 @@ def fill_silent(times: Tensor, t_max: float) -> Tensor:
 
 
 class _NormalizeError(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(times: Tensor, reduction: str) -> Tensor:
         return times.view_as(times)
@@ -63,10 +66,19 @@ class _NormalizeError(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        grad: Tensor = grads[0]
+        grad = _within_range(grads[0])
         norm = grad.flatten(1).norm(dim=1).reshape(-1, *[1] * (grad.ndim - 1))
         unit = grad / norm.masked_fill(norm == 0, 1)
         return unit / max(1, len(grad)) if ctx.reduction == "mean" else unit, None
+
+
+def _within_range(grad: Tensor) -> Tensor:
+    """Each sample times a power of two, which rounds nothing, so that the squares stay within the dtype."""
+    if grad.numel() == 0:
+        return grad
+    largest = grad.flatten(1).abs().amax(1).reshape(-1, *[1] * (grad.ndim - 1))
+    most = math.frexp(torch.finfo(grad.dtype).max)[1] - 2
+    return torch.ldexp(grad, -torch.frexp(largest).exponent.clamp(-most, most))
 
 
 def normalize_error(times: Tensor, *, reduction: str = "mean") -> Tensor:

@@ -140,6 +140,10 @@ def overdue_times(times: Tensor, potential: Tensor, neuron: Neuron, t_max: float
     return torch.where(times.isfinite(), times, t_max + neuron.threshold - potential)
 
 
+# Neurons that are silent after so many bumps have no input; the weights stay finite.
+MOST_DOUBLINGS = 30
+
+
 @dataclass
 class Bump:
     """Raises the weights into silent neurons when a layer lacks too many spikes: Fast & Deep's bump.
@@ -147,7 +151,7 @@ class Bump:
     Call it with what the layer returned, after the backward pass. If more than a fraction of the
     layer's spikes is missing, every neuron that is silent in any sample (of a convolution: every
     channel with such a neuron) gets `size` on each of its weights, twice as much with every call in a
-    row that does so. Fast & Deep leaves the optimiser's step out then:
+    row that does so, up to 2**30 times as much. Fast & Deep leaves the optimiser's step out then:
 
         if not any([bump(times, layer.weight) for bump, times, layer in ...]):
             optimizer.step()
@@ -198,7 +202,7 @@ class Bump:
         if int(silent.sum()) <= self.missing * silent.numel():
             self.repeats = 0
             return False
-        weight[silent.any(dim=0)] += self.size * 2.0**self.repeats
+        weight[silent.any(dim=0)] += self.size * 2.0 ** min(self.repeats, MOST_DOUBLINGS)
         self.repeats += 1
         return True
 

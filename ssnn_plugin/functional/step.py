@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ..kernels.precision import under_autocast
 from ..kernels.window import (
     accumulate,
     bins_alive,
@@ -341,11 +342,7 @@ def floating(currents: Tensor) -> Tensor:
     """
     if not currents.is_floating_point():
         return currents.to(torch.get_default_dtype())
-    return currents.float() if currents.itemsize < 4 and _autocast(currents.device.type) else currents
-
-
-def _autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return currents.float() if currents.itemsize < 4 and under_autocast(currents.device) else currents
 
 
 def within(value: Tensor, low: float, high: float | None) -> Tensor:

@@ -49,16 +49,16 @@ class Neuron(ABC):
     jumps: ClassVar[bool] = False
     #: bins between the crossing and the spike
     delay: int = 0
+    #: name of the class, by which an operator finds the neuron
+    kind: ClassVar[str]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        NEURONS[f"{cls.__module__}:{cls.__qualname__}"] = cls._of
+        name = f"{cls.__module__}:{cls.__qualname__}"
+        # Classes that one function makes, or one cell of a notebook that is run again, share their name.
+        cls.kind = name if name not in NEURONS else f"{name}#{len(NEURONS)}"
+        NEURONS[cls.kind] = cls._of
         cls.__eq__ = _equal  # type: ignore[method-assign, assignment]
-
-    @property
-    def kind(self) -> str:
-        """Name of the class; an operator finds the neuron by it."""
-        return f"{type(self).__module__}:{type(self).__qualname__}"
 
     @property
     def numbers(self) -> list[float]:

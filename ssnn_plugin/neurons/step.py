@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from ..kernels.precision import full_precision
 from ..kernels.window import accumulate
 from .base import Number, SeparableNeuron
+
+WHOLE_IN_FLOAT32 = 2**24
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,23 @@ class IF(SeparableNeuron):
     def __post_init__(self) -> None:
         if isinstance(self.threshold, Tensor):
             _checks.positive("threshold", self.threshold)
-        elif not (math.isfinite(self.threshold) and self.threshold >= 0):
-            raise ValueError(f"threshold must be finite and at least 0, got {self.threshold!r}")
-        if not math.isfinite(self.delay) or self.delay != int(self.delay) or self.delay < 0:
+        else:
+            _checks.not_negative("threshold", self.threshold)
+        if not _checks.finite("delay", self.delay) or self.delay != int(self.delay) or self.delay < 0:
             raise ValueError(f"delay must be a whole number of bins >= 0, got {self.delay!r}")
-        if not _leaks(self.beta):
+        if isinstance(self.beta, Tensor):
+            _checks.per_neuron("beta", self.beta, lambda x: (x >= 0) & (x <= 1), "lie in 0 ... 1")
+        elif not (_checks.finite("beta", self.beta) and 0 <= self.beta <= 1):
             raise ValueError(f"beta must lie in 0 ... 1, got {self.beta!r}")
 
     def check_times(self, times: Tensor, t_max: float, bias: bool) -> None:
-        if bias or isinstance(self.beta, Tensor) or self.beta != 1:
+        by_bins = bias or isinstance(self.beta, Tensor) or self.beta != 1
+        if (by_bins or self.delay) and times.dtype == torch.float32 and t_max > WHOLE_IN_FLOAT32:
+            raise ValueError(
+                f"t_max must be at most 2**24 for float32, which holds no odd bins beyond; got {t_max!r}. "
+                "Use float64"
+            )
+        if by_bins:
             if t_max != int(t_max):
                 raise ValueError(f"t_max must be a whole number of bins with a bias or a leak, got {t_max!r}")
             _checks.whole_bins("times", times)
@@ -67,7 +78,8 @@ class IF(SeparableNeuron):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Bin by bin: [t_max, batch, out]."""
         bins = torch.arange(int(t_max), dtype=times.dtype, device=times.device)[:, None, None]
-        currents = (times == bins).to(weight) @ weight.t()
+        with full_precision(times.device):
+            currents = (times == bins).to(weight) @ weight.t()
         currents = currents if bias is None else currents + bias
         v = accumulate(currents, torch.zeros_like(currents[0]), self.beta)
         crosses = (v > self.threshold) & (bins + self.delay < t_max)
@@ -111,10 +123,3 @@ class IF(SeparableNeuron):
     def of_bias(self, crossing: Tensor, t_max: float) -> Tensor:
         """A constant current has been added once per bin."""
         return crossing.clamp(max=t_max - 1) + 1
-
-
-def _leaks(beta: Number) -> bool:
-    """Whether it may be what is left of V after a bin."""
-    if isinstance(beta, Tensor):
-        return not _checks.has_values(beta) or bool(((beta >= 0) & (beta <= 1)).all())
-    return 0 <= beta <= 1

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _checks
 from ..engine import How, Synapses
 from ..kernels.backends import select
+from ..kernels.precision import full_precision
 from ..kernels.status import NAN_POTENTIAL, refuse_bad_samples
 from .base import Neuron
 
@@ -58,7 +59,8 @@ class WindowedRamp(Neuron):
         """By torch's dense operators, whatever the backend, and so differentiated by autograd."""
         select(how.backend, times.device)
         _checks.spike_times("times", times)
-        v = synapses.dense((self.start - times).relu())
+        with full_precision(times.device):
+            v = synapses.dense((self.start - times).relu())
         if _checks.has_values(v) and bool(v.isnan().any()):
             refuse_bad_samples(NAN_POTENTIAL)
         least = self.start + self.threshold - t_max

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ class SpikeConnection(nn.Module):
     """Weights, a bias if wanted, and the neuron behind them: the base of the layers on spike times."""
 
     bias: Tensor | None
+    _neuron: Neuron
 
     def __init__(
         self,
@@ -42,18 +44,16 @@ class SpikeConnection(nn.Module):
         self.gradient = how_to_fire(neuron, gradient, silent_gradient, t_max, bias).rule
         _checks.dropout("dropout", dropout)
         self.t_max, self.silent_gradient = t_max, silent_gradient
-        self.set_neuron(neuron)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self._take_over(neuron, **factory)
         self.input_pool, self.dropout = input_pool, dropout
         if init_range is not None and not init_range[0] <= init_range[1]:
             raise ValueError(f"init_range must be (low, high) with low <= high, got {init_range!r}")
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(weight_shape, **factory))
         _checks.floating("dtype: the weight", self.weight)
         inputs = self.weight[0].numel()
-        self.init_range = init_range or (
-            0.0,
-            40 * float(torch.as_tensor(neuron.threshold).detach().mean()) / inputs,
-        )
+        threshold = float(torch.as_tensor(neuron.threshold).detach().mean())
+        self.init_range = init_range or (0.0, 40 * (threshold or 1.0) / inputs)
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(weight_shape[0], **factory)) if bias else None
         )
@@ -67,15 +67,29 @@ class SpikeConnection(nn.Module):
 
     def set_neuron(self, neuron: Neuron) -> None:
         """Give the layer other neurons; their values per neuron become its parameters or buffers."""
-        for name in getattr(self, "_neuron", neuron).parameters:
-            if hasattr(self, name):
-                delattr(self, name)
+        self._take_over(neuron)
+
+    def _take_over(
+        self, neuron: Neuron, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        own = {"weight", "training", *inspect.signature(type(self).__init__).parameters}
+        for name in neuron.parameters:
+            if name in own or hasattr(type(self), name):
+                raise ValueError(
+                    f"{name} of {type(neuron).__name__} must have another name to hold a value per neuron: "
+                    f"{type(self).__name__} has a {name} of its own"
+                )
+        for name in self._neuron.parameters if hasattr(self, "_neuron") else ():
+            delattr(self, name)
         self._neuron = neuron
         for name, value in neuron.parameters.items():
-            if isinstance(value, nn.Parameter):
+            moved = value.detach().to(device=device, dtype=dtype)
+            if not isinstance(value, nn.Parameter):
+                self.register_buffer(name, moved.clone())
+            elif moved.dtype == value.dtype and moved.device == value.device:
                 self.register_parameter(name, value)
             else:
-                self.register_buffer(name, value.detach().clone())
+                self.register_parameter(name, nn.Parameter(moved, value.requires_grad))
 
     def reset_parameters(self) -> None:
         """Draw the weights anew from `init_range` and set the bias to 0."""

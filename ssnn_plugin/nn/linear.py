@@ -25,8 +25,9 @@ class SpikeLinear(SpikeConnection):
             neuron's own. The layer's `gradient` is the rule.
         silent_gradient: whether silent `IF` neurons learn from a gradient that reaches them.
         bias: whether to learn a bias: a constant current per bin for `IF`, else a spike at time 0.
-        init_range: weights are drawn uniformly from it. None is (0, 40 threshold / in_features),
-            with which a neuron fires after about 5 % of its inputs. The bias starts at 0.
+        init_range: weights are drawn uniformly from it. None is (0, 40 threshold / in_features), for a
+            threshold of 0 (0, 40 / in_features): a neuron fires after about 5 % of its inputs. The bias
+            starts at 0.
         input_pool: an average pool in front of the weights; times are [batch, channels, height,
             width] then, and are flattened.
         dropout: in training, the probability that an input spike is dropped; the others count

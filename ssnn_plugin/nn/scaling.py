@@ -55,8 +55,10 @@ class MinMaxScaling(nn.Module):
         self._check(x)
         if _checks.has_values(x) and bool((self.low > self.high).any()):
             raise RuntimeError("the ranges of the features are not known yet: call fit first")
-        spread = self.high - self.low
-        scaled = (x - self.low) / spread.masked_fill(spread == 0, 1)
+        # Half of all, where the difference would be beyond the dtype.
+        unit = torch.where((self.high - self.low).isinf(), 0.5, 1.0)
+        spread = self.high * unit - self.low * unit
+        scaled = (x * unit - self.low * unit) / spread.masked_fill(spread == 0, 1)
         return scaled.clamp(0, 1).masked_fill(spread == 0, 0)
 
     def _check(self, x: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..backends import Factors
 from ..geometry import Geometry
+from ..precision import in_full_precision
 from ..status import BAD_TIMES, NAN_POTENTIAL, refuse_bad_samples
 from . import currents, steps
 
@@ -20,6 +21,7 @@ from . import currents, steps
 CHUNK = 1 << 24
 
 
+@in_full_precision
 def first_spike(
     times: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, neuron: Any, t_max: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,6 +49,7 @@ def _chunks(length: int, weight: Tensor, neuron: Any = None) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, max(1, length), step))
 
 
+@in_full_precision
 def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Tensor:
     """See `kernels.ops.weight_grad`."""
     parts = []
@@ -61,6 +64,7 @@ def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geo
     return torch.cat(parts).reshape(geometry.weight_shape(times, factors.p.shape[-1], kernel_size))
 
 
+@in_full_precision
 def input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """See `kernels.ops.input_grad`."""
     parts = []

@@ -1,0 +1,206 @@
+"""Many runs, on the processors of this machine or on the workers of a Dask cluster, by joblib."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import joblib
+import torch
+
+from . import catalog, records
+from .errors import SuiteError
+from .runner import Run, execute
+from .sweep_progress import Board, FileProgress
+
+# Of the engine, without that any run came to its end in between: then a run kills its process.
+MOST_RESTARTS = 3
+Key: TypeAlias = tuple[str, int]
+# A worker of Dask may have several threads, and the random numbers of a process are one stream.
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where runs are done.
+
+    Args:
+        workers: processes on this machine; 1 is this process.
+        scheduler: address of a Dask scheduler, such as tcp://host:8786, instead. Its workers have this
+            suite installed and see the same folders.
+    """
+
+    workers: int = 1
+    scheduler: str | None = None
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Callable[..., Iterator[Any]]]:
+        """What maps a function over arguments, each in a process of its own, results as they come.
+
+        Raises:
+            SuiteError: Dask is not installed, or no scheduler answers.
+        """
+        options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1}
+        if self.scheduler is None:
+            yield self._map(joblib.Parallel(self.workers, pre_dispatch="all", **options))
+            return
+        with self._client() as client, joblib.parallel_config("dask", client=client):
+            yield self._map(joblib.Parallel(-1, pre_dispatch="all", **options))
+
+    @staticmethod
+    def _map(parallel: joblib.Parallel) -> Callable[..., Iterator[Any]]:
+        def over(function: Callable[..., Any], *arguments: Sequence[Any]) -> Iterator[Any]:
+            return parallel(joblib.delayed(function)(*each) for each in zip(*arguments, strict=True))  # type: ignore[no-any-return]
+
+        return over
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[Any]:
+        try:
+            from distributed import Client
+        except ModuleNotFoundError as error:
+            raise SuiteError('--scheduler needs Dask: pip install "ssnn-plugin[dask]"') from error
+        try:
+            client = Client(self.scheduler, timeout=10)  # type: ignore[no-untyped-call]
+        except (OSError, ValueError) as error:
+            raise SuiteError(f"--scheduler: no scheduler answers at {self.scheduler} ({error})") from error
+        with client:
+            if not client.ncores():  # type: ignore[no-untyped-call]
+                raise SuiteError(f"--scheduler: {self.scheduler} has no workers; start `dask worker` there")
+            yield client
+
+    @property
+    def threads(self) -> int | None:
+        """For torch in each process; None leaves them as they are."""
+        if self.scheduler is not None or self.workers == 1:
+            return None
+        return max(1, len(os.sched_getaffinity(0)) // self.workers)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that came to no record, and why."""
+
+    run: Run
+    why: str
+
+
+def runs_of(
+    methods: Sequence[str],
+    datasets: Sequence[str],
+    seeds: Sequence[int],
+    epochs: int | None = None,
+    **options: Any,
+) -> list[Run]:
+    """A run of every method on every data set with every seed, where there is a config; the seeds together.
+
+    Args:
+        methods, datasets: names; none are all.
+        epochs: instead of the configs' numbers.
+        options: of every `Run`.
+
+    Raises:
+        SuiteError: a method or data set without any config among those that were asked for.
+    """
+    configs = catalog.available()
+    wanted = {
+        (method, dataset): config
+        for (method, dataset), config in configs.items()
+        if (not methods or method in methods) and (not datasets or dataset in datasets)
+    }
+    for kind, names, found in (
+        ("method", methods, {method for method, _ in wanted}),
+        ("data set", datasets, {dataset for _, dataset in wanted}),
+    ):
+        if missing := [name for name in names if name not in found]:
+            known = ", ".join(f"{m} on {d}" for m, d in configs)
+            raise SuiteError(f"no config for {kind} {missing[0]!r} among those asked for; there are: {known}")
+    suffix = f"-epochs{epochs}" if epochs else ""
+    return [
+        Run(config.with_epochs(epochs), f"{method}-{dataset}{suffix}", seed, **options)
+        for (method, dataset), config in wanted.items()
+        for seed in seeds
+    ]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of a list such as "0-4" or "0,2,5-7".
+
+    Raises:
+        SuiteError: anything else.
+    """
+    seeds: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            seeds += range(int(first), int(last or first) + 1)
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds) or max(seeds) >= 2**32:
+        raise SuiteError(f"--seeds must be numbers and ranges such as 0-4 or 0,2,5-7, got {text!r}")
+    return seeds
+
+
+def sweep(runs: Sequence[Run], engine: Engine, board: Board) -> list[Failure]:
+    """Do all runs that are not recorded yet, going on from their checkpoints; return those that failed.
+
+    A run whose process dies is taken up by another one, and ends with the same numbers.
+
+    Raises:
+        SuiteError: the engine cannot be had.
+    """
+    left = {(run.name, run.seed): run for run in runs}
+    failures: list[Failure] = []
+    restarts = 0
+    with board.over(runs):
+        while left and restarts <= MOST_RESTARTS:
+            waiting = list(left.values())
+            with engine.open() as over:
+                try:
+                    for key, why in over(_run_one, waiting, [engine.threads] * len(waiting)):
+                        run, restarts = left.pop(key), 0
+                        failures += [Failure(run, why)] if why else []
+                        board.done(run, why)
+                except SuiteError:
+                    raise
+                except Exception as error:  # the engine's own: runs hand theirs over
+                    restarts, reason = restarts + 1, error
+                    board.restarted(type(error).__name__)
+        for run in left.values():
+            failures.append(Failure(run, f"its process died {restarts} times ({type(reason).__name__})"))
+            board.done(run, failures[-1].why)
+    return failures
+
+
+def _run_one(run: Run, threads: int | None) -> tuple[Key, str | None]:
+    """Do a run in this process; return what was wrong with it, if anything."""
+    with _one_at_a_time:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            if not is_recorded(run):
+                execute(run, FileProgress(run))
+        except SuiteError as error:
+            return (run.name, run.seed), str(error)
+        except Exception:
+            return (run.name, run.seed), traceback.format_exc()
+    return (run.name, run.seed), None
+
+
+def is_recorded(run: Run) -> bool:
+    """Whether there is a record of the same config, that is not to be overwritten."""
+    if run.overwrite or not run.record.exists():
+        return False
+    return records.read_record(run.record).config_hash == run.config.digest()
+
+
+def report(failures: Sequence[Failure], of: int) -> None:
+    """Raise what is to be said of runs that failed, if any did."""
+    if failures:
+        told = "\n".join(f"{f.run.name} seed {f.run.seed}: {f.why}" for f in failures)
+        raise SuiteError(f"{len(failures)} of {of} runs failed; the same command goes on with them.\n{told}")
