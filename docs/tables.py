@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 SHORT = {
     "method": "method",
-    "network": "network",
     "potential %": "accuracy %, `potential`",
+    "published %": "published %",
+    "network": "network",
     "spikes: input + hidden + output": "spikes: input + hidden + output",
     "response": "response",
-    "published %": "published %",
 }
 FIRST_PAGE = {
     "mnist": ["s4nn", "s4nn-every-bin", "mostafa", "ts4tl-every-bin", "ds4nn-every-bin", "sparse-ramp"],

@@ -103,8 +103,9 @@ def test_links_to_files_resolve(page):
 
 
 def test_examples_and_shapes_of_docstrings_become_code():
-    text = "Times [batch, *] or `[1]` of x[0], [a](b).\n\n>>> f([0, 1])\n[0, 1]\n\nSource: someone."
+    text = "Times [batch, *] or `[1]` of x[0], [a](b) (docs/nir.md).\n\n>>> f([0, 1])\n[0, 1]\n\nSource: me."
     assert docstrings.as_markdown(text) == (
-        "Times `[batch, *]` or `[1]` of x[0], [a](b).\n\n"
-        "```pycon\n>>> f([0, 1])\n[0, 1]\n```\n\nSource: someone."
+        "Times `[batch, *]` or `[1]` of x[0], [a](b) "
+        "([NIR: to other simulators and back][nir-to-other-simulators-and-back]).\n\n"
+        "```pycon\n>>> f([0, 1])\n[0, 1]\n```\n\nSource: me."
     )
