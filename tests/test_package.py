@@ -85,15 +85,16 @@ def test_the_floors_that_are_tested_are_those_declared(floors):
 
 
 def test_every_import_is_a_declared_dependency(floors):
-    folders = ["ssnn_plugin", "reproductions", "benchmarks", "examples", "tests"]
+    folders = ["ssnn_plugin", "reproductions", "benchmarks", "docs", "examples", "tests"]
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
-    own = {*folders, *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    own = {*folders, *(path.stem for folder in ("docs", "tests") for path in (ROOT / folder).glob("*.py"))}
     packages = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - own
     distributions = {"PIL": "pillow", "sklearn": "scikit-learn"}
+    distributions |= {"griffe": "mkdocstrings-python", "markdown": "mkdocs"}
     assert {distributions.get(name, name) for name in packages} <= floors.keys()
 
 
