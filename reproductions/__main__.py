@@ -291,7 +291,7 @@ def _train_quick(folder: Path, overwrite: bool) -> None:
                     stderr.print(f"{run.name} seed {seed}: recorded before, --overwrite trains it again")
                     continue
                 run.record.unlink()
-            execute(run, ConsoleProgress(stderr))
+            execute(run, ConsoleProgress(stderr, lines=1))
 
 
 @app.command()
