@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -211,7 +212,20 @@ def few_labels(
 
 @app.command()
 def table(
-    format: Annotated[str, typer.Option(help="md, tex, html, or csv with a number in every cell.")] = "md",
+    format: Annotated[
+        str, typer.Option(help="text, md, tex, html, or csv with a number in every cell.")
+    ] = "text",
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,...", help="Columns to show, such as method,accuracy,ties,published."
+        ),
+    ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(help="Decision rule of the accuracy and the difference; potential if none is named."),
+    ] = None,
+    wide: Annotated[bool, typer.Option("--wide", help="All columns as Markdown, however wide.")] = False,
     preset: Annotated[
         str | None, typer.Option(help="quick: first train what is missing on the digits data set.")
     ] = None,
@@ -222,13 +236,22 @@ def table(
     workers: Annotated[int, typer.Option(min=1, help="Processes that train for the preset.")] = 2,
     output: Annotated[Path | None, typer.Option(help="Write to a file instead of the terminal.")] = None,
 ) -> None:
-    """Print recorded runs beside published numbers, one table per data set."""
-    from .tables import FORMATS, render_all
+    """Print recorded runs beside published numbers, one table per data set.
+
+    Text fits 100 columns of a terminal; md, tex, html and csv have all columns, unless --columns or --rule
+    choose some.
+    """
+    from .columns import BRIEF, RULE, require_known
+    from .tables import FORMATS, WIDTH, render_all
 
     if preset not in (None, "quick"):
         raise SuiteError(f"--preset must be quick, got {preset!r}")
     if format not in FORMATS:
         raise SuiteError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if wide and (columns is not None or rule is not None or format != "text"):
+        raise SuiteError("--wide is the whole table as Markdown: leave out --columns, --rule and --format")
+    names = tuple(name.strip() for name in columns.split(",")) if columns is not None else None
+    require_known(names or BRIEF, rule or RULE)
     if output:
         records.require_writable(output.parent)
     if overwrite and not preset:
@@ -239,7 +262,14 @@ def table(
     recorded = records.read_all(folder)
     if not recorded:
         raise SuiteError(f"{folder}: no records there; train with `run`, or use --preset quick")
-    text = render_all(recorded, format)
+    terminal = shutil.get_terminal_size((WIDTH, 0)).columns
+    text = render_all(
+        recorded,
+        "md" if wide else format,
+        names,
+        rule,
+        terminal if names else min(WIDTH, terminal),
+    )
     if output:
         with records.atomic_write(output) as file:
             file.write(text)

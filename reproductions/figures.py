@@ -19,8 +19,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from .columns import DEVIATION
 from .records import FewLabels, Record, require_writable
-from .tables import DEVIATION, few_labels_table
+from .tables import few_labels_table
 
 # Of the histogram of response times, over the whole window.
 BARS = 32

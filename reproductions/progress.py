@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a bar on a terminal, a line per epoch elsewhere."""
+"""What a run shows while it runs: a bar on a terminal, a few lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ def describe(entry: Epoch) -> str:
 
 
 class ConsoleProgress:
-    """A bar over all epochs with the time left; one line per epoch where there is no terminal."""
+    """A bar over all epochs with the time left; where there is no terminal, up to `lines` lines a run."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, lines: int = 20) -> None:
         self.console = console
+        self.lines = lines
         self.bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -62,8 +63,12 @@ class ConsoleProgress:
         assert self.task is not None
         following = min(entry.epoch + 1, self.epochs)
         self.bar.update(self.task, description=f"epoch {following}/{self.epochs}", state=describe(entry))
-        if not self.console.is_terminal:
+        if not self.console.is_terminal and self._is_told(entry.epoch):
             self.console.print(f"epoch {entry.epoch}/{self.epochs}: {describe(entry)}", soft_wrap=True)
+
+    def _is_told(self, epoch: int) -> bool:
+        """Whether another of `lines` equal parts of the run is over; the last epoch ends the last one."""
+        return epoch * self.lines // self.epochs > (epoch - 1) * self.lines // self.epochs
 
     def end(self) -> None:
         self.bar.stop()

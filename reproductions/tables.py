@@ -5,6 +5,7 @@ Tables are frames of numbers; `shown` makes of them, last, what people read.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from math import nan
 from pathlib import Path
@@ -15,13 +16,16 @@ import pandas as pd
 
 from ssnn_plugin.metrics import RULES
 
+from . import columns
+from .columns import DEVIATION, accuracy_column
 from .errors import SuiteError
 from .records import FewLabels, Record
+from .text import fitted
 
 PUBLISHED = Path(__file__).parent / "published.csv"
-FORMATS = ("md", "tex", "csv", "html")
+FORMATS = ("text", "md", "tex", "csv", "html")
+WIDTH = 100
 Row = dict[str, Any]
-DEVIATION = " deviation"
 BEST_EPOCH = "best test epoch, lenient (chooses nothing)"
 CERTAINTY = {
     "R": "read in the authors' repository",
@@ -72,12 +76,16 @@ def references(dataset: str) -> pd.DataFrame:
     return table.assign(**{"how sure": sure})[columns]
 
 
-def render(table: pd.DataFrame, style: str) -> str:
-    """A table as Markdown, LaTeX or HTML, as people read it; as CSV with a number in every cell.
+def render(table: pd.DataFrame, style: str, width: int = WIDTH) -> str:
+    """A table as Markdown, LaTeX, HTML or, within a width, text, as people read it; as CSV with a number
+    in every cell.
 
     Raises:
         SuiteError: an unknown format.
     """
+    if style == "text":
+        numbers = {SHOWN[name][0] if name in SHOWN else name for name in table.select_dtypes("number")}
+        return fitted(shown(table), numbers, width)
     if style == "csv":
         return str(table.to_csv(index=False, float_format="%.6g")).rstrip()
     if style == "md":
@@ -89,19 +97,60 @@ def render(table: pd.DataFrame, style: str) -> str:
     raise SuiteError(f"--format must be one of {', '.join(FORMATS)}, got {style!r}")
 
 
-def render_all(records: Sequence[Record], style: str) -> str:
-    """Recorded runs and published numbers of every data set; CSV holds the recorded runs alone."""
-    datasets = sorted({record.dataset for record in records})
+def render_all(
+    records: Sequence[Record],
+    style: str,
+    names: Sequence[str] | None = None,
+    rule: str | None = None,
+    width: int = WIDTH,
+) -> str:
+    """Recorded runs and published numbers of every data set; CSV holds the recorded runs alone.
+
+    Text has the columns of `columns.BRIEF`, the other formats have all; names of columns, or a decision
+    rule, choose for any format.
+
+    Raises:
+        SuiteError: there is no such format, column or rule.
+    """
+    tables = {dataset: comparison(records, dataset) for dataset in sorted({run.dataset for run in records})}
+    brief = style == "text" or names is not None or rule is not None
+    names, rule = names or columns.BRIEF, rule or columns.RULE
+    if brief:
+        tables = {dataset: columns.selected(table, names, rule) for dataset, table in tables.items()}
     if style == "csv":
-        tables = [comparison(records, dataset).assign(**{"data set": dataset}) for dataset in datasets]
-        return render(pd.concat(tables), style) + "\n"
+        return (
+            render(pd.concat(table.assign(**{"data set": name}) for name, table in tables.items()), style)
+            + "\n"
+        )
     parts = []
-    for dataset in datasets:
-        parts.append((f"{dataset}: recorded runs", render(comparison(records, dataset), style)))
+    for dataset, table in tables.items():
+        parts.append(_heading(f"{dataset}: recorded runs", style) + render(table, style, width))
         if len(known := references(dataset)):
-            parts.append((f"{dataset}: published", render(known, style)))
-    heading = {"md": "### {}\n\n", "tex": "% {}\n", "html": "<h3>{}</h3>\n"}[style]
-    return "\n\n".join(heading.format(title) + body for title, body in parts) + "\n"
+            known = _short(known) if style == "text" else known
+            parts.append(_heading(f"{dataset}: published", style) + render(known, style, width))
+    if brief:
+        parts.append(_footing(columns.legend(names, rule) + " " + _tags(), style, width))
+    return "\n\n".join(parts) + "\n"
+
+
+def _heading(title: str, style: str) -> str:
+    return {"text": "{}\n", "md": "### {}\n\n", "tex": "% {}\n", "html": "<h3>{}</h3>\n"}[style].format(title)
+
+
+def _footing(legend: str, style: str, width: int) -> str:
+    if style == "text":
+        return textwrap.fill(legend, width)
+    return {"md": "{}", "tex": "% {}", "html": "<p>{}</p>"}[style].format(legend)
+
+
+def _tags() -> str:
+    return "; ".join(f"{tag}: {meaning}" for tag, meaning in CERTAINTY.items()) + "."
+
+
+def _short(references: pd.DataFrame) -> pd.DataFrame:
+    """Published numbers without the remarks, the certainty as a tag."""
+    tags, metrics = references["how sure"].str.partition(":")[0], references["metric"].str.replace("_", " ")
+    return references.assign(metric=metrics, sure=tags).drop(columns=["how sure", "note"])
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -123,7 +172,7 @@ def _cell(row: Row, column: str) -> tuple[str, str]:
 
 
 def _with_deviation(row: Row, column: str, digits: int) -> str:
-    deviation = row[column + DEVIATION]
+    deviation = row.get(column + DEVIATION)
     return f"{row[column]:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
@@ -147,6 +196,17 @@ def _published(row: Row) -> str:
     return f"{row['published %']} [{tags}]"
 
 
+def _mean_response(row: Row) -> str:
+    value, unit = row["mean response"], row["response unit"]
+    return f"{value:.1f} bins" if unit == "bins" else f"{value:.2f} tau"
+
+
+def _published_in_brief(row: Row) -> str:
+    if row["published"] is None:
+        return ""
+    return f"{row['published']} {row['published certainty']}" + ("*" if row["published network"] else "")
+
+
 def _verdict(row: Row) -> str:
     if (gap := row["lenient minus published"]) is None:
         return ""
@@ -163,6 +223,14 @@ SHOWN: dict[str, tuple[str, Callable[[Row], str]]] = {
     "ties %": ("ties / silent %", lambda row: f"{row['ties %']:.1f} / {row['silent %']:.1f}"),
     "published %": ("published %", _published),
     "lenient minus published": ("lenient against published", _verdict),
+    "all spikes": ("spikes", lambda row: f"{row['all spikes']:.0f}"),
+    "all until decision": ("until decision", lambda row: f"{row['all until decision']:.0f}"),
+    "mean response": ("response", _mean_response),
+    "published": ("published", _published_in_brief),
+    "difference": (
+        "difference",
+        lambda row: "" if row["difference"] is None else f"{row['difference']:+.2f}",
+    ),
 }
 PARTS = "response unit", "silent %", "published certainty", "published network"
 
@@ -178,7 +246,7 @@ def _row(runs: Sequence[Record], depth: int) -> Row:
     row: Row = {"method": first.name.removesuffix(f"-{first.dataset}"), "network": network}
     row |= {"seeds": len(runs), "epochs": len(first.history)}
     for rule in RULES:
-        row |= _spread(f"{rule.replace('_', ' ')} %", [100 * test.accuracy[rule] for test in tests])
+        row |= _spread(accuracy_column(rule), [100 * test.accuracy[rule] for test in tests])
     best = [100 * run.best_test_epoch.accuracy["lenient"] for run in runs if run.best_test_epoch]
     if len(best) == len(runs):
         row |= _spread(f"{BEST_EPOCH} %", best)

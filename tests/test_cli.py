@@ -42,9 +42,9 @@ def tiny_suite(tmp_path, monkeypatch):
 def call(monkeypatch, capsys):
     """Call the command line; return exit code, standard output and standard error."""
 
-    def run(*arguments):
+    def run(*arguments, columns="200"):
         monkeypatch.setattr(sys, "argv", ["reproductions", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", columns)
         with pytest.raises(SystemExit) as stop:
             run_command_line(cli.app)
         return stop.value.code or 0, *capsys.readouterr()
@@ -114,6 +114,14 @@ def test_run_records_and_prints_the_test_set(call, tmp_path, tiny_suite):
         (("run", "--dataset", "digits", "--method", "own.py"), "--method must be a Python file, got own.py"),
         (("table",), "no records there"),
         (("table", "--preset", "slow"), "--preset must be quick, got 'slow'"),
+        (
+            ("table", "--rule", "first"),
+            "--rule must be one of lenient, first_index, potential, unique, got 'first'",
+        ),
+        (("table", "--columns", "method,speed"), "--columns must be of method, network, seeds,"),
+        (("table", "--columns", "method,speed,"), "difference, got 'speed', ''"),
+        (("table", "--wide", "--rule", "lenient"), "leave out --columns, --rule and --format"),
+        (("table", "--wide", "--format", "csv"), "leave out --columns, --rule and --format"),
         (("table", "--overwrite"), "--overwrite goes with --preset quick"),
         (("plot",), "no records there"),
         (("sweep", "--methods", "s4nn,nothing"), "no config for method 'nothing'"),
@@ -153,7 +161,8 @@ def test_brackets_in_a_path_are_shown_as_they_are(call, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("style", "sign"), [("md", "|:--"), ("tex", r"\toprule"), ("csv", "method,"), ("html", "<td>")]
+    ("style", "sign"),
+    [("text", "──"), ("md", "|:--"), ("tex", r"\toprule"), ("csv", "method,"), ("html", "<td>")],
 )
 def test_table_prints_and_writes_every_format(call, recorded, tmp_path, style, sign):
     code, out, _ = call("table", "--format", style, "--results-dir", recorded)
@@ -166,15 +175,54 @@ def test_table_prints_and_writes_every_format(call, recorded, tmp_path, style, s
 
 def test_table_of_mnist_has_the_published_numbers(call, tmp_path):
     records.write_record(tmp_path / "some.json", record(0.90))
-    _, out, _ = call("table", "--results-dir", tmp_path)
-    assert "falls short by 7.40" in out
-    assert "arXiv 1910.09495" in out.partition("mnist: published")[2]
+    _, brief, _ = call("table", "--results-dir", tmp_path)
+    assert re.search(r"s4nn +784-400-10 .* 97\.4 P +-6\.40$", brief, re.MULTILINE)
+    _, wide, _ = call("table", "--wide", "--results-dir", tmp_path)
+    assert "falls short by 7.40" in wide
+    for out in (brief, wide):
+        assert "1910.09495" in out.partition("mnist: published")[2]
+
+
+def test_the_wide_table_is_the_one_in_markdown(call, recorded):
+    _, wide, _ = call("table", "--wide", "--results-dir", recorded)
+    assert wide == call("table", "--format", "md", "--results-dir", recorded)[1]
+
+
+@pytest.mark.parametrize("terminal", ["", "200"])
+def test_the_table_fits_100_columns(call, tmp_path, terminal):
+    long = record(network_name="32C3p1-P2-64C3p1-P2-128C3p1-P2-256", name="sparse-ramp-augmented-mnist")
+    records.write_record(tmp_path / "some.json", long)
+    _, out, _ = call("table", "--results-dir", tmp_path, columns=terminal)
+    assert max(map(len, out.splitlines())) <= 100
+    heading = re.split(" {2,}", out.splitlines()[1].strip())
+    assert heading == [
+        "method",
+        "network",
+        "seeds",
+        "potential %",
+        "spikes",
+        "response",
+        "published",
+        "difference",
+    ]
+
+
+def test_columns_and_rule_choose_what_is_shown(call, recorded):
+    choice = ("--columns", "method,accuracy,ties", "--rule", "unique", "--results-dir", recorded)
+    for style in ("text", "md", "html"):
+        _, out, _ = call("table", "--format", style, *choice)
+        assert "unique %" in out
+        assert "ties / silent %" in out
+        assert "potential %" not in out
+        assert "64-12-10" not in out
+    _, out, _ = call("table", "--format", "csv", *choice)
+    assert out.splitlines()[0] == "method,unique %,unique % deviation,ties %,silent %,data set"
 
 
 def test_an_unknown_format_is_refused_with_those_there_are(call, recorded):
     code, out, err = call("table", "--format", "xyz", "--results-dir", recorded)
     assert (code, out) == (2, "")
-    assert "--format must be one of md, tex, csv, html, got 'xyz'" in err
+    assert "--format must be one of text, md, tex, csv, html, got 'xyz'" in err
 
 
 @pytest.mark.usefixtures("tiny_suite")
@@ -184,6 +232,8 @@ def test_the_quick_preset_trains_what_is_missing(call, tmp_path):
     assert code == 0
     assert "| 64-12-10  | 3 " in out
     assert "3/3 s4nn-digits seed 2: recorded" in err
+    assert re.search(r"s4nn +64-12-10 +3 ", out)
+    assert "epoch 3/3" in err
     before = _mtimes(tmp_path / "quick")
     assert sorted(before) == [f"s4nn-digits-seed{seed}.json" for seed in range(3)]
     assert call(*quick)[1] == out

@@ -132,7 +132,7 @@ def test_every_format_shows_rows_and_references(style):
 
 
 def test_an_unknown_format_is_refused_with_those_there_are():
-    with pytest.raises(SuiteError, match="md, tex, csv, html, got 'xyz'"):
+    with pytest.raises(SuiteError, match="text, md, tex, csv, html, got 'xyz'"):
         tables.render(SPECIAL, "xyz")
 
 
