@@ -42,7 +42,9 @@ def sort_events(patches: Patches, t_max: float) -> Events:
         return Events(patches, inputs.to(_index_type(patches.size)), (times < t_max).sum(1, dtype=torch.int32))
     found = find_events(patches, t_max)
     order = torch.empty_like(found.inputs)
-    _rank_events[(patches.rows,)](*_arrays(found), order, RANKED)
+    block = min(RANKED, triton.next_power_of_2(patches.size))
+    at_once = RANKED**2 // block**2
+    _rank_events[(triton.cdiv(patches.rows, at_once),)](*_arrays(found), patches.rows, order, at_once, block)
     return found._replace(inputs=order)
 
 
@@ -100,21 +102,23 @@ def _find_events(
 
 
 @triton.jit
-def _rank_events(times, offsets, layout, size, inputs, counts, order, BLOCK: tl.constexpr):
-    """A program: one row. The place of a spike is how many come before it."""
-    row = tl.program_id(0).to(tl.int64)
+def _rank_events(
+    times, offsets, layout, size, inputs, counts, rows, order, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """A program: `ROWS` rows. The place of a spike is how many come before it."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tl.where(row < rows, row, rows - 1)[:, None]
     start, count = start_of(row, layout), tl.load(counts + row)
-    for begin in range(0, count, BLOCK):
-        k = begin + tl.arange(0, BLOCK)
-        i = tl.load(inputs + row * size + k, mask=k < count, other=0)
-        t = tl.load(times + start + tl.load(offsets + i), mask=k < count, other=float("inf"))
-        place = tl.zeros([BLOCK], tl.int32)
-        for other_begin in range(0, count, BLOCK):
-            other_k = other_begin + tl.arange(0, BLOCK)
-            other_i = tl.load(inputs + row * size + other_k, mask=other_k < count, other=0)
-            other_t = tl.load(times + start + tl.load(offsets + other_i), mask=other_k < count, other=float("inf"))
-            tied = (other_t[None, :] == t[:, None]) & (other_k[None, :] < k[:, None])
-            place += tl.sum(((other_t[None, :] < t[:, None]) | tied).to(tl.int32), 1)
+    most = tl.max(count)
+    for begin in range(0, most, BLOCK):
+        k = begin + tl.arange(0, BLOCK)[None, :]
+        i, t = event(k, times, offsets, start, size, inputs, row, count)
+        place = tl.zeros([ROWS, BLOCK], tl.int32)
+        for other_begin in range(0, most, BLOCK):
+            other_k = other_begin + tl.arange(0, BLOCK)[None, :]
+            _, other_t = event(other_k, times, offsets, start, size, inputs, row, count)
+            tied = (other_t[:, None, :] == t[:, :, None]) & (other_k[:, None, :] < k[:, :, None])
+            place += tl.sum(((other_t[:, None, :] < t[:, :, None]) | tied).to(tl.int32), 2)
         tl.store(order + row * size + place, i, mask=k < count)
 
 
