@@ -88,10 +88,13 @@ def select(name: str | None, device: torch.device, neuron: Any = None) -> str:
         raise ValueError(f"backend must be one of {sorted(BACKENDS)} or None, got {name!r}")
     backend = BACKENDS[name]
     if not backend.installed:
-        raise ValueError(f"backend {name!r} needs the package {backend.requires!r}, which is not installed: use None")
+        raise ValueError(
+            f"backend {name!r} needs the package {backend.requires!r}, which is not installed: use None"
+        )
     if not backend.runs_on(device):
         types = " or ".join(backend.device_types or ())
         raise ValueError(f"backend {name!r} takes tensors on {types}, times are on {device}")
     if not backend.runs(neuron):
-        raise ValueError(f"backend {name!r} needs a compiled response, {neuron!r} has none: use None")
+        needed = f"a compiled response with {backend.response!r}"
+        raise ValueError(f"backend {name!r} needs {needed}, {neuron!r} has none: use None")
     return name

@@ -39,7 +39,8 @@ def sort_events(patches: Patches, t_max: float) -> Events:
     """Those before `t_max` by time, and those of one time in the order of the inputs."""
     if patches.size > MOST_RANKED:
         times, inputs = _times_of(patches).sort(dim=1, stable=True)
-        return Events(patches, inputs.to(_index_type(patches.size)), (times < t_max).sum(1, dtype=torch.int32))
+        counts = (times < t_max).sum(1, dtype=torch.int32)
+        return Events(patches, inputs.to(_index_type(patches.size)), counts)
     found = find_events(patches, t_max)
     order = torch.empty_like(found.inputs)
     block = min(RANKED, triton.next_power_of_2(patches.size))
@@ -61,7 +62,8 @@ def find_events(patches: Patches, t_max: float) -> Events:
 
 def _times_of(patches: Patches) -> Tensor:
     """[rows, size]."""
-    times, start = patches.times, start_of.fn(torch.arange(patches.rows, device=patches.times.device), patches.layout)
+    times = patches.times
+    start = start_of.fn(torch.arange(patches.rows, device=times.device), patches.layout)
     span = 1 + sum((n - 1) * stride for n, stride in zip(times.shape, times.stride(), strict=True))
     return times.as_strided((span,), (1,))[start.unsqueeze(1) + patches.offsets]
 
@@ -83,7 +85,8 @@ def start_of(row, layout):
 
 @triton.jit
 def _find_events(
-    times, offsets, layout, size, inputs, counts, rows, t_max: tl.float64, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    times, offsets, layout, size, inputs, counts, rows, t_max: tl.float64,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A program: the patches of `ROWS` rows, `BLOCK` inputs at a time."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -96,7 +99,8 @@ def _find_events(
         t = tl.load(times + start[:, None] + offset[None, :], mask=inside, other=float("inf"))
         spikes = (t < end).to(tl.int32)
         place = found[:, None] + tl.cumsum(spikes, 1) - spikes
-        tl.store(inputs + row[:, None] * size + place, tl.broadcast_to(i[None, :], [ROWS, BLOCK]), mask=t < end)
+        which = tl.broadcast_to(i[None, :], [ROWS, BLOCK])
+        tl.store(inputs + row[:, None] * size + place, which, mask=t < end)
         found += tl.sum(spikes, 1)
     tl.store(counts + row, found, mask=row < rows)
 

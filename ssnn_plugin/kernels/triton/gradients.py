@@ -29,24 +29,22 @@ ROWS_OF_A_PART = 256
 
 def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Tensor:
     """See `kernels.ops.weight_grad`."""
+    times, factors = times.contiguous(), contiguous(factors)
     patches, groups = Patches.of(times, kernel_size, geometry), geometry.groups
-    p, q, until = (x if x is None else x.contiguous() for x in factors[:3])
-    a, b = (x if x is None else _laid_out_as(times, x) for x in factors[3:])
-    width, size, units = p.shape[-1] // groups, patches.size, patches.rows // groups
+    n_out = factors.p.shape[-1]
+    width, size, units = n_out // groups, patches.size, patches.rows // groups
     tiles = triton.cdiv(width, OUTPUTS) * triton.cdiv(size, INPUTS)
     n_parts = max(1, min(triton.cdiv(units, ROWS_OF_A_PART), PROGRAMS // (tiles * groups)))
-    parts = p.new_empty(n_parts, groups, width, size)
-    _weight_grad[(tiles, groups, n_parts)](
-        p, q, until, a, b, *patches[:3], size, width, units, triton.cdiv(units, n_parts), parts, INPUTS, OUTPUTS
+    parts = times.new_empty(n_parts, groups, width, size)
+    _weight_grad[tiles, groups, n_parts](
+        *factors, *patches[:3], size, width, units, triton.cdiv(units, n_parts), parts, INPUTS, OUTPUTS
     )
     total = parts[0] if n_parts == 1 else parts.sum(0)
-    return total.reshape(geometry.weight_shape(times, p.shape[-1], kernel_size))
+    return total.reshape(geometry.weight_shape(times, n_out, kernel_size))
 
 
-def _laid_out_as(times: Tensor, factor: Tensor) -> Tensor:
-    return factor if factor.stride() == times.stride() else torch.empty_strided(
-        times.shape, times.stride(), dtype=factor.dtype, device=factor.device
-    ).copy_(factor)
+def contiguous(factors: Factors) -> Factors:
+    return Factors(*(x if x is None else x.contiguous() for x in factors))
 
 
 @triton.jit
@@ -85,20 +83,18 @@ def _weight_grad(
 
 def input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """See `kernels.ops.input_grad`."""
-    times = times.contiguous()
-    p, q, until, a, b = (x if x is None else x.contiguous() for x in factors)
+    times, factors = times.contiguous(), contiguous(factors)
     images, (kernel, stride, dilation) = as_convolution(times, weight.shape[2:], geometry)
     outputs = Patches.of(times, kernel, geometry).layout
-    single = Geometry((1, 1), (1, 1), geometry.groups)
-    positions = Patches.of(images, (1, 1), single)
-    events = find_events(positions, math.inf)
-    grad = torch.zeros_like(times)
-    width = len(weight) // geometry.groups
+    positions = Patches.of(images, (1, 1), Geometry((1, 1), (1, 1), geometry.groups))
+    _, inputs, counts = find_events(positions, math.inf)
+    width, grad = len(weight) // geometry.groups, torch.zeros_like(times)
     slices = max(1, min(PROGRAMS // max(1, positions.rows), triton.cdiv(positions.size, SPIKES)))
-    _input_grad[(positions.rows, slices)](
-        p, q, until, a, b, times, positions.offsets, positions.layout, positions.size, events.inputs, events.counts,
-        rows_of_weights(weight, geometry.groups), width, *kernel, *stride, *dilation, outputs.height, outputs.width,
-        grad, SPIKES, min(OUTPUTS, triton.next_power_of_2(width)),
+    n_outputs = min(OUTPUTS, triton.next_power_of_2(width))
+    _input_grad[positions.rows, slices](
+        *factors, *positions[:3], positions.size, inputs, counts,
+        rows_of_weights(weight, geometry.groups), width, *kernel, *stride, *dilation,
+        outputs.height, outputs.width, grad, SPIKES, n_outputs,
     )  # fmt: skip
     return grad
 

@@ -81,7 +81,8 @@ def as_convolution(
 def _offsets(size: tuple[int, ...], steps: tuple[int, ...], device: torch.device) -> Tensor:
     """Of each input of a patch, channels first, as weights are."""
     axes = np.ix_(*(step * np.arange(n) for n, step in zip(size, steps, strict=True)))
-    return torch.from_numpy(np.asarray(sum(axes[1:], axes[0])).reshape(math.prod(size))).to(device, torch.int32)
+    offsets = np.asarray(sum(axes[1:], axes[0]), dtype=np.int32)
+    return torch.from_numpy(offsets.reshape(math.prod(size))).to(device)
 
 
 def rows_of_weights(weight: Tensor, groups: int) -> Tensor:

@@ -111,7 +111,8 @@ def _fire_with_drift(
     current = tl.zeros([ROWS, OUTPUTS], dtype)
     if bias is not None:
         current = tl.load(bias + group * width + j[None, :], mask=inside, other=0)
-    # What the spikes contribute to V, also at the event before a crossing; when that was, and where V is above.
+    # What the spikes contribute to V; the same after the last spike before a crossing, when that
+    # spike came, and a bin from then on in which V is above the threshold.
     v, t = tl.zeros([ROWS, OUTPUTS], dtype), tl.zeros([ROWS], dtype)
     before, since, above = v, tl.full([ROWS, OUTPUTS], silent, dtype), v
     k, most, waiting = -1, tl.max(count), 1
