@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -84,9 +84,9 @@ def rows(case: Case, repeats: int) -> Iterator[Row]:
     memory, same = memory_of_first_layer(case), same_spikes(case)
     with torch.no_grad():
         both = (lambda: case.spiking(case.times)), (lambda: case.dense(case.intensities))
-        yield Row(case.name, "forward", *milliseconds(both, repeats), memory, same)
+        yield Row(case.name, "forward", *milliseconds(*both, repeats), memory, same)
     steps = _step(case.spiking, case.times), _step(case.dense, case.intensities)
-    yield Row(case.name, "forward, backward", *milliseconds(steps, repeats))
+    yield Row(case.name, "forward, backward", *milliseconds(*steps, repeats))
 
 
 def _step(network: nn.Sequential, inputs: Tensor) -> Call:
@@ -99,21 +99,21 @@ def _step(network: nn.Sequential, inputs: Tensor) -> Call:
     return step
 
 
-def milliseconds(sides: Sequence[Call], repeats: int) -> list[list[float]]:
+def milliseconds(spiking: Call, dense: Call, repeats: int) -> tuple[list[float], list[float]]:
     """Of each side, by the events of the device; the sides take turns."""
-    for side in sides:
-        for _ in range(WARM_UP):
-            side()
-    taken: list[list[float]] = [[] for _ in sides]
+    for _ in range(WARM_UP):
+        spiking()
+        dense()
+    taken: tuple[list[float], list[float]] = [], []
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     for _ in range(repeats):
-        for side, list_ in zip(sides, taken, strict=True):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for side, milliseconds_of_side in zip((spiking, dense), taken, strict=True):
             torch.cuda.synchronize()
             begin.record()
             side()
             end.record()
             torch.cuda.synchronize()
-            list_.append(begin.elapsed_time(end))
+            milliseconds_of_side.append(begin.elapsed_time(end))
     return taken
 
 
@@ -138,4 +138,4 @@ def same_spikes(case: Case) -> float:
         found = layer(times).cpu()
         expected = layer.cpu()(times.cpu())
         layer.to(times.device)
-    return torch.isclose(found, expected, rtol=1e-4, atol=1e-4).double().mean().item()
+    return float(torch.isclose(found, expected, rtol=1e-4, atol=1e-4).double().mean())

@@ -175,11 +175,11 @@ def test_parts_of_the_rows_and_of_the_sums_and_torchs_sort_change_nothing(monkey
     from ssnn_plugin.kernels import triton
     from ssnn_plugin.kernels.triton import events, gradients
 
-    times, weight, _ = whole_numbers(torch.float64, (3, 4, 3, 4), (6, 2, 2, 2))
+    times, weight, _ = whole_numbers(torch.float64, (2, 4, 2, 3), (6, 2, 2, 2))
     how = first_spike_conv2d, (times, weight, None), neuron, 7
     whole = outcome("triton", *how, groups=2)
     monkeypatch.setattr(triton, "LEAST_BYTES", 5 * events.bytes_of_row(8))
-    monkeypatch.setattr(gradients, "ROWS_OF_A_PART", 4)
+    monkeypatch.setattr(gradients, "ROWS_OF_A_PART", 2)
     for ours, expected in zip(outcome("triton", *how, groups=2), whole, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
     monkeypatch.setattr(events, "MOST_RANKED", 4)

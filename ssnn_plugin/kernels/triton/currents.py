@@ -17,9 +17,9 @@ from .events import Events, event, start_of
 from .steps import tile
 
 # Of Newton's method; near a tangent each halves the error.
-MOST_ITERATIONS: tl.constexpr = tl.constexpr(100)
+MOST_ITERATIONS = tl.constexpr(100)
 # Of the series of (e^u - 1) / u for |u| < 1 / 2, in double precision.
-TERMS: tl.constexpr = tl.constexpr(14)
+TERMS = tl.constexpr(14)
 
 
 def fire(

@@ -44,7 +44,8 @@ def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geo
 
 
 def contiguous(factors: Factors) -> Factors:
-    return Factors(*(x if x is None else x.contiguous() for x in factors))
+    q, a, b = (x if x is None else x.contiguous() for x in (factors.q, factors.a, factors.b))
+    return Factors(factors.p.contiguous(), q, factors.until.contiguous(), a, b)
 
 
 @triton.jit
