@@ -402,6 +402,38 @@ def gradients(
         rules.draw(audits, figure)
 
 
+@app.command()
+def gpu(
+    repeats: Annotated[int, typer.Option(min=10, help="Timed calls of each.")] = 50,
+    batch: Annotated[int, typer.Option(min=8, help="Samples of the fully connected networks.")] = 1024,
+    images: Annotated[int, typer.Option(min=8, help="Images of the convolution.")] = 128,
+) -> None:
+    """On a GPU, 10% of the inputs spiking: Triton's kernels against torch's dense layers; memory."""
+    from . import gpu as layers
+
+    if not torch.cuda.is_available():
+        raise SuiteError("this benchmark needs a GPU that torch can use, and there is none here")
+    columns = "spiking (ms)", "dense (ms)", "ratio of medians", "of p10", "memory / needed", "same spikes"
+    table = Table("network", "", *columns)
+    for case in layers.cases(torch.device("cuda"), batch, images):
+        for row in layers.rows(case, repeats):
+            table.add_row(
+                row.name,
+                row.what,
+                *(f"{statistics.median(part):.3f}" for part in (row.spiking, row.dense)),
+                f"{row.ratio():.2f}",
+                f"{row.ratio(layers.p10):.2f}",
+                "" if row.memory is None else f"{row.memory:.2f}",
+                "" if row.same is None else f"{row.same:.2%}",
+            )
+    _print(table, cells="medians; ")
+    precision = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    console.print(
+        f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; "
+        f"products in {precision[0]!r} precision, TF32 in convolutions: {precision[1]}"
+    )
+
+
 @app.command("import")
 def import_(repeats: Annotated[int, typer.Option(min=3, help="Fresh interpreters per side.")] = 7) -> None:
     """Start-up: `import ssnn_plugin` against `import torch`, each in fresh interpreters."""

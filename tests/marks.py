@@ -8,8 +8,14 @@ import torch
 
 from ssnn_plugin.kernels.backends import BACKENDS
 
-BACKEND_NAMES = sorted(BACKENDS)
+# Triton's runs on the CPU where TRITON_INTERPRET=1 is set.
+BACKEND_NAMES = sorted(
+    backend.name
+    for backend in BACKENDS.values()
+    if backend.installed and backend.runs_on(torch.device("cpu"))
+)
 DTYPES = [torch.float32, torch.float64]
+on_every_fast_backend = pytest.mark.parametrize("fast", [b for b in BACKEND_NAMES if b != "reference"])
 on_every_backend = pytest.mark.parametrize("backend", BACKEND_NAMES)
 in_both_precisions = pytest.mark.parametrize("dtype", DTYPES)
 

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
-from benchmarks import bins, memory
+from benchmarks import bins, gpu, memory
+from benchmarks.__main__ import app
+from reproductions.errors import SuiteError
 from ssnn_plugin import decode
 
 
@@ -44,3 +47,21 @@ def takes_32_mib():
 def test_peak_memory_is_what_a_step_takes():
     peak = memory.peak(takes_32_mib, torch.zeros(1, 1), torch.zeros(1), warm_up=0)
     assert 32 <= peak < 40
+
+
+def test_the_benchmark_on_a_gpu_refuses_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SuiteError, match="needs a GPU that torch can use"):
+        CliRunner().invoke(app, ["gpu"], catch_exceptions=False, standalone_mode=False)
+
+
+def test_its_networks_are_of_one_shape_and_fire_as_they_should():
+    torch.manual_seed(0)
+    case = next(gpu.cases(torch.device("cpu"), batch=8, images=1))
+    assert 0.08 < case.times.isfinite().double().mean() < 0.12
+    assert torch.equal(case.intensities > 0, case.times.isfinite())
+    with torch.no_grad():
+        spikes, values = case.spiking(case.times), case.dense(case.intensities)
+    assert spikes.shape == values.shape == (8, 10)
+    assert 0.2 < spikes.isfinite().double().mean() < 0.4
+    assert gpu.same_spikes(case) == 1

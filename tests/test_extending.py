@@ -108,7 +108,7 @@ def test_without_a_compiled_response_the_reference_kernels_run_it():
     options = {"t_max": 6.0}
     plain = first_spike_linear(times, weight, Plain(0.7), **options)
     torch.testing.assert_close(plain, first_spike_linear(times, weight, cls(0.7), **options))
-    with pytest.raises(ValueError, match="backend 'cpu' needs a compiled response"):
+    with pytest.raises(ValueError, match="backend 'cpu' needs a compiled response with 'propagators'"):
         first_spike_linear(times, weight, Plain(0.7), backend="cpu", **options)
 
 

@@ -11,7 +11,8 @@ What they compute is told in `ops`.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -37,43 +38,63 @@ class Backend:
     Args:
         name: of its package in this folder.
         device_types: those that it runs on; None for all.
-        any_neuron: whether it runs every neuron, or those with a compiled response.
+        response: a method of the compiled response of the neurons that it runs; None if it runs every one.
+        requires: the package that it needs, which may be missing.
     """
 
     name: str
     device_types: tuple[str, ...] | None = None
-    any_neuron: bool = True
+    response: str | None = None
+    requires: str | None = None
 
     @cached_property
     def kernels(self) -> Any:
-        """Its package, imported when it is first needed: importing numba is slow."""
+        """Its package, imported when it is first needed: importing numba or triton is slow."""
         return importlib.import_module(f"{__package__}.{self.name}")
+
+    @cached_property
+    def installed(self) -> bool:
+        return self.requires is None or importlib.util.find_spec(self.requires) is not None
 
     def runs_on(self, device: torch.device) -> bool:
         # On the meta device nothing runs, and shapes are the same for all.
         return self.device_types is None or device.type in (*self.device_types, "meta")
 
     def runs(self, neuron: Any) -> bool:
-        return self.any_neuron or neuron is None or neuron.jumps or neuron.compiled() is not None
+        if self.response is None or neuron is None or neuron.jumps:
+            return True
+        return hasattr(neuron.compiled(), self.response)
 
+
+# Triton's interpreter, for tests, runs its kernels on the CPU, slowly: it comes after the CPU's own backend.
+_TRITON_DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
 
 #: the fastest first
 BACKENDS = {
     backend.name: backend
-    for backend in (Backend("cpu", device_types=("cpu",), any_neuron=False), Backend("reference"))
+    for backend in (
+        Backend("cpu", device_types=("cpu",), response="propagators"),
+        Backend("triton", device_types=_TRITON_DEVICES, response="decay", requires="triton"),
+        Backend("reference"),
+    )
 }
 
 
 def select(name: str | None, device: torch.device, neuron: Any = None) -> str:
     """The backend that was asked for, or the fastest one on the device that runs the neuron."""
     if name is None:
-        return next(b.name for b in BACKENDS.values() if b.runs_on(device) and b.runs(neuron))
+        return next(b.name for b in BACKENDS.values() if b.installed and b.runs_on(device) and b.runs(neuron))
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {sorted(BACKENDS)} or None, got {name!r}")
     backend = BACKENDS[name]
+    if not backend.installed:
+        raise ValueError(
+            f"backend {name!r} needs the package {backend.requires!r}, which is not installed: use None"
+        )
     if not backend.runs_on(device):
         types = " or ".join(backend.device_types or ())
         raise ValueError(f"backend {name!r} takes tensors on {types}, times are on {device}")
     if not backend.runs(neuron):
-        raise ValueError(f"backend {name!r} needs a compiled response, {neuron!r} has none: use None")
+        needed = f"a compiled response with {backend.response!r}"
+        raise ValueError(f"backend {name!r} needs {needed}, {neuron!r} has none: use None")
     return name

@@ -28,6 +28,9 @@ class ExponentialResponse(NamedTuple):
     def rates(self):  # type: ignore[no-untyped-def]
         return 0.0, 1 / self.tau
 
+    def decay(self):  # type: ignore[no-untyped-def]
+        return 1 / self.tau
+
     def crossing(self, threshold, v, current):  # type: ignore[no-untyped-def]
         missing = max(threshold - v, 0.0)
         return -self.tau * math.log1p(-missing / current) if current > missing else math.inf

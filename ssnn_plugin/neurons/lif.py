@@ -29,6 +29,9 @@ class LeakyResponse(NamedTuple):
     def rates(self):  # type: ignore[no-untyped-def]
         return -1 / self.tau_mem, self.height / self.tau_mem
 
+    def decay(self):  # type: ignore[no-untyped-def]
+        return 1 / self.tau_syn
+
 
 class LeakyResponseOfEqual(NamedTuple):
     """The same for tau_mem = tau_syn."""
@@ -42,6 +45,9 @@ class LeakyResponseOfEqual(NamedTuple):
 
     def rates(self):  # type: ignore[no-untyped-def]
         return -1 / self.tau, self.height / self.tau
+
+    def decay(self):  # type: ignore[no-untyped-def]
+        return 1 / self.tau
 
     def crossing(self, threshold, v, current):  # type: ignore[no-untyped-def]
         """First root of V + I d = threshold e^d, d >= 0: Lambert's W, by Newton's method.
@@ -75,6 +81,9 @@ class LeakyResponseOfTwice(NamedTuple):
 
     def rates(self):  # type: ignore[no-untyped-def]
         return -1 / self.tau_mem, self.height / self.tau_mem
+
+    def decay(self):  # type: ignore[no-untyped-def]
+        return 2 / self.tau_mem
 
     def crossing(self, threshold, v, current):  # type: ignore[no-untyped-def]
         """With x = e^(-d / tau_mem): (V + I) x - I x^2 = threshold, first reached at the larger root."""

@@ -25,6 +25,9 @@ class RampResponse(NamedTuple):
     def rates(self):  # type: ignore[no-untyped-def]
         return 0.0, 1.0
 
+    def decay(self):  # type: ignore[no-untyped-def]
+        return 0.0
+
     def crossing(self, threshold, v, current):  # type: ignore[no-untyped-def]
         return max(threshold - v, 0.0) / current if current > 0 else math.inf
 
