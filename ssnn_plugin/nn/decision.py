@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import _checks, decode, encode
+from .. import decode, encode
 from ..kernels import ops
 from ..neurons import IF
 from .binwise import BinwiseLayer
@@ -65,8 +65,8 @@ def decide_event_by_event(
     ranks = None
     if inputs.dtype == torch.uint8:
         ranks = _ranks(stack[0].t_max, stack[0].weight.dtype)
-    threshold = stack[-1].neuron.threshold
-    scale = threshold.detach() if isinstance(threshold, Tensor) else None
+    threshold = _threshold(stack[-1])
+    scale = threshold if isinstance(threshold, Tensor) else None
     rule = decode.TIES.index(tie), by_potential
     found = compiled.decide(inputs, [_layer(one) for one in stack], ranks, scale, *rule)
     return None if found is None else Decision(*found)
@@ -74,10 +74,10 @@ def decide_event_by_event(
 
 def decide_layer_by_layer(network: SpikeSequential, inputs: Tensor, tie: str, by_potential: bool) -> Decision:
     """The same decision of any network, from the spikes of the whole window."""
-    window = next(layer.t_max for layer in network.modules() if isinstance(layer, SpikeConnection | BinwiseLayer))
+    window = next(m.t_max for m in network.modules() if isinstance(m, SpikeConnection | BinwiseLayer))
     if inputs.dtype == torch.uint8:
         dtype = next((p.dtype for p in network.parameters()), torch.get_default_dtype())
-        inputs = encode.latency(inputs, window, x_max=255).to(dtype)
+        inputs = _latency(inputs, window).to(dtype)
     layers: list[Tensor] = [torch.where(inputs < window, inputs, torch.inf)]
     thread = threading.get_ident()
 
@@ -144,7 +144,7 @@ def _fit(inputs: Tensor, stack: list[SpikeLinear]) -> bool:
     dtypes = {layer.weight.dtype for layer in stack}
     if inputs.dtype != torch.uint8:
         dtypes.add(inputs.dtype)
-        whole = not any(map(_drifts, stack)) or not bool((inputs.isfinite() & (inputs != inputs.floor())).any())
+        whole = not any(map(_drifts, stack)) or bool((inputs.isinf() | (inputs == inputs.floor())).all())
     else:
         whole = stack[0].t_max == int(stack[0].t_max)
     fit = all(layer.in_features == size for layer, size in zip(stack, sizes, strict=False))
@@ -155,13 +155,19 @@ def _layer(layer: SpikeLinear) -> Layer:
     """Where thresholds differ, weights are measured in them, as the layers do."""
     from ..kernels.cpu.decide import Layer
 
-    neuron, weight, bias = layer.neuron, layer.weight.detach(), layer.bias
-    assert isinstance(neuron, IF)
-    threshold, bias = neuron.threshold, None if bias is None else bias.detach()
+    weight, bias, threshold = layer.weight.detach(), layer.bias, _threshold(layer)
+    bias = None if bias is None else bias.detach()
     if isinstance(threshold, Tensor):
-        weight = weight / threshold.detach().unsqueeze(1)
-        bias, threshold = None if bias is None else bias / threshold.detach(), 1.0
+        weight = weight / threshold.unsqueeze(1)
+        bias, threshold = None if bias is None else bias / threshold, 1.0
+    neuron: Any = layer._neuron
     return Layer(weight.t(), bias, threshold, float(neuron.beta), neuron.delay, layer.t_max)
+
+
+def _threshold(layer: SpikeLinear) -> float | Tensor:
+    """As `layer.neuron` has it, which takes longer."""
+    threshold = layer._neuron.threshold
+    return layer.threshold.detach() if isinstance(threshold, Tensor) else threshold  # type: ignore[operator]
 
 
 @lru_cache
@@ -169,4 +175,9 @@ def _ranks(t_max: float, dtype: torch.dtype) -> Ranks:
     """How bytes are sorted by their latency."""
     from ..kernels.cpu.decide import ranks
 
-    return ranks(encode.latency(torch.arange(256, dtype=torch.uint8), t_max, x_max=255).to(dtype))
+    return ranks(_latency(torch.arange(256, dtype=torch.uint8), t_max).to(dtype))
+
+
+def _latency(images: Tensor, t_max: float) -> Tensor:
+    """Refuses a `t_max` that is no whole number."""
+    return encode.latency(images, t_max, x_max=255)  # type: ignore[arg-type]

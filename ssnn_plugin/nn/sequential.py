@@ -52,12 +52,12 @@ class SpikeSequential(nn.Sequential):
     def decide(self, inputs: Tensor, *, tie: str = "potential", all_silent: str | None = None) -> Decision:
         """The class of the first output spike, found in one pass over the network that stops there.
 
-        The same as `decode.first_to_fire` on the outputs and the spikes that `metrics.SpikeCounts` counts
-        until the decision, without a gradient. Fully connected `IF` neurons on the CPU are run event by event
+        The same as `decode.first_to_fire` on the outputs, and the spikes that `metrics.SpikeCounts` counts
+        until the decision; without a gradient. Fully connected `IF` neurons on the CPU are run event by event
         through all layers at once, by a compiled kernel: what comes after the decision costs nothing, and is
-        not looked at. Everything else runs layer by layer over the whole window: convolutions and pools, other
-        neurons, a leak per neuron, layers with hooks or with dropout in training, subclasses, GPUs. With a bias
-        a V within rounding of the threshold may fall on the other side of it.
+        not looked at. All else runs layer by layer over the whole window: convolutions and pools, other
+        neurons, a leak per neuron, layers with hooks, or with dropout in training, subclasses, GPUs. With a
+        bias, a V within rounding of the threshold may fall on its other side.
 
         Args:
             inputs: spike times [batch, *], or 8-bit images [batch, *], uint8, which stand for the times

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Layer(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """How bytes are sorted: the rank of the spike time of each, the last one for silence, and the times by rank."""
+    """How bytes are sorted: the rank of the spike time of each, the last one for silence; times by rank."""
 
     rank: np.ndarray
     times: np.ndarray
@@ -59,7 +59,12 @@ def ranks(code: Tensor) -> Ranks:
 
 
 def decide(
-    inputs: Tensor, layers: Sequence[Layer], ranks: Ranks | None, scale: Tensor | None, tie: int, by_potential: bool
+    inputs: Tensor,
+    layers: Sequence[Layer],
+    ranks: Ranks | None,
+    scale: Tensor | None,
+    tie: int,
+    by_potential: bool,
 ) -> tuple[Tensor, ...] | None:
     """What samples [batch, in] decide; None where a time or a V is not a number.
 
@@ -75,26 +80,28 @@ def decide(
         others, and their V, 0 for others [batch, classes]; the spikes of inputs and layers until then
         [batch, layers + 1]. Without any output spike V is that of all outputs at the end of the window.
     """
-    dtype, batch, n_out = layers[0].weight_t.dtype, len(inputs), layers[-1].weight_t.shape[1]
+    batch, n_out = len(inputs), layers[-1].weight_t.shape[1]
     weights = [whole_lanes(layer.weight_t, LANES).contiguous() for layer in layers]
+    network = _network(layers, weights)
+    dtype = network[2].dtype
     decided = (
-        torch.empty(batch, dtype=torch.int64),
-        torch.empty(batch, dtype=dtype),
-        torch.empty(batch, n_out, dtype=dtype),
-        torch.empty(batch, n_out, dtype=dtype),
-        torch.empty(batch, len(layers) + 1, dtype=torch.int64),
+        np.empty(batch, np.int64),
+        np.empty(batch, dtype),
+        np.empty((batch, n_out), dtype),
+        np.empty((batch, n_out), dtype),
+        np.empty((batch, len(layers) + 1), np.int64),
     )
-    scale = torch.ones(n_out, dtype=dtype) if scale is None else scale
+    scaled = np.ones(n_out, dtype) if scale is None else scale.numpy()
     settled = np.ones(batch, np.bool_)
+    coded: tuple[Any, Any, int]
     if ranks is None:
         coded = None, None, min(math.ceil(layers[0].t_max), MOST_BINS) + 1
     else:
         coded = *ranks, len(ranks.times) + 1
     work = inputs.numel() * len(weights[0][0]) // 8
-    network = *_network(layers, weights), *as_arrays(scale)
-    arrays = *as_arrays(inputs), *coded, network, tie, by_potential, as_arrays(*decided)
+    arrays = *as_arrays(inputs), *coded, (*network, scaled), tie, by_potential, decided
     share_out(batch, work, _decide, *arrays, settled)
-    return decided if settled.all() else None
+    return tuple(map(torch.from_numpy, decided)) if settled.all() else None
 
 
 def _network(layers: Sequence[Layer], weights: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
@@ -104,15 +111,15 @@ def _network(layers: Sequence[Layer], weights: Sequence[Tensor]) -> tuple[np.nda
     and whether there is a bias.
     """
     widths = [weight.shape[1] for weight in weights]
-    currents = torch.zeros(len(layers), max(widths), dtype=weights[0].dtype)
+    dtype = np.dtype(np.float32 if weights[0].dtype == torch.float32 else np.float64)
+    currents = np.zeros((len(layers), max(widths)), dtype)
     for layer, current in zip(layers, currents, strict=True):
         if layer.bias is not None:
-            current[: len(layer.bias)] = layer.bias
-    dtype = currents.numpy().dtype
+            current[: len(layer.bias)] = layer.bias.numpy()
     return (
         np.array([weight.data_ptr() for weight in weights]),
         np.array(widths),
-        currents.numpy(),
+        currents,
         np.array([layer.threshold for layer in layers], dtype),
         np.array([layer.beta for layer in layers]),
         np.array([layer.delay for layer in layers], dtype),
@@ -148,10 +155,10 @@ def _decide(begin, end, inputs, rank, times_of, bins, network, tie, by_potential
 def _scratch(currents, n_in):
     """Room for what is known of one sample, a row for each layer.
 
-    The spikes that go into it, the outputs' in the last row: their neurons, their times and, of outputs, the V
-    that they fired at; the first that is still to be read, and their number. Up to when all of them are known.
-    V of the neurons, -inf of those that have fired; with a leak or a bias it is what was left of the inputs at
-    the time of the last one. That time, and the last one that the neurons were looked at.
+    The spikes that go into it, the outputs' in the last row: their neurons, their times and, of outputs, the
+    V that they fired at; the first that is still to be read, and their number. Up to when all of them are
+    known. V of the neurons, -inf of those that have fired; with a leak or a bias it is what was left of the
+    inputs at the time of the last one. That time, and the last one that the neurons were looked at.
     """
     depth, width = currents.shape
     spikes, dtype = (depth + 1, max(n_in, width)), currents.dtype
@@ -173,8 +180,8 @@ def _reading(currents, n_in):
     """Room for the events that a layer reads at once, and for what comes of them.
 
     After each event the limit of V, `inf` where more come at its time, and the number of that time; of each
-    time when its spikes arrive. Of each neuron the number of the time it crossed at, `inf` for none, and its V
-    then; a list of the neurons that did, and how many at each time.
+    time when its spikes arrive. Of each neuron the number of the time it crossed at, `inf` for none, and its
+    V then; a list of the neurons that did, and how many at each time.
     """
     width, dtype = currents.shape[1], currents.dtype
     events = max(n_in, width)
@@ -223,9 +230,9 @@ def sort_bytes(image, rank, times, order, when, ranks, spiking, counts):
 
 @jit
 def sort_ranks(order, ranks, spiking, counts):
-    """Write the inputs to the first row of `order`, by rank and then by index, without those of the last rank.
+    """Write the inputs to the first row of `order`, by rank and then by index; return how many.
 
-    Ranks are 0 ... `counts.size` - 1. Returns how many there are.
+    Ranks are 0 ... `counts.size` - 1; those of the last rank are left out.
     """
     n, silent = 0, counts.size - 1
     for i in range(ranks.size):
@@ -361,7 +368,7 @@ def read(layer, threshold, delay, window, when, head, tail, horizon, limits, num
 
 @lean_jit
 def cross(layer, first, last, address, width, order, v, limits, numbers, crossing, fired):
-    """Add the weights of the events to whole tiles of neurons; note which cross, and when; return how many."""
+    """Add the weights of the events to whole tiles of neurons; note which cross and when, return how many."""
     number = v.dtype.type
     silent, out, n_fired = splat(number(np.inf), LANES), splat(number(-np.inf), LANES), 0
     for j in range(0, width - width % TILE, TILE):
