@@ -278,7 +278,7 @@ def inference(
     batches = _batches(_mnist("train", data_root))
     pixels = datasets.load("mnist", "test", data_root).x
     test = _mnist("test", data_root)
-    columns = "p10 (ms)", "median (ms)", "thread p10 (ms)", "p10 / MLP's", "median / MLP's"
+    columns = *_TAKEN, "p10 / MLP's", "median / MLP's", "thread p10 / MLP's"
     table = Table("recipe", "network", "run", *columns, title="10 000 test images; one image")
     for recipe in RECIPES:
         layers, dense = build_networks(recipe)
@@ -289,8 +289,7 @@ def inference(
             for title, timings in _time_inference(spiking, dense, test, pixels, rounds):
                 base = timings[_MLP]
                 for run, taken in timings.items():
-                    ratios = taken.p10 / base.p10, taken.median / base.median
-                    table.add_row(recipe.name, stage, f"{run}, {title}", *_cells(taken, *ratios))
+                    table.add_row(recipe.name, stage, f"{run}, {title}", *_cells(taken, base))
         read = spiking.decide(test[0]).spikes.double().mean(0).tolist()
         sent = (test[0] < T_MAX).sum(1).double().mean().item()
         console.print(
@@ -300,6 +299,7 @@ def inference(
 
 
 _MLP = "ReLU MLP"
+_TAKEN = "p10 (ms)", "median (ms)", "thread p10 (ms)"
 
 
 def _time_inference(
@@ -352,14 +352,14 @@ def peers(
     chosen = [peer for peer in chosen if peer.installed]
     built = {peer.name: peer.build(batches) for peer in chosen}
     calls = {peer.name: peer.calls for peer in chosen}
-    columns = "p10 (ms)", "median (ms)", "thread p10 (ms)", "p10 / ours", "median / ours"
+    columns = *_TAKEN, "p10 / ours", "median / ours", "thread p10 / ours"
     table = Table("library", "run", *columns, title=f"784-400-10, T = {T_MAX}, batch {samples}")
     for kind in ("step", "infer"):
         timings = in_turn({name: getattr(runs, kind) for name, runs in built.items()}, rounds, calls=calls)
         ours = timings[libraries.PEERS[0].name]
         for name, one in timings.items():
             what = "training step" if kind == "step" else "inference"
-            table.add_row(name, what, *_cells(one, one.p10 / ours.p10, one.median / ours.median))
+            table.add_row(name, what, *_cells(one, ours))
     _print(table, cells="")
 
 
@@ -397,10 +397,11 @@ def _check_figure(figure: Path | None) -> None:
         raise SuiteError(f"the figure must be a .png or an .svg, got {figure}")
 
 
-def _cells(taken: Timing, *ratios: float) -> list[str]:
-    """Milliseconds, and ratios."""
-    cells = [f"{1e3 * value:.4g}" for value in (taken.p10, taken.median, taken.thread_p10)]
-    return [*cells, *(f"{ratio:.2f}" if ratio < 20 else f"{ratio:.0f}" for ratio in ratios)]
+def _cells(taken: Timing, base: Timing) -> list[str]:
+    """Milliseconds, and how many times as long as the other run."""
+    pairs = [(taken.p10, base.p10), (taken.median, base.median), (taken.thread_p10, base.thread_p10)]
+    ratios = [one / other for one, other in pairs]
+    return [f"{1e3 * one:.4g}" for one, _ in pairs] + [f"{r:.2f}" if r < 20 else f"{r:.0f}" for r in ratios]
 
 
 @app.command("event-driven")
