@@ -335,15 +335,14 @@ def peers(
 ) -> None:
     """Training step and inference of 784-400-10, T = 256, on MNIST, in every library that is installed.
 
-    All in one process, in turn; ours and the ReLU MLP ten calls at a time. Networks are fresh. What a run
-    takes is per batch.
+    All in one process, in turn; ours, which has learned for an epoch, and the ReLU MLP ten calls at a time.
     """
     from . import peers as libraries
 
     _set_threads(threads)
     batches = [
         libraries.Batch(*(part[:samples] for part in batch))
-        for batch in _batches(_mnist("train", data_root))(0, 8)
+        for batch in _batches(_mnist("train", data_root))(0, EPOCH)
     ]
     chosen = [peer for peer in libraries.PEERS if peer.module is None or not only or peer.module in only]
     for peer in chosen:

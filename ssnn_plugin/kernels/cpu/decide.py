@@ -23,13 +23,15 @@ from .compile import jit, lean_jit
 from .events import sort_events
 from .lanes import any_of, least, load, load_at, lowest_set_bit, set_lanes, splat, store, where
 from .parallel import as_arrays, share_out
-from .steps import MOST_BINS, bins_of_current, potential_after
+from .steps import bins_of_current, potential_after
 
 LANES = 16
 # Neurons that are added to at a time: as vectors they stay in registers.
 TILE = 5 * LANES
 # That a layer reads at once, and as many more as come at the time of the last one.
 EVENTS = 16
+# Bins that are always sorted by counting.
+SHORT = 1024
 # Numbers of rules in `decode.TIES`.
 BY_POTENTIAL, UNIQUE = 1, 2
 
@@ -95,7 +97,8 @@ def decide(
     settled = np.ones(batch, np.bool_)
     coded: tuple[Any, Any, int]
     if ranks is None:
-        coded = None, None, min(math.ceil(layers[0].t_max), MOST_BINS) + 1
+        # Clearing a longer table would cost more than comparing the times of its few inputs.
+        coded = None, None, min(math.ceil(layers[0].t_max), max(SHORT, 4 * inputs.shape[1])) + 1
     else:
         coded = *ranks, len(ranks.times) + 1
     work = inputs.numel() * len(weights[0][0]) // 8
