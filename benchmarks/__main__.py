@@ -11,7 +11,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -23,13 +23,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks import timing
+from benchmarks.timing import Timing, in_turn
 from reproductions import datasets
 from reproductions.allocator import keep_freed_memory
 from reproductions.errors import SuiteError, run_command_line
 from ssnn_plugin import IF, ExpPSP, ReLPSP, encode
 from ssnn_plugin.functional import normalize_error
 from ssnn_plugin.losses import RelativeTargetLoss, TemporalCrossEntropyLoss
-from ssnn_plugin.nn import SpikeConv2d, SpikeFlatten, SpikeLinear, calibrate
+from ssnn_plugin.nn import SpikeConv2d, SpikeFlatten, SpikeLinear, SpikeSequential, calibrate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
@@ -266,26 +267,140 @@ def _adam_step(
 @app.command()
 def inference(
     data_root: DataRoot = None,
-    repeats: Annotated[int, typer.Option(min=3, help="Timed passes over the test set.")] = 20,
+    rounds: Annotated[int, typer.Option(min=3, help="Timed passes over the test set.")] = 15,
     threads: Threads = None,
 ) -> None:
-    """Inference over MNIST's 10 000 test images, 784-400-10, in one batch, after an epoch of training."""
+    """Inference of 784-400-10 on MNIST's test images: decisions with an early stop against a ReLU MLP.
+
+    Fresh networks, and after an epoch of training; all 10 000 images at once, and one by one.
+    """
     _set_threads(threads)
     batches = _batches(_mnist("train", data_root))
+    pixels = datasets.load("mnist", "test", data_root).x
     test = _mnist("test", data_root)
-    table = Table("recipe", "spiking (ms)", "ReLU MLP (ms)", "ratio of medians", title="10 000 test images")
+    columns = *_TAKEN, "p10 / MLP's", "median / MLP's", "thread p10 / MLP's"
+    table = Table("recipe", "network", "run", *columns, title="10 000 test images; one image")
     for recipe in RECIPES:
-        spiking, dense = build_networks(recipe)
-        alternate(*training_steps(recipe, spiking, dense), batches(0, EPOCH))
-        _add_row(table, (recipe.name,), _time_inference(spiking, dense, test, repeats))
-    _print(table)
+        layers, dense = build_networks(recipe)
+        spiking = SpikeSequential(*layers)
+        for stage in ("fresh", "after an epoch"):
+            if stage != "fresh":
+                alternate(*training_steps(recipe, layers, dense), batches(0, EPOCH))
+            for title, timings in _time_inference(spiking, dense, test, pixels, rounds):
+                base = timings[_MLP]
+                for run, taken in timings.items():
+                    table.add_row(recipe.name, stage, f"{run}, {title}", *_cells(taken, base))
+        read = spiking.decide(test[0]).spikes.double().mean(0).tolist()
+        sent = (test[0] < T_MAX).sum(1).double().mean().item()
+        console.print(
+            f"{recipe.name}: reads {read[0]:.0f} of {sent:.0f} input spikes, {read[1]:.0f} hidden ones"
+        )
+    _print(table, cells="")
 
 
-def _time_inference(spiking: nn.Sequential, dense: nn.Sequential, test: Batch, repeats: int) -> Seconds:
+_MLP = "ReLU MLP"
+_TAKEN = "p10 (ms)", "median (ms)", "thread p10 (ms)"
+
+
+def _time_inference(
+    spiking: SpikeSequential, dense: nn.Module, test: Batch, pixels: Tensor, rounds: int
+) -> Iterator[tuple[str, dict[str, Timing]]]:
+    """Of all test images, and of each of the first ones alone."""
+    times, images, _ = test
+
+    def runs(part: slice) -> dict[str, Callable[[], object]]:
+        given, bytes_, ordinary = times[part].contiguous(), pixels[part].contiguous(), images[part]
+        return {
+            _MLP: lambda: dense(ordinary),
+            "decide, times": lambda: spiking.decide(given),
+            "decide, 8-bit images": lambda: spiking.decide(bytes_),
+            "layer by layer": lambda: spiking(given),
+        }
+
     with torch.no_grad():
-        both = (lambda batch: spiking(batch[0])), (lambda batch: dense(batch[1]))
-        alternate(*both, [test] * 3)
-        return alternate(*both, [test] * repeats)
+        yield "all", in_turn(runs(slice(None)), rounds, warm_up=2)
+        single = runs(slice(1))
+        yield "one", in_turn(single, 10 * rounds, calls=dict.fromkeys(single, 20), warm_up=2)
+
+
+@app.command()
+def peers(
+    data_root: DataRoot = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each run.")] = 5,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Modules of the peers; default: all installed.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = BATCH,
+    threads: Threads = None,
+) -> None:
+    """Training step and inference of 784-400-10, T = 256, on MNIST, in every library that is installed.
+
+    All in one process, in turn; ours, which has learned for an epoch, and the ReLU MLP ten calls at a time.
+    """
+    from . import peers as libraries
+
+    _set_threads(threads)
+    batches = [
+        libraries.Batch(*(part[:samples] for part in batch))
+        for batch in _batches(_mnist("train", data_root))(0, EPOCH)
+    ]
+    chosen = [peer for peer in libraries.PEERS if peer.module is None or not only or peer.module in only]
+    for peer in chosen:
+        if not peer.installed:
+            console.print(f"{peer.name}: not installed")
+    chosen = [peer for peer in chosen if peer.installed]
+    built = {peer.name: peer.build(batches) for peer in chosen}
+    calls = {peer.name: peer.calls for peer in chosen}
+    columns = *_TAKEN, "p10 / ours", "median / ours", "thread p10 / ours"
+    table = Table("library", "run", *columns, title=f"784-400-10, T = {T_MAX}, batch {samples}")
+    for kind in ("step", "infer"):
+        timings = in_turn({name: getattr(runs, kind) for name, runs in built.items()}, rounds, calls=calls)
+        ours = timings[libraries.PEERS[0].name]
+        for name, one in timings.items():
+            what = "training step" if kind == "step" else "inference"
+            table.add_row(name, what, *_cells(one, ours))
+    _print(table, cells="")
+
+
+@app.command()
+def growth(
+    rounds: Annotated[int, typer.Option(min=3, help="Timed calls of each run.")] = 15,
+    axis: Annotated[str | None, typer.Option(help="bins, spiking, neurons or batch; default: all.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="File for a figure, .png or .svg.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Cost of a layer, a decision and a training step of 784-400-10 against T, spikes, neurons and batch."""
+    from . import growth as curves  # imports matplotlib, which the other commands do without
+
+    if axis is not None and axis not in curves.AXES:
+        raise SuiteError(f"the axis must be one of {', '.join(curves.AXES)}, got {axis!r}")
+    _check_figure(figure)
+    _set_threads(threads)
+    names = curves.FORWARD, curves.DECIDE, curves.STEP, curves.DENSE
+    table = Table("", "", *(f"{name} (ms)" for name in names), "step / MLP's", title="p10 (median)")
+    found = {}
+    for varied in [axis] if axis else curves.AXES:
+        rows = [(case, curves.measure(case, rounds)) for case in curves.cases(varied)]
+        found[varied] = rows
+        for case, timings in rows:
+            cells = [f"{1e3 * timings[n].p10:.3g} ({1e3 * timings[n].median:.3g})" for n in names]
+            ratio = timings[curves.STEP].p10 / timings[curves.DENSE].p10
+            table.add_row(curves.AXES[varied][0], f"{getattr(case, varied):g}", *cells, f"{ratio:.2f}")
+    _print(table, cells="")
+    if figure is not None:
+        curves.draw(found, figure)
+
+
+def _check_figure(figure: Path | None) -> None:
+    if figure is not None and figure.suffix not in (".png", ".svg"):
+        raise SuiteError(f"the figure must be a .png or an .svg, got {figure}")
+
+
+def _cells(taken: Timing, base: Timing) -> list[str]:
+    """Milliseconds, and how many times as long as the other run."""
+    pairs = [(taken.p10, base.p10), (taken.median, base.median), (taken.thread_p10, base.thread_p10)]
+    ratios = [one / other for one, other in pairs]
+    return [f"{1e3 * one:.4g}" for one, _ in pairs] + [f"{r:.2f}" if r < 20 else f"{r:.0f}" for r in ratios]
 
 
 @app.command("event-driven")
@@ -377,8 +492,7 @@ def gradients(
 
     if dataset not in ("digits", "mnist"):
         raise SuiteError(f"the data set must be digits or mnist, got {dataset!r}")
-    if figure is not None and figure.suffix not in (".png", ".svg"):
-        raise SuiteError(f"the figure must be a .png or an .svg, got {figure}")
+    _check_figure(figure)
     _set_threads(threads)
     part = datasets.load(dataset, "train", data_root)
     order = torch.randperm(len(part.y), generator=torch.Generator().manual_seed(0))[:images]
@@ -475,8 +589,16 @@ def _print(table: Table, cells: str = "median (quartiles); ") -> None:
     console.print(
         f"{cells}torch {torch.__version__}, {torch.get_num_threads()} threads, "
         f"{os.cpu_count()} cores {platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), "
-        f"load {load}"
+        f"{_processor()}, load {load}"
     )
+
+
+def _processor() -> str:
+    """Its name, as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or "unknown processor"
 
 
 def _set_threads(threads: int | None) -> None:

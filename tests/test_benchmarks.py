@@ -1,14 +1,17 @@
 """That the sides of a benchmark do the same, and that what it measures is measured."""
 
+import itertools
 import math
+import time
 
 import pytest
 import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from benchmarks import bins, gpu, memory
+from benchmarks import bins, gpu, growth, memory, peers
 from benchmarks.__main__ import app
+from benchmarks.timing import in_turn, tenth
 from reproductions.errors import SuiteError
 from ssnn_plugin import decode
 
@@ -65,3 +68,58 @@ def test_its_networks_are_of_one_shape_and_fire_as_they_should():
     assert spikes.shape == values.shape == (8, 10)
     assert 0.2 < spikes.isfinite().double().mean() < 0.4
     assert gpu.same_spikes(case) == 1
+
+
+def test_calls_are_timed_in_turn_and_per_call():
+    order = []
+    runs = {"nap": lambda: (order.append("nap"), time.sleep(0.01)), "none": lambda: order.append("none")}
+    taken = in_turn(runs, 3, calls={"none": 2}, warm_up=1)
+    assert order == ["nap", "none", "none"] * 4
+    assert all(len(timing.wall) == len(timing.thread) == 3 for timing in taken.values())
+    assert taken["nap"].p10 >= 0.01 > taken["nap"].thread_p10  # asleep, a thread does nothing
+    assert taken["none"].median < 0.01
+
+
+def test_the_tenth_is_near_the_least():
+    assert tenth([3.0]) == 3
+    assert tenth([float(value) for value in range(11)]) == 1
+
+
+def spikes_of_a_batch(samples=2):
+    times, labels = times_and_labels(samples)
+    times = times.mul(8).floor().masked_fill(times.isinf(), math.inf)
+    images = torch.where(times.isfinite(), 1 - times / peers.T_MAX, 0)
+    return peers.Batch(times, images, labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", peers.PEERS, ids=lambda peer: peer.name)
+def test_each_peer_learns_and_decides(peer):
+    if not peer.installed:
+        pytest.skip("not installed")
+    torch.manual_seed(0)
+    runs = peer.build([spikes_of_a_batch()])
+    runs.infer()
+    runs.step()
+
+
+def test_a_library_that_is_missing_is_known():
+    assert not peers.Peer("no_such_library", "", peers.PEERS[0].build).installed
+    assert peers.PEERS[0].installed
+
+
+@pytest.mark.parametrize("axis", growth.AXES)
+def test_one_thing_grows_at_a_time(axis):
+    cases = growth.cases(axis)
+    assert [getattr(case, axis) for case in cases] == list(growth.AXES[axis][1])
+    for case, other in itertools.pairwise(cases):
+        assert {axis} == {name for name in growth.AXES if getattr(case, name) != getattr(other, name)}
+
+
+def test_growth_is_measured_and_drawn(tmp_path):
+    rows = [(case, growth.measure(case, 1)) for case in (growth.Case(batch=2), growth.Case(batch=4))]
+    for _, timings in rows:
+        assert {growth.FORWARD, growth.DECIDE, growth.STEP, growth.DENSE} == set(timings)
+        assert all(timing.p10 > 0 for timing in timings.values())
+    growth.draw({"batch": rows, "bins": rows}, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 5000

@@ -6,6 +6,7 @@ from .binwise import BinwiseLayer, Currents, SpikeReadout
 from .calibration import calibrate
 from .classifier import SpikeClassifier
 from .conv import SpikeConv2d
+from .decision import Decision
 from .event_driven import EventDrivenNetwork
 from .linear import SpikeLinear
 from .pool import EarliestSpikePool2d, SpikeFlatten
@@ -19,6 +20,7 @@ __all__ = [
     "AveragePool",
     "BinwiseLayer",
     "Currents",
+    "Decision",
     "EarliestSpikePool2d",
     "EarliestSpikeResidual",
     "EventDrivenNetwork",

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import _checks, decode
+from .. import _checks
 from ..functional.silent import overdue_times
 from ..neurons import WindowedRamp
+from .decision import Decision
 from .linear import SpikeLinear
 from .scaling import MinMaxScaling
+from .sequential import SpikeSequential
 
 Values: TypeAlias = "Tensor | np.ndarray[Any, Any]"
 
@@ -140,13 +142,17 @@ class SpikeClassifier(nn.Module):
         layers, potential = self._fire(self.encode(self.features(images)))
         return (layers[-1], potential) if return_potential else layers[-1]
 
-    @torch.no_grad()
     def predict(self, images: Values) -> Tensor:
         """Classes [batch]: the first output to fire; ties and silence are decided by potential."""
+        return self.decide(images).winner
+
+    @torch.no_grad()
+    def decide(self, images: Values) -> Decision:
+        """Classes, when they were decided and after how many spikes; layer by layer, without dropout."""
         training = self.training
-        times, potential = self.eval()(images, return_potential=True)
+        decision = SpikeSequential(*self.eval().layers).decide(self.encode(self.features(images)))
         self.train(training)
-        return decode.first_to_fire(times, potential)
+        return decision
 
     def fit(
         self,

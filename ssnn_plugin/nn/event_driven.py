@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import _checks
 from .binwise import BinwiseLayer
 from .connection import SpikeConnection
+from .decision import Decision
 from .sequential import SpikeSequential
 
 
@@ -65,6 +66,18 @@ class EventDrivenNetwork(SpikeSequential):
                 )
             outputs.append(layer(*given, return_potential=True) if last else layer(*given))
         return outputs[-1]
+
+    def decide(self, inputs: Tensor, *, tie: str = "potential", all_silent: str | None = None) -> Decision:
+        """As of a `SpikeSequential`, layer by layer.
+
+        Raises:
+            TypeError: also a network that takes values.
+        """
+        if self.takes == "values":
+            raise TypeError(
+                "decide takes spike times, this network takes values: decode what calling it returns"
+            )
+        return super().decide(inputs, tie=tie, all_silent=all_silent)
 
     def _check_input(self, times: Tensor) -> None:
         if not isinstance(times, Tensor) or not _checks.has_values(times):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from .. import _checks, decode
 from .binwise import BinwiseLayer
 from .connection import SpikeConnection
+from .decision import Decision, decide_event_by_event, decide_layer_by_layer
 
 
 class SpikeSequential(nn.Sequential):
@@ -44,3 +47,39 @@ class SpikeSequential(nn.Sequential):
         for layer in flattening:
             times, potential = layer(times), layer(potential)
         return times, potential
+
+    @torch.no_grad()
+    def decide(self, inputs: Tensor, *, tie: str = "potential", all_silent: str | None = None) -> Decision:
+        """The class of the first output spike, found in one pass over the network that stops there.
+
+        The same as `decode.first_to_fire` on the outputs, and the spikes that `metrics.SpikeCounts` counts
+        until the decision; without a gradient. Fully connected `IF` neurons on the CPU are run event by event
+        through all layers at once, by a compiled kernel: what comes after the decision costs nothing, and is
+        not looked at. All else runs layer by layer over the whole window: convolutions and pools, other
+        neurons, a leak per neuron, layers with hooks, or with dropout in training, subclasses, GPUs. With a
+        bias, a V within rounding of the threshold may fall on its other side.
+
+        Args:
+            inputs: spike times [batch, *], or 8-bit images [batch, *], uint8, which stand for the times
+                `encode.latency(images, t_max, x_max=255)`, with `t_max` of the first layer.
+            tie, all_silent: as for `decode.first_to_fire`.
+
+        Raises:
+            TypeError, ValueError: as calling the network; outputs that are not [batch, classes], an unknown
+                rule.
+
+        >>> from ssnn_plugin import IF
+        >>> from ssnn_plugin.nn import SpikeLinear
+        >>> model = SpikeSequential(SpikeLinear(2, 2, IF(), t_max=8))
+        >>> _ = model[0].load_state_dict({"weight": torch.tensor([[2.0, 0.0], [0.0, 2.0]])})
+        >>> decision = model.decide(torch.tensor([[5.0, 3.0], [2.0, torch.inf]]))
+        >>> decision.winner, decision.time, decision.spikes.tolist()  # inputs, outputs
+        (tensor([1, 0]), tensor([3., 2.]), [[1, 1], [1, 1]])
+        """
+        _checks.one_of("tie", tie, decode.TIES)
+        _checks.one_of("all_silent", all_silent, (None, "potential", "undecided"))
+        by_potential = all_silent == "potential" or (all_silent is None and tie != "unique")
+        found = None
+        if type(self) is SpikeSequential:
+            found = decide_event_by_event(self, inputs, tie, by_potential)
+        return decide_layer_by_layer(self, inputs, tie, by_potential) if found is None else found

@@ -20,6 +20,14 @@ def jit(function: Callable[..., Any]) -> Any:
     return _compiled(function, fastmath={"reassoc", "contract"})
 
 
+def lean_jit(function: Callable[..., Any]) -> Any:
+    """As `jit`, without counting references to arrays, which can take longer than what is done with them.
+
+    Nothing can be allocated.
+    """
+    return _compiled(function, fastmath={"reassoc", "contract"}, _nrt=False)
+
+
 def exact_jit(function: Callable[..., Any]) -> Any:
     """As `jit`, but as a loop of torch operations computes it, bit by bit."""
     return _compiled(function, fastmath=False)

@@ -4,8 +4,9 @@ LLVM unrolls a loop over the few outputs of one location of a convolution before
 it, so that each number is added by itself. These vectors say outright what is meant; on any machine
 LLVM splits them into as many registers as it takes.
 
-`load`, `store`, `splat`, `where`, `any_of` and `total` work on them, as do `+`, `-`, `*`, `>` and `<=`,
-and `&` on masks. How many numbers a vector has is a constant of the code that uses it.
+`load`, `load_at`, `store`, `splat`, `where`, `least`, `any_of`, `set_lanes` and `total` work on them, as do
+`+`, `-`, `*`, `>` and `<=`, and `&` and `|` on masks. How many numbers a vector has is a constant of the code
+that uses it.
 Arrays are read and written without a check of bounds, as everywhere in compiled code.
 """
 
@@ -76,6 +77,22 @@ def load(typingctx, array, index, width):
     return Lanes(array.dtype, width.literal_value)(array, types.intp, width), generate
 
 
+@intrinsic(prefer_literal=True)
+def load_at(typingctx, like, address, index, width):
+    """As `load`, from an array of the type of `like` that begins at an address; nothing keeps it alive."""
+    if not _holds_lanes(like):
+        return None
+
+    def generate(context, builder, signature, args):
+        number = context.get_data_type(like.dtype)
+        data = builder.inttoptr(args[1], number.as_pointer())
+        vector = ir.VectorType(number, width.literal_value)
+        place = builder.bitcast(builder.gep(data, [args[2]]), vector.as_pointer())
+        return builder.load(place, align=_align(context, like))
+
+    return Lanes(like.dtype, width.literal_value)(like, types.intp, types.intp, width), generate
+
+
 @intrinsic
 def store(typingctx, array, index, lanes):
     """Write lanes to a contiguous array, from element `index` on."""
@@ -113,6 +130,16 @@ def where(typingctx, mask, chosen, other):
 
 
 @intrinsic
+def least(typingctx, lanes, other):
+    """The lesser number in every lane."""
+
+    def generate(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered("<", *args), *args)
+
+    return lanes(lanes, lanes), generate
+
+
+@intrinsic
 def any_of(typingctx, mask):
     """Whether the mask is true in any lane."""
 
@@ -121,6 +148,29 @@ def any_of(typingctx, mask):
         return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
 
     return types.boolean(mask), generate
+
+
+@intrinsic
+def set_lanes(typingctx, mask):
+    """The mask as a whole number, whose bits are the lanes; 64 of them at most."""
+    if mask.width > 64:
+        return None
+
+    def generate(context, builder, signature, args):
+        bits = builder.bitcast(args[0], ir.IntType(mask.width))
+        return builder.zext(bits, ir.IntType(64)) if mask.width < 64 else bits
+
+    return types.uint64(mask), generate
+
+
+@intrinsic
+def lowest_set_bit(typingctx, bits):
+    """Which bit of a whole number other than 0 is the lowest that is set."""
+
+    def generate(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), generate
 
 
 @intrinsic
@@ -171,3 +221,4 @@ _operator(operator.mul, Lanes, None, lambda builder, a, b: builder.fmul(a, b, fl
 _operator(operator.gt, Lanes, Mask, lambda builder, a, b: builder.fcmp_ordered(">", a, b))
 _operator(operator.le, Lanes, Mask, lambda builder, a, b: builder.fcmp_ordered("<=", a, b))
 _operator(operator.and_, Mask, None, lambda builder, a, b: builder.and_(a, b))
+_operator(operator.or_, Mask, None, lambda builder, a, b: builder.or_(a, b))

@@ -1,0 +1,565 @@
+"""A stack of fully connected layers of neurons whose V jumps, sample by sample, until it has decided.
+
+A layer reads its input spikes a few at a time, as far as all of them are known: up to the horizon that the
+next spike of the layer before sets. Deep layers go first, and none goes on once all spikes up to the first
+output spike are known. Within one time a layer takes its inputs in the order of their index, before the
+threshold counts, so that potentials are those of the layers one by one, bit by bit.
+
+A view of an array costs as much as a few additions, so what belongs to a layer is a row of an array.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..geometry import whole_lanes
+from .compile import jit, lean_jit
+from .events import sort_events
+from .lanes import any_of, least, load, load_at, lowest_set_bit, set_lanes, splat, store, where
+from .parallel import as_arrays, share_out
+from .steps import bins_of_current, potential_after
+
+LANES = 16
+# Neurons that are added to at a time: as vectors they stay in registers.
+TILE = 5 * LANES
+# That a layer reads at once, and as many more as come at the time of the last one.
+EVENTS = 16
+# Bins that are always sorted by counting.
+SHORT = 1024
+# Numbers of rules in `decode.TIES`.
+BY_POTENTIAL, UNIQUE = 1, 2
+
+
+class Layer(NamedTuple):
+    """A fully connected layer: weights [in, out] in units of its threshold if that is 1, its bias or None."""
+
+    weight_t: Tensor
+    bias: Tensor | None
+    threshold: float
+    beta: float
+    delay: float
+    t_max: float
+
+
+class Ranks(NamedTuple):
+    """How bytes are sorted: the rank of the spike time of each, the last one for silence; times by rank."""
+
+    rank: np.ndarray
+    times: np.ndarray
+
+
+def ranks(code: Tensor) -> Ranks:
+    """Of a code [256] that has the spike time of each byte."""
+    times, rank = torch.unique(code, return_inverse=True)
+    return Ranks(rank.numpy().astype(np.uint32), times[times.isfinite()].numpy())
+
+
+def decide(
+    inputs: Tensor,
+    layers: Sequence[Layer],
+    ranks: Ranks | None,
+    scale: Tensor | None,
+    tie: int,
+    by_potential: bool,
+) -> tuple[Tensor, ...] | None:
+    """What samples [batch, in] decide; None where a time or a V is not a number.
+
+    Args:
+        inputs: spike times, or bytes with their `ranks`.
+        layers: first layer first, all of one dtype.
+        scale: by which V of each output is multiplied in the end.
+        tie: number of a rule in `decode.TIES`.
+        by_potential: whether V decides where no output fires.
+
+    Returns:
+        Winner and time of the first output spike [batch]; the times of the outputs that fire then, `inf` for
+        others, and their V, 0 for others [batch, classes]; the spikes of inputs and layers until then
+        [batch, layers + 1]. Without any output spike V is that of all outputs at the end of the window.
+    """
+    batch, n_out = len(inputs), layers[-1].weight_t.shape[1]
+    weights = [whole_lanes(layer.weight_t, LANES).contiguous() for layer in layers]
+    network = _network(layers, weights)
+    dtype = network[2].dtype
+    decided = (
+        np.empty(batch, np.int64),
+        np.empty(batch, dtype),
+        np.empty((batch, n_out), dtype),
+        np.empty((batch, n_out), dtype),
+        np.empty((batch, len(layers) + 1), np.int64),
+    )
+    scaled = np.ones(n_out, dtype) if scale is None else scale.numpy()
+    settled = np.ones(batch, np.bool_)
+    coded: tuple[Any, Any, int]
+    if ranks is None:
+        # Clearing a longer table would cost more than comparing the times of its few inputs.
+        coded = None, None, min(math.ceil(layers[0].t_max), max(SHORT, 4 * inputs.shape[1])) + 1
+    else:
+        coded = *ranks, len(ranks.times) + 1
+    work = inputs.numel() * len(weights[0][0]) // 8
+    arrays = *as_arrays(inputs), *coded, (*network, scaled), tie, by_potential, decided
+    share_out(batch, work, _decide, *arrays, settled)
+    return tuple(map(torch.from_numpy, decided)) if settled.all() else None
+
+
+def _network(layers: Sequence[Layer], weights: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
+    """Layers as the kernel reads them, a row each.
+
+    Addresses of weights, which have to stay alive, their widths, biases, thresholds, leaks, delays, windows,
+    and whether there is a bias.
+    """
+    widths = [weight.shape[1] for weight in weights]
+    dtype = np.dtype(np.float32 if weights[0].dtype == torch.float32 else np.float64)
+    currents = np.zeros((len(layers), max(widths)), dtype)
+    for layer, current in zip(layers, currents, strict=True):
+        if layer.bias is not None:
+            current[: len(layer.bias)] = layer.bias.numpy()
+    return (
+        np.array([weight.data_ptr() for weight in weights]),
+        np.array(widths),
+        currents,
+        np.array([layer.threshold for layer in layers], dtype),
+        np.array([layer.beta for layer in layers]),
+        np.array([layer.delay for layer in layers], dtype),
+        np.array([layer.t_max for layer in layers], dtype),
+        np.array([layer.bias is not None for layer in layers]),
+    )
+
+
+@jit
+def _decide(begin, end, inputs, rank, times_of, bins, network, tie, by_potential, decided, settled):
+    n_in = inputs.shape[1]
+    ranks, spiking, table = np.empty(n_in, np.uint32), np.empty(n_in, np.uint32), np.empty(bins, np.uint32)
+    addresses, widths, currents, thresholds, betas, delays, windows, rising, scale = network
+    order, when, level, head, tail, horizon, v, seen, clock = _scratch(currents, n_in)
+    limits, numbers, arrivals, crossing, reached, fired, counts = _reading(currents, n_in)
+    winner, first, times, potential, spikes = decided
+    for b in range(begin, end):
+        if rank is None:
+            n = sort_times(inputs[b], windows[0], order, when, ranks, spiking, table)
+        else:
+            n = sort_bytes(inputs[b], rank, times_of, order, when, ranks, spiking, table)
+        settled[b] = n >= 0 and _run(
+            b, n,
+            addresses, widths, currents, thresholds, betas, delays, windows, rising, scale,
+            order, when, level, head, tail, horizon, v, seen, clock,
+            limits, numbers, arrivals, crossing, reached, fired, counts,
+            first, times, potential, spikes,
+        )  # fmt: skip
+        winner[b] = winner_of(b, first, times, potential, tie, by_potential)
+
+
+@jit
+def _scratch(currents, n_in):
+    """Room for what is known of one sample, a row for each layer.
+
+    The spikes that go into it, the outputs' in the last row: their neurons, their times and, of outputs, the
+    V that they fired at; the first that is still to be read, and their number. Up to when all of them are
+    known. V of the neurons, -inf of those that have fired; with a leak or a bias it is what was left of the
+    inputs at the time of the last one. That time, and the last one that the neurons were looked at.
+    """
+    depth, width = currents.shape
+    spikes, dtype = (depth + 1, max(n_in, width)), currents.dtype
+    return (
+        np.empty(spikes, np.uint32),
+        np.empty(spikes, dtype),
+        np.empty(spikes, dtype),
+        np.empty(depth + 1, np.int64),
+        np.empty(depth + 1, np.int64),
+        np.empty(depth + 1, dtype),
+        np.empty((depth, width), dtype),
+        np.empty(depth, dtype),
+        np.empty(depth, dtype),
+    )
+
+
+@jit
+def _reading(currents, n_in):
+    """Room for the events that a layer reads at once, and for what comes of them.
+
+    After each event the limit of V, `inf` where more come at its time, and the number of that time; of each
+    time when its spikes arrive. Of each neuron the number of the time it crossed at, `inf` for none, and its
+    V then; a list of the neurons that did, and how many at each time.
+    """
+    width, dtype = currents.shape[1], currents.dtype
+    events = max(n_in, width)
+    return (
+        np.empty(events, dtype),
+        np.empty(events, dtype),
+        np.empty(events, dtype),
+        np.empty(width, dtype),
+        np.empty(width, dtype),
+        np.empty(width, np.uint32),
+        np.empty(events, np.uint32),
+    )
+
+
+@jit
+def sort_times(times, t_max, order, when, ranks, spiking, counts):
+    """`sort_events`, faster for whole bins, into the first rows of `order` and `when`."""
+    bad, between, silent = np.int32(0), np.int32(0), times.dtype.type(counts.size - 1)
+    for i in range(times.size):
+        t = times[i]
+        bad += np.int32(0) if t >= 0 else np.int32(1)
+        inside = min(t, silent) if t < t_max else silent
+        ranks[i] = np.uint32(np.int32(inside))
+        between += np.int32(0) if inside == ranks[i] else np.int32(1)
+    if bad > 0:
+        return -1
+    if between > 0 or silent < t_max:
+        n = sort_events(times, t_max, order[0], spiking, counts)
+    else:
+        n = sort_ranks(order, ranks, spiking, counts)
+    for k in range(n):
+        when[0, k] = times[order[0, k]]
+    return n
+
+
+@jit
+def sort_bytes(image, rank, times, order, when, ranks, spiking, counts):
+    """As `sort_times`, of bytes with a rank each."""
+    for i in range(image.size):
+        ranks[i] = rank[image[i]]
+    n = sort_ranks(order, ranks, spiking, counts)
+    for k in range(n):
+        when[0, k] = times[ranks[order[0, k]]]
+    return n
+
+
+@jit
+def sort_ranks(order, ranks, spiking, counts):
+    """Write the inputs to the first row of `order`, by rank and then by index; return how many.
+
+    Ranks are 0 ... `counts.size` - 1; those of the last rank are left out.
+    """
+    n, silent = 0, counts.size - 1
+    for i in range(ranks.size):
+        spiking[n] = i
+        n += ranks[i] < silent
+    counts[:] = 0
+    for k in range(n):
+        counts[ranks[spiking[k]]] += 1
+    before = np.uint32(0)
+    for rank in range(silent):
+        here = counts[rank]
+        counts[rank] = before
+        before += here
+    for k in range(n):
+        i = spiking[k]
+        order[0, counts[ranks[i]]] = i
+        counts[ranks[i]] += 1
+    return n
+
+
+@lean_jit
+def _run(
+    b, n,
+    addresses, widths, currents, thresholds, betas, delays, windows, rising, scale,
+    order, when, level, head, tail, horizon, v, seen, clock,
+    limits, numbers, arrivals, crossing, reached, fired, counts,
+    first, times, potential, spikes,
+):  # fmt: skip
+    """Let `n` input spikes through the network and note what it decides; False where a V is not a number.
+
+    The arrays are those of `_network`, `_scratch`, `_reading` and `decide`.
+    """
+    depth, decision = widths.size, v.dtype.type(np.inf)
+    v[:] = 0
+    head[:] = 0
+    tail[:] = 0
+    tail[0] = n
+    horizon[0] = np.inf
+    seen[:] = 0
+    clock[:] = -1
+    while True:
+        layer = next_layer(decision, when, head, tail, horizon, clock, delays, windows, rising)
+        if layer < 0:
+            break
+        last = layer == depth - 1
+        if betas[layer] == 1 and not rising[layer]:
+            begin = head[layer]
+            n_times = read(
+                layer, thresholds[layer], delays[layer], windows[layer],
+                when, head, tail, horizon, limits, numbers, arrivals,
+            )  # fmt: skip
+            n_fired = 0
+            if not last:
+                n_fired = cross(
+                    layer, begin, head[layer], addresses[layer], widths[layer], order, v,
+                    limits, numbers, crossing, fired,
+                )  # fmt: skip
+            n_fired = cross_with_level(
+                layer, begin, head[layer], addresses[layer], widths[layer], last, order, v,
+                limits, numbers, crossing, reached, fired, n_fired,
+            )  # fmt: skip
+        else:
+            n_times = 1
+            n_fired = drift(
+                layer, addresses[layer], widths[layer], currents, thresholds[layer], betas[layer],
+                delays[layer], windows[layer], rising[layer], order, when, head, tail, v, seen, clock,
+                arrivals, crossing, reached, fired,
+            )  # fmt: skip
+        if n_fired > 0:
+            hand_on(
+                layer + 1, n_fired, n_times, arrivals, crossing, reached, fired, counts,
+                order, when, level, tail,
+            )  # fmt: skip
+            if last:
+                decision = when[depth, 0]
+
+    first[b] = decision
+    for layer in range(depth + 1):
+        spikes[b, layer] = until(decision, when, layer, tail[layer])
+    for j in range(times.shape[1]):
+        times[b, j] = np.inf
+        potential[b, j] = 0
+    if decision < np.inf:
+        for k in range(spikes[b, depth]):
+            times[b, order[depth, k]] = decision
+            potential[b, order[depth, k]] = level[depth, k] * scale[order[depth, k]]
+    else:
+        layer = depth - 1
+        write_levels(b, windows[layer] - 1, v, layer, seen[layer], currents, betas[layer], scale, potential)
+    return all_numbers(v)
+
+
+@lean_jit
+def next_layer(decision, when, head, tail, horizon, clock, delays, windows, rising):
+    """The deepest layer that can read on, and has to for the decision; -1 for none. Sets the horizons."""
+    found, never = -1, when.dtype.type(np.inf)
+    for layer in range(windows.size):
+        t, window = never, windows[layer]
+        if rising[layer]:
+            t = clock[layer] + when.dtype.type(1)
+        elif head[layer] < tail[layer]:
+            t = when[layer, head[layer]]
+        t = t if t < window else never
+        arrival = min(t, horizon[layer]) + delays[layer]
+        horizon[layer + 1] = arrival if arrival < window else never
+        if t < horizon[layer] and horizon[layer + 1] <= decision:
+            found = layer
+    return found
+
+
+@lean_jit
+def read(layer, threshold, delay, window, when, head, tail, horizon, limits, numbers, arrivals):
+    """The next events of a layer, whole times, up to what is known; return how many times."""
+    n_times, number = 0, when.dtype.type
+    known, never, now = min(horizon[layer], window), number(np.inf), number(0)
+    begin = k = head[layer]
+    end, t = tail[layer], when[layer, begin]
+    while k < end and t < known:
+        after = when[layer, k + 1] if k + 1 < end else never
+        numbers[k - begin] = now
+        arrivals[n_times] = t + delay
+        complete = after != t
+        limits[k - begin] = threshold if complete & (t + delay < window) else never
+        n_times += complete
+        now += number(complete)
+        k += 1
+        if k - begin >= EVENTS and complete:
+            break
+        t = after
+    head[layer] = k
+    return n_times
+
+
+@lean_jit
+def cross(layer, first, last, address, width, order, v, limits, numbers, crossing, fired):
+    """Add the weights of the events to whole tiles of neurons; note which cross and when, return how many."""
+    number = v.dtype.type
+    silent, out, n_fired = splat(number(np.inf), LANES), splat(number(-np.inf), LANES), 0
+    for j in range(0, width - width % TILE, TILE):
+        at = layer * v.shape[1] + j
+        a = load(v, at, LANES)
+        b = load(v, at + LANES, LANES)
+        c = load(v, at + 2 * LANES, LANES)
+        d = load(v, at + 3 * LANES, LANES)
+        e = load(v, at + 4 * LANES, LANES)
+        p, q, r, s, t = silent, silent, silent, silent, silent
+        for k in range(first, last):
+            row = order[layer, k] * width + j
+            limit, now = splat(limits[k - first], LANES), splat(numbers[k - first], LANES)
+            a = a + load_at(v, address, row, LANES)
+            b = b + load_at(v, address, row + LANES, LANES)
+            c = c + load_at(v, address, row + 2 * LANES, LANES)
+            d = d + load_at(v, address, row + 3 * LANES, LANES)
+            e = e + load_at(v, address, row + 4 * LANES, LANES)
+            p = where(a > limit, least(p, now), p)
+            q = where(b > limit, least(q, now), q)
+            r = where(c > limit, least(r, now), r)
+            s = where(d > limit, least(s, now), s)
+            t = where(e > limit, least(t, now), t)
+        store(v, at, where(silent > p, out, a))
+        store(v, at + LANES, where(silent > q, out, b))
+        store(v, at + 2 * LANES, where(silent > r, out, c))
+        store(v, at + 3 * LANES, where(silent > s, out, d))
+        store(v, at + 4 * LANES, where(silent > t, out, e))
+        if any_of((silent > p) | (silent > q) | (silent > r) | (silent > s) | (silent > t)):
+            store(crossing, j, p)
+            store(crossing, j + LANES, q)
+            store(crossing, j + 2 * LANES, r)
+            store(crossing, j + 3 * LANES, s)
+            store(crossing, j + 4 * LANES, t)
+            n_fired = list_fired(j, j + TILE, crossing, fired, n_fired)
+    return n_fired
+
+
+@lean_jit
+def cross_with_level(
+    layer, first, last, address, width, whole, order, v, limits, numbers, crossing, reached, fired, n_fired
+):  # fmt: skip
+    """As `cross`, of the `whole` layer or of what tiles leave over; with V at the crossing."""
+    number = v.dtype.type
+    silent, out = splat(number(np.inf), LANES), splat(number(-np.inf), LANES)
+    for j in range(0 if whole else width - width % TILE, width, LANES):
+        a, p, level = load(v, layer * v.shape[1] + j, LANES), silent, silent
+        for k in range(first, last):
+            a = a + load_at(v, address, order[layer, k] * width + j, LANES)
+            above = (a > splat(limits[k - first], LANES)) & (silent <= p)
+            p = where(above, splat(numbers[k - first], LANES), p)
+            level = where(above, a, level)
+        store(v, layer * v.shape[1] + j, where(silent > p, out, a))
+        if any_of(silent > p):
+            store(crossing, j, p)
+            store(reached, j, level)
+            n_fired = list_fired(j, j + LANES, crossing, fired, n_fired)
+    return n_fired
+
+
+@lean_jit
+def list_fired(begin, end, crossing, fired, n_fired):
+    """Add the neurons that have crossed to the list."""
+    silent = splat(crossing.dtype.type(np.inf), LANES)
+    for j in range(begin, end, LANES):
+        bits = set_lanes(silent > load(crossing, j, LANES))
+        while bits != 0:
+            fired[n_fired] = j + lowest_set_bit(bits)
+            n_fired += 1
+            bits &= bits - np.uint64(1)
+    return n_fired
+
+
+@lean_jit
+def hand_on(
+    layer, n_fired, n_times, arrivals, crossing, reached, fired, counts, order, when, level, tail
+):  # fmt: skip
+    """Append the neurons that have crossed to the spikes that go into a layer, by time and neuron."""
+    begin = tail[layer]
+    for g in range(n_times):
+        counts[g] = 0
+    for k in range(n_fired):
+        counts[np.uint32(crossing[fired[k]])] += 1
+    at, tied = begin, False
+    for g in range(n_times):
+        here = counts[g]
+        # Rounding may have made the times of two bins one.
+        if here > 0 and at > 0:
+            before = arrivals[g - 1] if at > begin else when[layer, at - 1]
+            tied |= before == arrivals[g]
+        counts[g] = at
+        at += here
+    for k in range(n_fired):
+        neuron = fired[k]
+        g = np.uint32(crossing[neuron])
+        order[layer, counts[g]], when[layer, counts[g]] = neuron, arrivals[g]
+        level[layer, counts[g]] = reached[neuron]
+        counts[g] += 1
+    tail[layer] = at
+    if tied:
+        put_in_order(order, when, level, layer, begin, at)
+
+
+@lean_jit
+def put_in_order(order, when, level, layer, begin, end):
+    """Put spikes of one time that came one after the other in the order of their neurons."""
+    for last in range(begin, end):
+        k = last
+        while k > 0 and when[layer, k - 1] == when[layer, k] and order[layer, k - 1] > order[layer, k]:
+            order[layer, k - 1], order[layer, k] = order[layer, k], order[layer, k - 1]
+            level[layer, k - 1], level[layer, k] = level[layer, k], level[layer, k - 1]
+            k -= 1
+
+
+@lean_jit
+def drift(
+    layer, address, width, currents, threshold, beta, delay, window, rising,
+    order, when, head, tail, v, seen, clock, arrivals, crossing, reached, fired,
+):  # fmt: skip
+    """One time of a layer with a leak or a bias: that of its next event, or with a bias the next bin."""
+    number, k = v.dtype.type, head[layer]
+    t = clock[layer] + number(1) if rising else when[layer, k]
+    clock[layer] = t
+    if k < tail[layer] and when[layer, k] == t:
+        kept = number(beta ** (t - seen[layer]))
+        for j in range(width):  # -inf stays, also where nothing is kept
+            v[layer, j] = v[layer, j] * kept if v[layer, j] > -np.inf else v[layer, j]
+        while k < tail[layer] and when[layer, k] == t:
+            for j in range(0, width, LANES):
+                at = layer * v.shape[1] + j
+                row = load_at(v, address, order[layer, k] * width + j, LANES)
+                store(v, at, load(v, at, LANES) + row)
+            k += 1
+        head[layer], seen[layer] = k, t
+    arrivals[0] = t + delay
+    if not arrivals[0] < window:
+        return 0
+    now = number(bins_of_current(beta, t))
+    n_fired = 0
+    for j in range(width):
+        if seen[layer] == t:
+            reached[j] = v[layer, j] + currents[layer, j] * now
+        else:
+            reached[j] = potential_after(v[layer, j], currents[layer, j], beta, seen[layer], t)
+        if reached[j] > threshold:
+            crossing[j] = 0
+            v[layer, j] = -np.inf
+            fired[n_fired] = j
+            n_fired += 1
+    return n_fired
+
+
+@lean_jit
+def write_levels(b, end, v, layer, since, currents, beta, scale, potential):
+    """V of the outputs in bin `end`, none of which has fired and no input having come after `since`."""
+    number = v.dtype.type
+    kept = number(1 if beta == 1 else beta ** (end - since))
+    bins = number(bins_of_current(beta, end))
+    for j in range(potential.shape[1]):
+        potential[b, j] = (v[layer, j] * kept + currents[layer, j] * bins) * scale[j]
+
+
+@lean_jit
+def until(first, when, layer, tail):
+    """How many of a layer's spikes come up to a time."""
+    while tail > 0 and when[layer, tail - 1] > first:
+        tail -= 1
+    return tail
+
+
+@lean_jit
+def all_numbers(v):
+    nans = np.int32(0)
+    for layer in range(v.shape[0]):
+        for j in range(v.shape[1]):
+            nans += np.int32(0) if v[layer, j] == v[layer, j] else np.int32(1)
+    return nans == 0
+
+
+@lean_jit
+def winner_of(b, first, times, potential, tie, by_potential):
+    """`decode.first_to_fire` of one sample."""
+    silent, best, tied = first[b] == np.inf, -1, 0
+    if silent and not by_potential:
+        return -1
+    for j in range(times.shape[1]):
+        if silent or times[b, j] == first[b]:
+            tied += 1
+            if best < 0 or ((silent or tie == BY_POTENTIAL) and potential[b, j] > potential[b, best]):
+                best = j
+    return -1 if tie == UNIQUE and tied > 1 and not silent else best
