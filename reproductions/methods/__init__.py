@@ -25,7 +25,19 @@ from ..errors import SuiteError
 from ..evaluation import Prediction
 from ..records import EpochStatistics
 
-IMPLEMENTATIONS = ("s4nn", "ts4tl", "bs4nn", "ds4nn", "every_bin", "mostafa", "sparse_ramp")
+IMPLEMENTATIONS = (
+    "s4nn",
+    "ts4tl",
+    "bs4nn",
+    "ds4nn",
+    "every_bin",
+    "mostafa",
+    "sparse_ramp",
+    "tebn",
+    "ltmd",
+    "rate_backprop",
+    "time_based",
+)
 GROUP = "ssnn_plugin.methods"
 
 
