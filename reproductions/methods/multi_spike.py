@@ -32,6 +32,7 @@ class Network(layered.Network):
     """Leaky neurons over `t_max` steps, of which V keeps the part `beta` from one step to the next."""
 
     t_max: PositiveInt
+    dtype: Literal["float32"] = "float32"  # of snnTorch's spikes
     beta: Fraction = 0.25
     threshold: PositiveFloat = 1.0
 
@@ -148,7 +149,7 @@ class MultiSpike(Minibatch):
             spikes = stage.neurons(values)
             layers.append(spikes.unflatten(0, (self.steps, -1)))
             values = stage.after(spikes)
-        outputs = self.stages[-1].neurons(values).float()
+        outputs = self.stages[-1].neurons(values).to(images.dtype)
         return layers, outputs.unflatten(0, (self.steps, -1))
 
     def learn(self, images: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -86,7 +86,7 @@ class RateLayer(SpikingLayer):
 
     def step(self, inputs: Tensor, rates: Rates, surrogate: Surrogate) -> Tensor:
         """Spikes of the next step; `rates` takes them up."""
-        current = self.connection(inputs).float()
+        current = self.connection(inputs).to(self.norm.norm.weight.dtype)
         mean, variance = statistics(current)
         neuron = self.neurons.neuron
         v = neuron.beta * rates.v + self.norm.norm(current)
@@ -100,7 +100,7 @@ class RateLayer(SpikingLayer):
 
     def rate(self, inputs: Tensor, rates: Rates, steps: int) -> Tensor:
         """Mean spikes, of which the mean currents are the cause."""
-        current = self.connection(inputs).float()
+        current = self.connection(inputs).to(self.norm.norm.weight.dtype)
         x = self.norm.of_rates(
             current, torch.as_tensor(rates.mean / steps), torch.as_tensor(rates.variance / steps)
         )
@@ -133,7 +133,7 @@ class RateBackprop(MultiSpike):
         values = shaped
         for layer, stage, rates in zip(layers, self.stages, all_rates, strict=False):
             values = stage.after(layer.rate(values, rates, self.steps))
-        outputs = self.stages[-1].neurons(values).float()
+        outputs = self.stages[-1].neurons(values).to(images.dtype)
         return [torch.as_tensor(rates.spikes) for rates in all_rates], outputs.unsqueeze(0)
 
 

@@ -305,7 +305,7 @@ class TimeBased(MultiSpike):
         return Done(loss / len(labels), right, [layer.sum((0, 1)).cpu() for layer in trains])
 
     def errors(self, spikes: Tensor, labels: Tensor) -> tuple[float, Tensor]:
-        """Loss of a batch, and the error dL/dt of every output spike, both [T, batch, classes]."""
+        """Loss of a batch, and the errors dL/dt of output spikes [T, batch, classes], or [batch, classes]."""
         loss = self.training.loss
         if loss == "first-spike":
             return first_spike_errors(spikes, labels)
