@@ -24,10 +24,14 @@ PARTS = 256
 
 
 class FirstSpikes(NamedTuple):
-    """Spike times of every layer of neurons, outputs last, and the potential of the outputs."""
+    """Spike times of every layer of neurons, outputs last, and the potential of the outputs.
+
+    Where several neurons stand for a class, `classes` are the times of the classes, as the potential is.
+    """
 
     layers: tuple[Tensor, ...]
     potential: Tensor
+    classes: Tensor | None = None
 
 
 class SpikeTotals(NamedTuple):
@@ -79,11 +83,11 @@ class _FirstSpikeTally:
         self.example: Example | None = None
 
     def add(self, images: Images, times: Tensor, prediction: Any) -> None:
-        spikes, potential = prediction
-        layers = tuple(layer.cpu() for layer in spikes)
+        found = FirstSpikes(*prediction)
+        layers = tuple(layer.cpu() for layer in found.layers)
         self.counts.update(times, *layers)
-        self.outputs.append(layers[-1])
-        self.potentials.append(potential.cpu())
+        self.outputs.append(layers[-1] if found.classes is None else found.classes.cpu())
+        self.potentials.append(found.potential.cpu())
         self.example = self.example or _example(images, (times, *layers))
 
     def evaluation(self, labels: Tensor) -> Evaluation:

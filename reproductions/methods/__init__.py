@@ -37,6 +37,7 @@ IMPLEMENTATIONS = (
     "ltmd",
     "rate_backprop",
     "time_based",
+    "s2stdp",
 )
 GROUP = "ssnn_plugin.methods"
 
