@@ -78,7 +78,7 @@ def execute(run: Run, progress: Progress) -> Record:
     """
     _prepare(run)
     keep_freed_memory()
-    pipeline = Pipeline(run.config.features, run.cache or datasets.default_cache())
+    pipeline = Pipeline(run.config.features, run.cache or datasets.default_cache(), run.seed)
     training, validation = datasets.hold_out(_load(run, "train"), run.config.validation)
     training = pipeline.fit(training)
     validation = pipeline(validation) if len(validation) else validation
