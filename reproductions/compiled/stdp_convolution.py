@@ -1,4 +1,7 @@
-"""An unsupervised convolution that learns by STDP, one patch at a time; see `features.stdp`."""
+"""An unsupervised convolution that learns by STDP, one patch at a time; see `features.stdp`.
+
+Weights are [inputs, filters]: the inputs of a patch, channel by channel, row by row. A time of 1 is silence.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,34 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def learn_patches(times, rows, columns, weight, thresholds, rate, amount, steepness, target, lowest):
-    """Learn from one patch of every image; times [samples, channels, height, width], 1 is silence.
+def read_patch(times, row, column, size, patch, order):
+    """Take the times of a patch, and its inputs in the order of their spikes; return how many fire."""
+    fired = position = 0
+    for c in range(times.shape[0]):
+        for y in range(row, row + size):
+            for x in range(column, column + size):
+                t = times[c, y, x]
+                patch[position] = t
+                if t < 1:
+                    place = fired
+                    while place > 0 and patch[order[place - 1]] > t:
+                        order[place] = order[place - 1]
+                        place -= 1
+                    order[place] = position
+                    fired += 1
+                position += 1
+    return fired
 
-    Weights [inputs, filters]: inputs are those of a patch, channel by channel, row by row.
-    """
-    channels, filters = times.shape[1], weight.shape[1]
-    size = int(math.sqrt(len(weight) // channels))
-    patch, v = np.empty(len(weight)), np.empty(filters)
+
+@njit(cache=True, nogil=True)
+def learn_patches(times, rows, columns, weight, thresholds, rate, amount, steepness, target, lowest):
+    """Learn from one patch of every image; times [samples, channels, height, width]."""
+    filters, size = weight.shape[1], patch_size(times, weight)
+    patch, order = np.empty(len(weight)), np.empty(len(weight), dtype=np.int64)
+    v = np.empty(filters)
     for n in range(len(times)):
-        position = 0
-        for c in range(channels):
-            for y in range(size):
-                for x in range(size):
-                    patch[position] = times[n, c, rows[n] + y, columns[n] + x]
-                    position += 1
-        winner, at = first_to_fire(patch, weight, thresholds, v)
+        fired = read_patch(times[n], rows[n], columns[n], size, patch, order)
+        winner, at = first_to_fire(patch, order[:fired], weight, thresholds, v)
         if winner < 0:
             continue
         for k in range(filters):
@@ -40,47 +55,42 @@ def learn_patches(times, rows, columns, weight, thresholds, rate, amount, steepn
 
 
 @njit(cache=True, nogil=True)
-def first_to_fire(patch, weight, thresholds, v):
+def patch_size(times, weight):
+    """Width of the square patches that the weights are for."""
+    return round(math.sqrt(len(weight) // times.shape[1]))
+
+
+@njit(cache=True, nogil=True)
+def first_to_fire(patch, order, weight, thresholds, v):
     """The filter whose potential first exceeds its threshold, spike by spike, and when; -1 if none does."""
-    v[:] = 0.0
-    for i in np.argsort(patch, kind="mergesort"):
-        if patch[i] >= 1:
-            break
+    v[:] = -thresholds
+    for i in order:
+        highest = -np.inf
         for k in range(len(v)):
             v[k] += weight[i, k]
-        for k in range(len(v)):
-            if v[k] > thresholds[k]:
-                return k, patch[i]
+            highest = max(highest, v[k])
+        if highest > 0:
+            for k in range(len(v)):
+                if v[k] > 0:
+                    return k, patch[i]
     return -1, 1.0
 
 
 @njit(cache=True, nogil=True)
 def first_spikes(times, weight, thresholds, window, out):
-    """Earliest spike in each pool of every filter, [samples, filters, rows, columns]; 1 is silence."""
-    samples, channels, height, width = times.shape
-    filters = weight.shape[1]
-    size = int(math.sqrt(len(weight) // channels))
-    v = np.empty((height - size + 1, width - size + 1, filters))
-    fired = np.empty(v.shape, dtype=np.bool_)
-    out[:] = 1.0
-    for n in range(samples):
-        v[:] = 0.0
-        fired[:] = False
-        flat = times[n].copy().reshape(-1)
-        for event in np.argsort(flat, kind="mergesort"):
-            t = flat[event]
-            if t >= 1:
-                break
-            c, y, x = event // (height * width), event // width % height, event % width
-            for row in range(max(y - size + 1, 0), min(y + 1, v.shape[0])):
-                for column in range(max(x - size + 1, 0), min(x + 1, v.shape[1])):
-                    i = (c * size + y - row) * size + x - column
-                    for k in range(filters):
-                        v[row, column, k] += weight[i, k]
-                    if row // window >= out.shape[2] or column // window >= out.shape[3]:
-                        continue
-                    for k in range(filters):
-                        if v[row, column, k] >= thresholds[k] and not fired[row, column, k]:
-                            fired[row, column, k] = True
-                            place = n, k, row // window, column // window
-                            out[place] = min(out[place], t)
+    """Earliest spike in each pool of every filter, [samples, rows, columns, filters]."""
+    size, height, width = patch_size(times, weight), times.shape[2], times.shape[3]
+    patch, order = np.empty(len(weight), times.dtype), np.empty(len(weight), dtype=np.int64)
+    v = np.empty_like(thresholds)
+    out[:] = 1
+    for n in range(len(times)):
+        for row in range(min(height - size + 1, window * out.shape[1])):
+            for column in range(min(width - size + 1, window * out.shape[2])):
+                fired = read_patch(times[n], row, column, size, patch, order)
+                v[:] = 0
+                first = out[n, row // window, column // window]
+                for i in order[:fired]:
+                    t = patch[i]
+                    for k in range(len(v)):
+                        v[k] += weight[i, k]
+                        first[k] = min(first[k], t if v[k] >= thresholds[k] else first[k])

@@ -85,6 +85,7 @@ class STDPConvolution(nn.Module):
         """Images [batch, 1, height, width] in 0 ... 1 to features [batch, filters x rows x columns]."""
         times = self.times(self.contrast(images))
         places = [(n - SIZE + 1) // WINDOW for n in times.shape[2:]]
-        out = np.empty((len(times), self.settings.filters, *places))
-        first_spikes(times, self.weight.numpy(), self.thresholds.numpy(), WINDOW, out)
-        return torch.from_numpy(1 - out).flatten(1).float()
+        out = np.empty((len(times), *places, self.settings.filters), dtype=np.float32)
+        learned = self.weight.float().numpy(), self.thresholds.float().numpy()
+        first_spikes(times.astype(np.float32), *learned, WINDOW, out)
+        return torch.from_numpy(1 - out).flatten(1)
