@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import (
@@ -77,29 +77,35 @@ class Schedule(Strict):
         return 1 - done if self.kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
-class Latency(Strict):
+class Spikes(Strict):
+    """Base of the encodings by spikes: no light, no spike."""
+
+    blank: ClassVar[float] = math.inf
+
+
+class Latency(Spikes):
     """Bins 0 ... T - 1, the brighter the earlier; T is `bins`, or else the network's window."""
 
     kind: Literal["latency"]
     bins: PositiveInt | None = None
 
-    def times(self, images: Images, t_max: float) -> Tensor:
+    def code(self, images: Images, t_max: float) -> Tensor:
         return encode.latency(images.x, self.bins or int(t_max), x_max=images.x_max)
 
 
-class Linear(Strict):
+class Linear(Spikes):
     """Continuous times scale * (1 - x) of intensities x in 0 ... 1; up to `silent_below`, no spike."""
 
     kind: Literal["linear"]
     scale: PositiveFloat
     silent_below: Fraction = 0.0
 
-    def times(self, images: Images, t_max: float) -> Tensor:
+    def code(self, images: Images, t_max: float) -> Tensor:
         x = images.x.double() / images.x_max
         return (self.scale * (1 - x)).masked_fill(x <= self.silent_below, math.inf)
 
 
-class TwoTimes(Strict):
+class TwoTimes(Spikes):
     """Mostafa's code: one time for intensities above `threshold`, another, or silence, for the rest."""
 
     kind: Literal["two-times"]
@@ -115,13 +121,28 @@ class TwoTimes(Strict):
             raise ValueError(f"early must be at most late, got {self.early} and {self.late}")
         return self
 
-    def times(self, images: Images, t_max: float) -> Tensor:
+    def code(self, images: Images, t_max: float) -> Tensor:
         x = images.x.double() / images.x_max
         times = encode.binary(x, self.early, self.late, at=self.threshold, bright_early=self.bright_early)
         return times.masked_fill(x <= self.threshold, math.inf) if self.dark_silent else times
 
 
-Encoding = Annotated[Latency | Linear | TwoTimes, Field(discriminator="kind")]
+class Direct(Strict):
+    """No spikes: real-valued pixels (x - mean) / deviation, x in 0 ... 1, the same in every step."""
+
+    kind: Literal["direct"]
+    mean: float = 0.0
+    deviation: PositiveFloat = 1.0
+
+    @property
+    def blank(self) -> float:
+        return -self.mean / self.deviation
+
+    def code(self, images: Images, t_max: float) -> Tensor:
+        return (images.x.double() / images.x_max - self.mean) / self.deviation
+
+
+Encoding = Annotated[Latency | Linear | TwoTimes | Direct, Field(discriminator="kind")]
 
 
 class Network(Strict):
@@ -200,8 +221,8 @@ class Config(Strict):
         return self.network.name
 
     def encode(self, images: Images) -> Tensor:
-        """Spike times [samples, features] of images, in the network's precision."""
-        return self.encoding.times(images, self.network.t_max).to(self.network.torch_dtype)
+        """Spike times, or real-valued pixels, [samples, features] of images, in the network's precision."""
+        return self.encoding.code(images, self.network.t_max).to(self.network.torch_dtype)
 
     def digest(self) -> str:
         """Hash of everything that changes a run; the description does not."""

@@ -117,7 +117,8 @@ class Evaluation(Stored):
     """What a network does on a set of images, as `metrics.SpikeStatistics` counts it.
 
     Histograms are of the time of the first output spike, silence last; `right_histogram` is of those whose
-    label was decided for, and the first records lack it.
+    label was decided for, and the first records lack it. `multiplications` are those of real-valued pixels,
+    where an image does not come as spikes.
     """
 
     accuracy: Accuracies
@@ -130,6 +131,7 @@ class Evaluation(Stored):
     response_histogram: list[int]
     right_histogram: list[int] | None = None
     example: Example
+    multiplications: int | None = None
 
     @model_validator(mode="after")
     def _layers_and_samples_agree(self) -> Evaluation:

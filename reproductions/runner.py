@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import time
@@ -12,23 +11,17 @@ from typing import Any, Protocol
 
 import torch
 from pydantic import BaseModel
-from torch import Tensor
-
-from ssnn_plugin import decode, metrics
 
 from . import datasets, methods, records
 from .allocator import keep_freed_memory
 from .config import Config
 from .datasets import Images
 from .errors import SuiteError
+from .evaluation import evaluate
 from .features import Pipeline
 from .locks import locked, sweep
 from .methods import Implementation, Method
-from .records import BestEpoch, Epoch, Evaluation, Example, Record
-
-BATCH = 2000
-# Of a window in continuous time, for the histogram of response times.
-PARTS = 256
+from .records import BestEpoch, Epoch, Evaluation, Record
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ def execute(run: Run, progress: Progress) -> Record:
 
 def _execute(run: Run, progress: Progress) -> Record:
     keep_freed_memory()
-    pipeline = Pipeline(run.config.features, run.cache or datasets.default_cache())
+    pipeline = Pipeline(run.config.features, run.cache or datasets.default_cache(), run.seed)
     whole = _load(run, "train")
     training, validation = datasets.hold_out(whole, run.config.validation)
     training = pipeline.fit(training)
@@ -142,54 +135,6 @@ def _execute(run: Run, progress: Progress) -> Record:
     records.write_record(run.record, record)
     run.checkpoint.unlink(missing_ok=True)
     return record
-
-
-def evaluate(method: Method, config: Config, images: Images) -> Evaluation:
-    """Accuracy under all rules, spikes, response time; the first sample as an example."""
-    counts = metrics.SpikeCounts(config.t_max)
-    outputs, potentials, examples = [], [], []
-    for start in range(0, len(images), BATCH):
-        part = images.select(torch.arange(start, min(start + BATCH, len(images))))
-        times = config.encode(part)
-        layers, potential = method.predict(times)
-        layers = tuple(layer.cpu() for layer in layers)
-        counts.update(times, *layers)
-        outputs.append(layers[-1])
-        potentials.append(potential.cpu())
-        examples.append(_example(part, times, layers))
-    output, potential = torch.cat(outputs), torch.cat(potentials)
-    accuracy = {
-        rule: metrics.accuracy(output, images.y, potential=potential, tie=rule) for rule in metrics.RULES
-    }
-    found = dataclasses.asdict(counts.compute())
-    return Evaluation(
-        accuracy=accuracy,
-        **found | {key: list(found[key]) for key in ("total", "until_decision")},
-        response_histogram=_response_histogram(output, config.t_max),
-        right_histogram=_response_histogram(output[_right(output, potential, images.y)], config.t_max),
-        example=examples[0],
-    )
-
-
-def _right(output: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
-    """Which samples the first output spike decides right, rule `potential`."""
-    return decode.first_to_fire(output, potential, tie="potential", all_silent="undecided") == labels
-
-
-def _response_histogram(output: Tensor, t_max: float) -> list[int]:
-    """Samples by the time of their first output spike, in equal parts of the window; the silent ones last.
-
-    A part is a bin; of a window in continuous time, the `PARTS`th part.
-    """
-    parts = t_max if isinstance(t_max, int) else PARTS
-    first = output.min(1).values.clamp(max=t_max).double()
-    return (first * (parts / t_max)).long().bincount(minlength=parts + 1).tolist()
-
-
-def _example(images: Images, times: Tensor, layers: tuple[Tensor, ...]) -> Example:
-    rows = [times[0], *(layer[0].flatten() for layer in layers)]
-    spikes = [[None if t == float("inf") else t for t in row.tolist()] for row in rows]
-    return Example(label=int(images.y[0]), times=spikes)
 
 
 def _load(run: Run, split: str) -> Images:

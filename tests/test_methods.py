@@ -227,9 +227,9 @@ def test_statistics_are_means_over_samples_and_neurons():
 def test_a_shift_moves_the_image_and_lets_silence_in():
     image = torch.arange(12.0).reshape(1, 12)
     images = image.repeat(200, 1)
-    moved = augmented(images, (1, 3, 4), Augment(shift=1), torch.Generator().manual_seed(0)).reshape(
-        200, 3, 4
-    )
+    moved = augmented(
+        images, (1, 3, 4), Augment(shift=1), torch.inf, torch.Generator().manual_seed(0)
+    ).reshape(200, 3, 4)
     padded = nn.functional.pad(image.reshape(3, 4), [1] * 4, value=INF)
     possible = [padded[i : i + 3, j : j + 4] for i in range(3) for j in range(3)]
     found = [next(k for k, other in enumerate(possible) if torch.equal(one, other)) for one in moved]
@@ -239,15 +239,16 @@ def test_a_shift_moves_the_image_and_lets_silence_in():
 def test_a_shift_moves_all_channels_alike():
     one = torch.rand(50, 1, 3, 3, generator=torch.Generator().manual_seed(1))
     times = torch.cat([one, one + 1], dim=1).flatten(1)
-    moved = augmented(times, (2, 3, 3), Augment(shift=2), torch.Generator().manual_seed(0)).reshape(50, 2, 9)
+    moved = augmented(
+        times, (2, 3, 3), Augment(shift=2), torch.inf, torch.Generator().manual_seed(0)
+    ).reshape(50, 2, 9)
     torch.testing.assert_close(moved[:, 1], moved[:, 0] + 1)
 
 
 def test_a_mirrored_image_is_one_of_two():
     image = torch.arange(6.0).reshape(1, 6)
-    changed = augmented(
-        image.repeat(50, 1), (1, 2, 3), Augment(shift=0, mirror=True), torch.Generator().manual_seed(0)
-    )
+    random = torch.Generator().manual_seed(0)
+    changed = augmented(image.repeat(50, 1), (1, 2, 3), Augment(shift=0, mirror=True), torch.inf, random)
     assert sorted(changed.unique(dim=0).tolist()) == [[0, 1, 2, 3, 4, 5], [2, 1, 0, 5, 4, 3]]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_runs import Interrupted, Interrupting, Quiet, config, execute
 
-from reproductions import catalog, datasets, records, runner
+from reproductions import catalog, datasets, evaluation, records, runner
 from reproductions.errors import SuiteError
 from reproductions.runner import Run
 from ssnn_plugin.metrics import RULES
@@ -382,7 +382,7 @@ def test_a_record_names_every_commit_that_trained_it(tmp_path, monkeypatch):
 )
 def test_the_response_histogram_has_equal_parts_and_the_silent_last(t_max, parts, expected):
     outputs = torch.tensor([[3.0, 0.0], [3.0, 3.5], [math.inf, 3.999], [math.inf, math.inf]])
-    histogram = runner._response_histogram(outputs, t_max)
+    histogram = evaluation._response_histogram(outputs, t_max)
     assert {part: count for part, count in enumerate(histogram) if count} == expected
     assert len(histogram) == parts + 1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ssnn_plugin.nn import MinMaxScaling
@@ -18,18 +18,32 @@ from ..errors import SuiteError
 from ..locks import locked, sweep
 from ..records import Extractor, load_tensors, require_writable, save_tensors, temporary_prefix
 from . import cnn, extractors
+from .stdp import STDP, STDPConvolution
 
 BATCH = 100
 
 
 class Features(BaseModel):
-    """Which extractor; `grid` and `size` as `extractors.build` has them."""
+    """Which extractor; `grid` and `size` as `extractors.build` has them, `stdp` is how "stdp" learns."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     extractor: str
     grid: Annotated[int, Field(ge=1)] = 4
     size: Annotated[int, Field(ge=8)] | None = None
+    stdp: STDP | None = None
+
+    @model_validator(mode="after")
+    def _stdp_is_used(self) -> Features:
+        if (self.extractor == "stdp") != (self.stdp is not None):
+            raise ValueError(f"stdp goes with extractor 'stdp', which needs it; got {self.extractor!r}")
+        return self
+
+    def build(self) -> nn.Module:
+        """The extractor; one that learns from the data has to do so yet."""
+        if self.stdp is not None:
+            return STDPConvolution(extractors.DifferenceOfGaussians(), self.stdp)
+        return extractors.build(self.extractor, self.grid, self.size)
 
 
 class Pipeline:
@@ -38,21 +52,24 @@ class Pipeline:
     Args:
         features: from a config; None passes images on as they are.
         cache: folder in which extracted features are kept.
+        seed: of an extractor that learns from the training part; its features are not scaled.
     """
 
-    def __init__(self, features: Features | None, cache: Path) -> None:
-        self.features, self.cache = features, cache
-        self.extractor = (
-            extractors.build(features.extractor, features.grid, features.size) if features else None
-        )
+    def __init__(self, features: Features | None, cache: Path, seed: int = 0) -> None:
+        self.features, self.cache, self.seed = features, cache, seed
+        self.extractor = features.build() if features else None
         self.scaling: MinMaxScaling | None = None
 
     def fit(self, training: Images) -> Images:
         """Take the range of each feature from the training part; return its features."""
         if self.extractor is None:
             return training
+        if isinstance(self.extractor, STDPConvolution):
+            self.extractor.learn(intensities(training), self.seed)
         x = self._extract(training)
-        self.scaling = MinMaxScaling(x.shape[1]).fit(x)
+        self.scaling = (
+            None if isinstance(self.extractor, STDPConvolution) else MinMaxScaling(x.shape[1]).fit(x)
+        )
         return self._scaled(training, x)
 
     def __call__(self, images: Images) -> Images:
@@ -72,8 +89,8 @@ class Pipeline:
         return cached(self.extractor, images, self.cache)
 
     def _scaled(self, images: Images, x: Tensor) -> Images:
-        assert self.scaling is not None
-        return dataclasses.replace(images, x=self.scaling(x), x_max=1, shape=(x.shape[1],))
+        scaled = x if self.scaling is None else self.scaling(x)
+        return dataclasses.replace(images, x=scaled, x_max=1, shape=(x.shape[1],))
 
 
 def cached(extractor: nn.Module, images: Images, cache: Path) -> Tensor:
@@ -110,13 +127,21 @@ def _kept(path: Path) -> tuple[dict[str, int], Tensor]:
         return {}, torch.empty(0)
 
 
+def intensities(images: Images) -> Tensor:
+    """In 0 ... 1, [samples, channels, height, width]."""
+    return images.x.reshape(-1, *images.shape).float() / images.x_max
+
+
 @torch.no_grad()
 def extract(extractor: nn.Module, images: Images) -> Tensor:
     """Features [samples, features], batch by batch."""
     if not len(images):
         return torch.empty(0)
     features = torch.cat(
-        [extractor(x.reshape(-1, *images.shape).float() / images.x_max) for x in torch.split(images.x, BATCH)]
+        [
+            extractor(intensities(images.select(part)))
+            for part in torch.split(torch.arange(len(images)), BATCH)
+        ]
     )
     if not bool(features.isfinite().all()):
         raise SuiteError("features.extractor: some of its features are NaN or infinite")

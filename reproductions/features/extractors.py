@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import SuiteError
 from . import cnn
 
-KINDS = "raw, dog, gabor, efficientnet-lite0, cnn:<checkpoint> and torchvision:<model>"
+KINDS = "raw, dog, gabor, stdp, efficientnet-lite0, cnn:<checkpoint> and torchvision:<model>"
 
 
 def build(name: str, grid: int, size: int | None) -> nn.Module:

@@ -22,9 +22,23 @@ from torch import Tensor
 
 from ..config import Config
 from ..errors import SuiteError
+from ..evaluation import Prediction
 from ..records import EpochStatistics
 
-IMPLEMENTATIONS = ("s4nn", "ts4tl", "bs4nn", "ds4nn", "every_bin", "mostafa", "sparse_ramp")
+IMPLEMENTATIONS = (
+    "s4nn",
+    "ts4tl",
+    "bs4nn",
+    "ds4nn",
+    "every_bin",
+    "mostafa",
+    "sparse_ramp",
+    "tebn",
+    "ltmd",
+    "rate_backprop",
+    "time_based",
+    "s2stdp",
+)
 GROUP = "ssnn_plugin.methods"
 
 
@@ -37,8 +51,8 @@ class Method(Protocol):
         """Train on all samples once; call `advance` with the number of samples done."""
         ...
 
-    def predict(self, times: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Spike times of every layer of neurons, and the potential of the outputs."""
+    def predict(self, inputs: Tensor) -> Prediction:
+        """What the network does on encoded images, e.g. spike times by layer and potentials of outputs."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -16,6 +16,7 @@ from ssnn_plugin import metrics
 from .. import config
 from ..config import Config, Fraction, Strict
 from ..errors import SuiteError
+from ..evaluation import FirstSpikes, SpikeTotals
 from ..records import EpochStatistics
 from . import random_seed
 
@@ -75,6 +76,14 @@ def restore_average(average: AveragedModel, state: dict[str, Any]) -> None:
             mean.data.copy_(total / state["epochs"])
     else:
         average.load_state_dict(state)
+
+
+class Done(NamedTuple):
+    """Of a mini-batch: the loss without what `costs` adds, samples right, and spikes per neuron by layer."""
+
+    loss: float
+    right: float
+    spikes: list[Tensor]
 
 
 class Minibatch:
@@ -167,36 +176,40 @@ class Minibatch:
             batch = order[start : start + self.training.batch_size]
             inputs = times[batch]
             if self.training.augment:
-                inputs = augmented(inputs, self.shape, self.training.augment, augmenting)
+                blank = self.settings.encoding.blank
+                inputs = augmented(inputs, self.shape, self.training.augment, blank, augmenting)
             self._set_rates(epoch + start / len(order))
             target = labels[batch].to(self.device)
-            layers, batch_loss = self._step(inputs.to(self.device), target)
-            loss += batch_loss * len(batch)
-            right += metrics.accuracy(layers[-1], target, tie="lenient") * len(batch)
-            counts = [layer.isfinite().sum(0).cpu() for layer in layers]
-            spikes = [a + b for a, b in zip(spikes, counts, strict=True)] if spikes else counts
+            done = self._step(inputs.to(self.device), target)
+            loss += done.loss * len(batch)
+            right += done.right
+            spikes = [a + b for a, b in zip(spikes, done.spikes, strict=True)] if spikes else done.spikes
             advance(len(batch))
         self.spikes = spikes
         if self.training.averages(epoch):
             self.average.update_parameters(self.network)
         return EpochStatistics.of(loss, right, spikes, len(order))
 
-    def _step(self, inputs: Tensor, labels: Tensor) -> tuple[list[Tensor], float]:
-        """Learn from a mini-batch; spike times by layer and the loss, without what `costs` adds."""
+    def _step(self, inputs: Tensor, labels: Tensor) -> Done:
+        """Learn from a mini-batch."""
         layers, potential = self.forward(inputs)
         loss = self.loss(layers[-1], potential, labels)
+        self._learn(loss + self.costs(layers))
+        right = metrics.accuracy(layers[-1].detach(), labels, tie="lenient") * len(labels)
+        return Done(loss.item(), right, [layer.isfinite().sum(0).cpu() for layer in layers])
+
+    def _learn(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
-        torch.autograd.backward(loss + self.costs(layers))
+        torch.autograd.backward(loss)
         self.after_backward()
         self.optimizer.step()
         self.after_step()
-        return [layer.detach() for layer in layers], loss.item()
 
-    def predict(self, times: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    def predict(self, times: Tensor) -> FirstSpikes | SpikeTotals:
         self.network.eval()
         with torch.no_grad(), self._averaged_weights():
             layers, potential = self.forward(times.to(self.device))
-        return tuple(layers), potential
+        return FirstSpikes(tuple(layers), potential)
 
     def generator(self, epoch: int, purpose: int) -> torch.Generator:
         """Random numbers that depend on seed, epoch and purpose alone."""
@@ -242,16 +255,18 @@ class Minibatch:
         self.spikes = state["spikes"]
 
 
-def augmented(times: Tensor, shape: tuple[int, ...], augment: Augment, generator: torch.Generator) -> Tensor:
-    """Flat images of spike times, each changed in its own way."""
+def augmented(
+    inputs: Tensor, shape: tuple[int, ...], augment: Augment, blank: float, generator: torch.Generator
+) -> Tensor:
+    """Flat encoded images, each changed in its own way; `blank` is how no light is encoded."""
     channels, height, width = shape
     most = augment.shift
-    padded = nn.functional.pad(times.reshape(-1, *shape), [most] * 4, value=torch.inf)
-    down, right = torch.randint(2 * most + 1, (2, len(times), 1), generator=generator)
+    padded = nn.functional.pad(inputs.reshape(-1, *shape), [most] * 4, value=blank)
+    down, right = torch.randint(2 * most + 1, (2, len(inputs), 1), generator=generator)
     rows, columns = down + torch.arange(height), right + torch.arange(width)
     if augment.mirror:
-        mirrored = torch.rand(len(times), 1, generator=generator) < 0.5
+        mirrored = torch.rand(len(inputs), 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    sample = torch.arange(len(times))[:, None, None, None]
+    sample = torch.arange(len(inputs))[:, None, None, None]
     channel = torch.arange(channels)[:, None, None]
     return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]].flatten(1)

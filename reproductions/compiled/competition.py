@@ -1,0 +1,190 @@
+"""S2-STDP and its relatives, one sample at a time; see `methods.s2stdp`."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+WINDOW = 1.0
+RULES = "s2stdp", "sstdp", "s4nn", "r-stdp"
+AROUND_MEAN, AT_LEAST, AFTER_FIRST, REWARD = range(len(RULES))
+
+
+class Rule(NamedTuple):
+    """What a compiled call learns by."""
+
+    kind: int
+    gap: float
+    plus: float
+    minus: float
+    anti_plus: float
+    anti_minus: float
+    per_class: int
+    non_target: int
+    first_of_class: bool
+    low: float
+    high: float
+    mass: float  # of a neuron's weights, which is kept; 0 where it is not
+
+
+@njit(cache=True, nogil=True)
+def fire(order, times, weight, thresholds, out, v):
+    """Spike times and potentials of one sample: inputs in order, weights [inputs, neurons]; 1 is silence.
+
+    Inputs of one time count together; the last input fires no one (both as in the authors' code).
+    """
+    out[:] = WINDOW
+    v[:] = 0.0
+    if not len(order):
+        return
+    current = times[order[0]]
+    for n in range(len(order)):
+        i = order[n]
+        if times[i] != current or n == len(order) - 1:
+            for j in range(len(v)):
+                if out[j] == WINDOW and v[j] > thresholds[j]:
+                    out[j] = current
+            current = times[i]
+        for j in range(len(v)):
+            if out[j] == WINDOW:
+                v[j] += weight[i, j]
+
+
+@njit(cache=True, nogil=True)
+def earlier(a, b, out, v):
+    """Whether neuron a decides against b: it fires first, or with the higher potential."""
+    return out[a] < out[b] or (out[a] == out[b] and v[a] > v[b])
+
+
+@njit(cache=True, nogil=True)
+def first_of(start, stop, out, v):
+    best = start
+    for j in range(start + 1, stop):
+        if earlier(j, best, out, v):
+            best = j
+    return best
+
+
+@njit(cache=True, nogil=True)
+def choose(out, v, dropped, rule, updated):
+    """Mark who is updated: all, the first of each class, or of all; the losers of a class are silenced."""
+    updated[:] = ~dropped
+    if rule.kind == REWARD:
+        updated[:] = False
+        updated[first_of(0, len(out), out, v)] = True
+    elif rule.first_of_class:
+        for start in range(0, len(out), rule.per_class):
+            best = first_of(start, start + rule.per_class, out, v)
+            for j in range(start, start + rule.per_class):
+                if j != best:
+                    updated[j], out[j] = False, WINDOW
+
+
+@njit(cache=True, nogil=True)
+def find_errors(out, label, updated, accuracy, rule, error):
+    """How much too late each updated neuron is; of R-STDP, the factor of what it changes by."""
+    target = np.zeros(len(out), dtype=np.bool_)
+    target[label * rule.per_class + rule.non_target : (label + 1) * rule.per_class] = True
+    if rule.kind == REWARD:
+        for j in range(len(out)):
+            error[j] = (1 - accuracy if target[j] else accuracy) if updated[j] else 0.0
+        return
+    base, fired, earliest, count = 0.0, 0, WINDOW, 0
+    for j in range(len(out)):
+        count += updated[j]
+        if updated[j] and out[j] < WINDOW:
+            base, fired, earliest = base + out[j], fired + 1, min(earliest, out[j])
+    targets = 1 if rule.first_of_class else rule.per_class
+    if rule.kind == AFTER_FIRST:
+        before, after = 0.0, rule.gap
+        base = min(earliest, WINDOW - rule.gap)
+    else:
+        before, after = rule.gap * (count - targets) / count, rule.gap * targets / count
+        base = min(base / fired, WINDOW - after) if fired else WINDOW - after
+    for j in range(len(out)):
+        wanted = base - before if target[j] else base + after
+        if rule.kind != AROUND_MEAN:
+            wanted = min(out[j], wanted) if target[j] else max(out[j], wanted)
+        error[j] = out[j] - wanted if updated[j] else 0.0
+    if rule.kind == AFTER_FIRST:
+        norm = math.sqrt((error * error).sum())
+        if norm > 0:
+            error /= norm
+
+
+@njit(cache=True, nogil=True)
+def change_weights(times, weight, out, updated, error, right, rule):
+    """STDP of the updated neurons, within the range of weights; the mass of each is kept if it should be."""
+    plus, minus = rule.plus, rule.minus
+    if rule.kind == REWARD and not right:
+        plus, minus = rule.anti_plus, rule.anti_minus
+    neurons = np.flatnonzero(updated)
+    mass = np.zeros(len(neurons))
+    for i in range(len(times)):
+        for n in range(len(neurons)):
+            j = neurons[n]
+            changed = weight[i, j] + error[j] * (plus if times[i] <= out[j] else minus)
+            weight[i, j] = min(max(changed, rule.low), rule.high)
+            mass[n] += abs(weight[i, j])
+    if rule.mass > 0:
+        for i in range(len(times)):
+            for n in range(len(neurons)):
+                if mass[n] > 0:
+                    weight[i, neurons[n]] *= rule.mass / mass[n]
+
+
+@njit(cache=True, nogil=True)
+def compete(out, v, label, rate, floor, raised, rule):
+    """Raise the threshold of the label's neuron that fired first, lower those of its other neurons."""
+    start, stop = label * rule.per_class + rule.non_target, (label + 1) * rule.per_class
+    size = stop - start
+    if size < 2:
+        return
+    winner = first_of(start, stop, out, v)
+    for j in range(start, stop):
+        raised[j] += rate * (size - 1) / size if j == winner else -rate / size
+        raised[j] = max(raised[j], floor)
+
+
+@njit(cache=True, nogil=True)
+def learn(times, labels, weight, thresholds, raised, rate, floor, one, dropped, accuracy, rule, fired):
+    """Samples right, and the sum of the squared errors; `fired` counts the spikes of every neuron."""
+    neurons = weight.shape[1]
+    out, v, error = np.empty(neurons), np.empty(neurons), np.empty(neurons)
+    updated = np.empty(neurons, dtype=np.bool_)
+    right, loss = 0, 0.0
+    for n in range(len(times)):
+        label = labels[n]
+        order = np.argsort(times[n])
+        order = order[: (times[n] < WINDOW).sum()]
+        current = raised.copy() if one else thresholds.copy()
+        start, stop = label * rule.per_class + rule.non_target, (label + 1) * rule.per_class
+        current[start:stop] = raised[start:stop]
+        for j in range(neurons):
+            if dropped[n, j]:
+                current[j] = np.inf
+        fire(order, times[n], weight, current, out, v)
+        fired += out < WINDOW
+        best = first_of(0, neurons, out, v)
+        is_right = best // rule.per_class == label
+        right += is_right
+        if rate > 0:
+            compete(out, v, label, rate, floor, raised, rule)
+        choose(out, v, dropped[n], rule, updated)
+        find_errors(out, label, updated, accuracy, rule, error)
+        if rule.kind == REWARD:
+            is_right = is_right and best % rule.per_class >= rule.non_target
+        change_weights(times[n], weight, out, updated, error, is_right, rule)
+        loss += 0.5 * (error * error).sum()
+    return right, loss
+
+
+@njit(cache=True, nogil=True)
+def run(times, weight, thresholds, out, v):
+    """Spike times and potentials [samples, neurons]."""
+    for n in range(len(times)):
+        order = np.argsort(times[n])
+        fire(order[: (times[n] < WINDOW).sum()], times[n], weight, thresholds, out[n], v[n])

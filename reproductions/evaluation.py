@@ -1,0 +1,163 @@
+"""What a network does on a set of images: accuracy under all rules, spikes, response time.
+
+A method predicts either the first spikes of single-spike neurons, or what neurons that fire more often did.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ssnn_plugin import decode, metrics
+
+from .config import Config
+from .datasets import Images
+from .records import Evaluation, Example
+
+BATCH = 2000
+# Of a window in continuous time, for the histogram of response times.
+PARTS = 256
+
+
+class FirstSpikes(NamedTuple):
+    """Spike times of every layer of neurons, outputs last, and the potential of the outputs.
+
+    Where several neurons stand for a class, `classes` are the times of the classes, as the potential is.
+    """
+
+    layers: tuple[Tensor, ...]
+    potential: Tensor
+    classes: Tensor | None = None
+
+
+class SpikeTotals(NamedTuple):
+    """Of neurons that fire more than once: spikes [samples, layers], and the scores [samples, classes].
+
+    The highest score decides, after all steps. `first` are the times of the first spikes by layer,
+    `multiplications` those that the real-valued pixels of an image need.
+    """
+
+    spikes: Tensor
+    scores: Tensor
+    first: tuple[Tensor, ...]
+    multiplications: int
+
+
+Prediction: TypeAlias = FirstSpikes | SpikeTotals | tuple[tuple[Tensor, ...], Tensor]
+
+
+class Predicts(Protocol):
+    """What is asked of a method here."""
+
+    def predict(self, inputs: Tensor) -> Prediction:
+        """What the network does on encoded images; a plain pair is that of `FirstSpikes`."""
+        ...
+
+
+def evaluate(method: Predicts, config: Config, images: Images) -> Evaluation:
+    """Accuracy under all rules, spikes, response time; the first sample as an example."""
+    tally: _FirstSpikeTally | _TotalsTally | None = None
+    for start in range(0, len(images), BATCH):
+        part = images.select(torch.arange(start, min(start + BATCH, len(images))))
+        inputs = config.encode(part)
+        prediction = method.predict(inputs)
+        if tally is None:
+            tally = (_TotalsTally if isinstance(prediction, SpikeTotals) else _FirstSpikeTally)(config)
+        tally.add(part, inputs, prediction)
+    assert tally is not None
+    return tally.evaluation(images.y)
+
+
+class _FirstSpikeTally:
+    """Layers of single-spike neurons: the first output spike decides."""
+
+    def __init__(self, config: Config) -> None:
+        self.t_max = config.t_max
+        self.counts = metrics.SpikeCounts(config.t_max)
+        self.outputs: list[Tensor] = []
+        self.potentials: list[Tensor] = []
+        self.example: Example | None = None
+
+    def add(self, images: Images, times: Tensor, prediction: Any) -> None:
+        found = FirstSpikes(*prediction)
+        layers = tuple(layer.cpu() for layer in found.layers)
+        self.counts.update(times, *layers)
+        self.outputs.append(layers[-1] if found.classes is None else found.classes.cpu())
+        self.potentials.append(found.potential.cpu())
+        self.example = self.example or _example(images, (times, *layers))
+
+    def evaluation(self, labels: Tensor) -> Evaluation:
+        output, potential = torch.cat(self.outputs), torch.cat(self.potentials)
+        right = decode.first_to_fire(output, potential, tie="potential", all_silent="undecided") == labels
+        found = dataclasses.asdict(self.counts.compute())
+        assert self.example is not None
+        return Evaluation(
+            accuracy={
+                rule: metrics.accuracy(output, labels, potential=potential, tie=rule)
+                for rule in metrics.RULES
+            },
+            **found | {key: list(found[key]) for key in ("total", "until_decision")},
+            response_histogram=_response_histogram(output, self.t_max),
+            right_histogram=_response_histogram(output[right], self.t_max),
+            example=self.example,
+        )
+
+
+class _TotalsTally:
+    """Neurons that fire more than once: the highest score decides, after all steps.
+
+    Scores are decided for as potentials of silent outputs are, with the same rules for ties.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.steps = int(config.t_max)
+        self.parts: list[SpikeTotals] = []
+        self.example: Example | None = None
+
+    def add(self, images: Images, inputs: Tensor, prediction: Any) -> None:
+        self.parts.append(prediction)
+        self.example = self.example or _example(images, prediction.first)
+
+    def evaluation(self, labels: Tensor) -> Evaluation:
+        scores = torch.cat([part.scores.cpu() for part in self.parts])
+        spikes = torch.cat([part.spikes.cpu() for part in self.parts])
+        best = scores == scores.max(dim=1, keepdim=True).values
+        tied = best.sum(1) > 1
+        of_label = best.gather(1, labels.long().unsqueeze(1)).squeeze(1)
+        first = best.int().argmax(1) == labels
+        right = {"lenient": of_label, "first_index": first, "potential": first, "unique": of_label & ~tied}
+        total = [0.0, *spikes.double().mean(0).tolist()]
+        assert self.example is not None
+        return Evaluation(
+            accuracy={rule: right[rule].double().mean().item() for rule in metrics.RULES},
+            samples=len(labels),
+            total=total,
+            until_decision=total,
+            response_time=float(self.steps),
+            tied=tied.double().mean().item(),
+            silent=0.0,
+            response_histogram=[0] * (self.steps - 1) + [len(labels), 0],
+            example=self.example,
+            multiplications=self.parts[0].multiplications,
+        )
+
+
+def _response_histogram(output: Tensor, t_max: float) -> list[int]:
+    """Samples by the time of their first output spike, in equal parts of the window; the silent ones last.
+
+    A part is a bin; of a window in continuous time, the `PARTS`th part.
+    """
+    parts = t_max if isinstance(t_max, int) else PARTS
+    first = output.min(1).values.clamp(max=t_max).double()
+    return (first * (parts / t_max)).long().bincount(minlength=parts + 1).tolist()
+
+
+def _example(images: Images, layers: tuple[Tensor, ...]) -> Example:
+    rows = [layer[0].flatten().tolist() for layer in layers]
+    return Example(
+        label=int(images.y[0]), times=[[None if t == math.inf else t for t in row] for row in rows]
+    )

@@ -1,0 +1,152 @@
+"""Rate-based back-propagation (Yu et al., NeurIPS 2024), and back-propagation through time as its control.
+
+Leaky neurons with a soft reset, V <- lambda V + I, spike where V > 1, V <- V - s. The spikes of T steps are
+computed without a graph; each layer keeps its mean spikes r and the eligibility
+e = mean_t kappa_t s'(V_t - 1), where kappa_1 = 1 and kappa_(t+1) = 1 + kappa_t (lambda - lambda s'_t): what
+a lasting current adds to V. Then one pass through a static network of rates r + e (x - x), where x is the
+mean current, with a graph, learns at a cost that does not grow with T. Its values are those of the spikes,
+its gradient that of the rates.
+
+Batches are normalised in every step; in the pass of rates with the mean of those statistics, which learn
+as statistics of the rates. A neuron that fires once has the rate 0 or 1 / T: this is no method for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ssnn_plugin.surrogate import Surrogate
+
+from . import multi_spike
+from .multi_spike import MultiSpike, OverSteps, SpikingLayer, leaky
+
+SLOPE = 4.0
+
+
+class Training(multi_spike.Training):
+    gradient: Literal["rate", "through-time"]
+
+
+class Settings(multi_spike.Settings):
+    training: Training
+
+
+class Sigmoid(Surrogate):
+    """Derivative of a sigmoid of slope 4."""
+
+    def derivative(self, distance: Tensor) -> Tensor:
+        spike = torch.sigmoid(SLOPE * distance)
+        return SLOPE * spike * (1 - spike)
+
+
+@dataclass
+class Rates:
+    """Sums over the steps so far: of a layer's spikes, its eligibility, and the statistics of its currents.
+
+    `v` and `kappa` are those of the next step.
+    """
+
+    v: Tensor | float = 0.0
+    kappa: Tensor | float = 1.0
+    spikes: Tensor | float = 0.0
+    eligibility: Tensor | float = 0.0
+    mean: Tensor | float = 0.0
+    variance: Tensor | float = 0.0
+
+
+class InEachStep(nn.Module):
+    """The normalisation of the batch of each step: [T * batch, channels, *] to the same."""
+
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d, steps: int) -> None:
+        super().__init__()
+        self.norm, self.steps = norm, steps
+
+    def forward(self, currents: Tensor) -> Tensor:
+        return torch.cat([self.norm(part) for part in currents.chunk(self.steps)])
+
+    def of_rates(self, currents: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        """Mean currents [batch, channels, *], normalised; the values of the statistics are those given."""
+        own_mean, own_variance = statistics(currents)
+        mean = mean + own_mean - own_mean.detach()
+        variance = variance + own_variance - own_variance.detach()
+        normalized = (currents - mean) * (variance + self.norm.eps).rsqrt()
+        weight, bias = (per_channel(value, currents) for value in (self.norm.weight, self.norm.bias))
+        return weight * normalized + bias
+
+
+class RateLayer(SpikingLayer):
+    """A spiking layer that can do one step, and learn from rates."""
+
+    norm: InEachStep
+    neurons: OverSteps
+
+    def step(self, inputs: Tensor, rates: Rates, surrogate: Surrogate) -> Tensor:
+        """Spikes of the next step; `rates` takes them up."""
+        current = self.connection(inputs).to(self.norm.norm.weight.dtype)
+        mean, variance = statistics(current)
+        neuron = self.neurons.neuron
+        v = neuron.beta * rates.v + self.norm.norm(current)
+        spikes: Tensor = (v > neuron.threshold).to(v)
+        slope = surrogate.derivative(v - neuron.threshold)
+        rates.spikes, rates.eligibility = rates.spikes + spikes, rates.eligibility + rates.kappa * slope
+        rates.mean, rates.variance = rates.mean + mean, rates.variance + variance
+        rates.v = v - neuron.threshold * spikes
+        rates.kappa = 1 + neuron.beta * rates.kappa * (1 - neuron.threshold * slope)
+        return spikes
+
+    def rate(self, inputs: Tensor, rates: Rates, steps: int) -> Tensor:
+        """Mean spikes, of which the mean currents are the cause."""
+        current = self.connection(inputs).to(self.norm.norm.weight.dtype)
+        x = self.norm.of_rates(
+            current, torch.as_tensor(rates.mean / steps), torch.as_tensor(rates.variance / steps)
+        )
+        return (rates.spikes + rates.eligibility * (x - x.detach())) / steps
+
+
+class RateBackprop(MultiSpike):
+    settings: Settings
+    training: Training
+    layer = RateLayer
+    surrogate = Sigmoid()
+
+    def norm(self, number: int, channels: int, spatial: bool) -> nn.Module:
+        return InEachStep(nn.BatchNorm2d(channels) if spatial else nn.BatchNorm1d(channels), self.steps)
+
+    def neurons(self, number: int) -> OverSteps:
+        soft = leaky(self.settings.network, self.surrogate, reset_mechanism="subtract", reset_delay=False)
+        return OverSteps(soft, self.steps)
+
+    def learn(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        if self.training.gradient == "through-time":
+            return super().learn(images)
+        layers = [layer for layer in self.network.modules() if isinstance(layer, RateLayer)]
+        shaped, all_rates = self.shaped(images), [Rates() for _ in layers]
+        with torch.no_grad():
+            for _ in range(self.steps):
+                values = shaped
+                for layer, stage, rates in zip(layers, self.stages, all_rates, strict=False):
+                    values = stage.after(layer.step(values, rates, self.surrogate))
+        values = shaped
+        for layer, stage, rates in zip(layers, self.stages, all_rates, strict=False):
+            values = stage.after(layer.rate(values, rates, self.steps))
+        outputs = self.stages[-1].neurons(values).to(images.dtype)
+        return [torch.as_tensor(rates.spikes) for rates in all_rates], outputs.unsqueeze(0)
+
+
+def statistics(currents: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every channel, as they go with currents [batch, channels, *]."""
+    across = [0, *range(2, currents.ndim)]
+    variance, mean = torch.var_mean(currents, across, unbiased=False, keepdim=True)
+    return mean, variance
+
+
+def per_channel(values: Tensor, currents: Tensor) -> Tensor:
+    """Values [channels] as they go with currents [batch, channels, *]."""
+    return values.reshape(-1, *[1] * (currents.ndim - 2))
+
+
+build = RateBackprop

@@ -1,0 +1,63 @@
+"""TEBN (Duan et al., NeurIPS 2022): batch normalisation over all steps, and a learned scale for each step.
+
+x -> p[t] (gamma (x - mean) / deviation + beta); mean and deviation are over batch, steps and positions, p[t]
+is a number per layer and step, 1 at first. Neurons: V <- V / 4 (1 - s) + I, threshold 1, surrogate
+max(0, 1 - |V - 1|). Controls: no normalisation, the batch's alone (p = 1), and statistics of each step of its
+own (BNTT, Kim & Panda 2021).
+
+No number on grey images is published; the network and its training are ours.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import multi_spike
+from .multi_spike import MultiSpike
+
+
+class Network(multi_spike.Network):
+    normalization: Literal["none", "batch", "each-step", "tebn"]
+
+
+class Settings(multi_spike.Settings):
+    network: Network
+
+
+class TEBN(MultiSpike):
+    settings: Settings
+
+    def norm(self, number: int, channels: int, spatial: bool) -> nn.Module:
+        over_batch = nn.BatchNorm2d if spatial else nn.BatchNorm1d
+        kind = self.settings.network.normalization
+        if kind == "none":
+            return nn.Identity()
+        if kind == "each-step":
+            return EachStep([over_batch(channels) for _ in range(self.steps)])
+        norm = over_batch(channels)
+        return nn.Sequential(norm, StepScale(self.steps)) if kind == "tebn" else norm
+
+
+class StepScale(nn.Module):
+    """A learned factor for each step: [T * batch, *] to the same."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(steps))
+
+    def forward(self, currents: Tensor) -> Tensor:
+        of_sample = self.weight.repeat_interleave(len(currents) // len(self.weight))
+        return currents * of_sample.reshape(-1, *[1] * (currents.ndim - 1))
+
+
+class EachStep(nn.ModuleList):
+    """A normalisation of its own for each step: [T * batch, *] to the same."""
+
+    def forward(self, currents: Tensor) -> Tensor:
+        return torch.cat([norm(part) for norm, part in zip(self, currents.chunk(len(self)), strict=True)])
+
+
+build = TEBN

@@ -1,0 +1,338 @@
+"""Methods whose neurons fire more than once, against loops written out by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from reproductions import evaluation, methods
+from reproductions.catalog import validated
+from reproductions.datasets import Images
+from reproductions.methods import ltmd, multi_spike, rate_backprop, tebn, time_based
+
+NETWORK = {"layers": ["4C3p1", "A2", "6"], "t_max": 3}
+TRAINING = {"batch_size": 8, "optimizer": "adam", "epochs": 1, "learning_rates": [1e-3]}
+OWN = {
+    "tebn": ({"normalization": "tebn"}, {}),
+    "ltmd": ({}, {"moderate_dropout": 0.2}),
+    "rate_backprop": ({"beta": 0.2}, {"gradient": "rate"}),
+    "time_based": ({}, {"loss": "count-plus"}),
+}
+
+
+def build(implementation, network=None, training=None, seed=0):
+    """A tiny method for images of 8 x 8 and three classes."""
+    own_network, own_training = OWN[implementation]
+    content = {
+        "method": "tiny",
+        "implementation": implementation,
+        "dataset": "digits",
+        "description": "",
+        "validation": 0,
+        "encoding": {"kind": "direct"},
+        "network": NETWORK | own_network | (network or {}),
+        "training": TRAINING | own_training | (training or {}),
+    }
+    return methods.build(validated(content, "test"), (1, 8, 8), 3, seed, "cpu")
+
+
+def samples(n=24):
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(n, 64, generator=generator), torch.arange(n) % 3
+
+
+@pytest.mark.parametrize("implementation", OWN)
+def test_a_method_learns_and_resumes(implementation):
+    images, labels = samples()
+    method = build(implementation)
+    losses = [method.train_epoch(epoch, images, labels, lambda n: None).loss for epoch in range(6)]
+    assert losses[-1] < losses[0]
+    other = build(implementation, seed=1)
+    other.load_state_dict(method.state_dict())
+    for a, b in zip(method.predict(images)[:2], other.predict(images)[:2], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("implementation", OWN)
+def test_a_prediction_does_not_depend_on_the_other_images(implementation):
+    images, labels = samples()
+    method = build(implementation)
+    method.train_epoch(0, images, labels, lambda n: None)
+    whole, part = method.predict(images), method.predict(images[3:5])
+    assert torch.equal(whole.spikes[3:5], part.spikes)
+    torch.testing.assert_close(whole.scores[3:5], part.scores)
+
+
+def test_the_highest_score_decides_and_ties_are_told_apart():
+    class Fixed:
+        def predict(self, inputs):
+            scores = torch.tensor([[1.0, 2.0, 0.0], [3.0, 3.0, 1.0], [0.0, 1.0, 5.0]])
+            first = (torch.tensor([[0.0, math.inf]]),)
+            return evaluation.SpikeTotals(torch.tensor([[4, 1], [2, 1], [0, 1]]), scores, first, 7)
+
+    config = build("tebn").settings
+    images = Images(torch.zeros(3, 64), torch.tensor([1, 1, 0]), 1, 3, (1, 8, 8))
+    result = evaluation.evaluate(Fixed(), config, images)
+    assert result.accuracy == pytest.approx(
+        {"lenient": 2 / 3, "first_index": 1 / 3, "potential": 1 / 3, "unique": 1 / 3}
+    )
+    assert result.total == [0.0, 2.0, 1.0]
+    assert (result.tied, result.response_time, result.multiplications) == (pytest.approx(1 / 3), 3.0, 7)
+    assert result.response_histogram == [0, 0, 3, 0]
+    assert result.example.times == [[0.0, None]]
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"), [(10, 10 * 3 * 8 * 8), (multi_spike.Convolution(5, 3, 2, 1), 5 * 3 * 9 * 4 * 4)]
+)
+def test_multiplications_of_real_valued_pixels(first, expected):
+    assert multi_spike.multiplications(first, (3, 8, 8)) == expected
+
+
+def test_a_pool_of_spike_trains_is_an_average():
+    with pytest.raises(Exception, match="'A2'"):
+        build("tebn", {"layers": ["4C3p1", "P2", "6"]})
+
+
+# Neurons and normalisation
+
+
+def test_leaky_neurons_fire_as_a_loop_says():
+    method = build("tebn", {"t_max": 5})
+    currents = 2 * torch.rand(5, 7, 4, generator=torch.Generator().manual_seed(1))
+    found = method.neurons(0)(currents.flatten(0, 1)).unflatten(0, (5, 7))
+    v = torch.zeros(7, 4)
+    for t in range(5):
+        v = 0.25 * v + currents[t]
+        assert torch.equal(found[t], (v > 1).float())
+        v = v * (v <= 1)
+
+
+def test_the_surrogate_of_tebn_is_a_triangle():
+    neuron = multi_spike.leaky(build("tebn").settings.network, multi_spike.Triangle(1.0))
+    v = torch.tensor([0.25, 0.75, 1.5, 2.5], requires_grad=True)
+    neuron(v, torch.zeros(4))[0].sum().backward()
+    assert v.grad.tolist() == [0.25, 0.75, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["none", "batch", "each-step", "tebn"])
+def test_normalisations_over_steps(kind):
+    norm = build("tebn", {"normalization": kind}).norm(0, 4, spatial=True)
+    x = torch.randn(3, 5, 4, 2, 2, generator=torch.Generator().manual_seed(2))
+    for module in norm.modules():
+        if isinstance(module, tebn.StepScale):
+            module.weight.data.copy_(torch.tensor([1.0, 2.0, 0.5]))
+    found = norm(x.flatten(0, 1)).unflatten(0, (3, 5))
+    across = (1, 3, 4) if kind == "each-step" else (0, 1, 3, 4)
+    mean, variance = x.mean(across, keepdim=True), x.var(across, unbiased=False, keepdim=True)
+    expected = x if kind == "none" else (x - mean) / (variance + 1e-5).sqrt()
+    if kind == "tebn":
+        expected = expected * torch.tensor([1.0, 2.0, 0.5]).reshape(3, 1, 1, 1, 1)
+    torch.testing.assert_close(found, expected)
+
+
+# LTMD
+
+
+def test_output_neurons_pass_on_their_potential():
+    network = build("ltmd").settings.network
+    neurons = ltmd.OutputNeurons(network, steps=2)
+    nn.init.zeros_(neurons.lateral.weight)
+    found = neurons(torch.tensor([[0.3, 1.0], [0.6, 0.1]]))
+    assert found.flatten().tolist() == pytest.approx([0.0, 1.0, 0.25 * 0.3 + 0.6, 0.0])
+
+
+def test_a_neighbour_adds_a_lateral_current():
+    network = build("ltmd").settings.network
+    neurons = ltmd.OutputNeurons(network, steps=1)
+    with torch.no_grad():
+        neurons.lateral.weight.copy_(torch.tensor([[[0.0, 0.5, 0.0, 0.0, 0.0]]]))
+        found = neurons(torch.tensor([[1.0, 0.0, 2.0]]))
+    assert found.flatten().tolist() == pytest.approx([1.0, 0.5, 2.0])
+
+
+def test_moderate_dropout_keeps_by_activity():
+    keep = ltmd.ModerateDropout(0.2, 1).keep(torch.tensor([[0.0, 1.0], [2.0, 4.0]]))
+    scaled = torch.tensor([[0.0, 0.25], [0.5, 1.0]])
+    torch.testing.assert_close(keep, 1 - (1 - scaled) * 0.2 / (1 - scaled.mean()))
+
+
+def test_a_learned_threshold_is_a_tanh():
+    method = build("ltmd")
+    (neuron,) = [m for m in method.network.modules() if isinstance(m, multi_spike.snntorch.Leaky)]
+    assert neuron.threshold.item() == pytest.approx(math.tanh(0.5))
+    before = neuron.threshold.item()
+    images, labels = samples()
+    for epoch in range(3):
+        method.train_epoch(epoch, images, labels, lambda n: None)
+    assert 0 < neuron.threshold.item() < 1
+    assert neuron.threshold.item() != before
+    fixed = build("ltmd", {"learn_threshold": False})
+    assert not [name for name, _ in fixed.network.named_parameters() if "threshold" in name]
+
+
+# Rate-based back-propagation
+
+
+def gradients(gradient, steps):
+    method = build("rate_backprop", {"t_max": steps}, {"gradient": gradient})
+    method.network.train()
+    images, labels = samples()
+    method._step(images, labels)
+    return torch.cat([p.grad.flatten() for p in method.network.parameters() if p.grad is not None])
+
+
+def test_with_one_step_it_is_back_propagation():
+    torch.testing.assert_close(gradients("rate", 1), gradients("through-time", 1), rtol=1e-3, atol=1e-6)
+
+
+def test_with_more_steps_it_points_the_same_way():
+    similarity = torch.cosine_similarity(gradients("rate", 6), gradients("through-time", 6), dim=0)
+    assert similarity > 0.8
+
+
+def test_eligibility_is_what_a_lasting_current_adds():
+    method = build("rate_backprop", {"t_max": 4})
+    layer = next(m for m in method.network.modules() if isinstance(m, rate_backprop.RateLayer))
+    layer.eval()
+    rates, image = rate_backprop.Rates(), torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for _ in range(4):
+            layer.step(image, rates, method.surrogate)
+    current = layer.norm.norm(layer.connection(image)).detach().requires_grad_()
+    layer.neurons(current.repeat(4, 1, 1, 1)).sum().backward()
+    torch.testing.assert_close(rates.eligibility, current.grad)
+
+
+# Time-based training
+
+
+def naive_event_gradients(inputs, spikes, rise, levels, errors, weight):
+    """The published backward pass of one layer, neuron by neuron, spike by spike."""
+    theta_m, theta_s, theta_g = 1 / 5, 1 / 3, 1 / 2.5
+    steps, batch, outs = spikes.shape
+    of_weight, of_inputs = torch.zeros_like(weight), torch.zeros_like(inputs)
+    for b in range(batch):
+        for j in range(outs):
+            for t in range(steps):
+                owner = next((u for u in range(t, steps) if spikes[u, b, j]), None)
+                if owner is None:
+                    continue
+                k = owner - t
+                kw = ((1 - theta_m) ** (k + 1) - (1 - theta_s) ** (k + 1)) * theta_s / (theta_s - theta_m)
+                kt = -((1 - theta_g) ** (k + 1))
+                error = errors[owner, b, j]
+                of_v = error * (-1 / rise[owner, b, j]).clamp(-4, 0)
+                of_q = error * (-1 / levels[owner, b, j]).clamp(-1e4, 0)
+                of_weight[j] += of_v * kw * inputs[t, b]
+                of_inputs[t, b] += of_q * kt * weight[j] * inputs[t, b]
+    return of_weight, of_inputs
+
+
+def test_event_driven_gradients_are_the_published_ones():
+    generator = torch.Generator().manual_seed(4)
+    inputs = (torch.rand(6, 3, 5, generator=generator) < 0.5).double().requires_grad_()
+    weight = (2 * torch.rand(4, 5, generator=generator).double() - 0.4).requires_grad_()
+    network = build("time_based", {"t_max": 6}).settings.network
+    currents = (c.unflatten(0, (6, 3)) for c in time_based.Connect.apply(inputs.flatten(0, 1), weight, None))
+    spikes, _ = time_based.EventNeurons.apply(*currents, torch.ones(4).double(), None, network)
+    errors = torch.randn(6, 3, 4, generator=generator).double()
+    (spikes * errors).sum().backward()
+
+    fired, rise, levels = (torch.zeros(6, 3, 4).double() for _ in range(3))
+    m, s, q, before = (torch.zeros(3, 4).double() for _ in range(4))
+    for t in range(6):
+        current = inputs[t].detach() @ weight.detach().t()
+        m, s, q = (m + current) * (1 - 1 / 5), (s + current) * (1 - 1 / 3), (q + current) * (1 - 1 / 2.5)
+        v = (m - s) * (1 / 3) / (1 / 3 - 1 / 5)
+        fired[t], rise[t], levels[t] = v >= 1, v - before, q
+        m, s, q, before = (x * (v < 1) for x in (m, s, q, v))
+    assert torch.equal(spikes, fired)
+    assert 5 < fired.sum() < 60
+    expected = naive_event_gradients(inputs.detach(), fired, rise, levels, errors, weight.detach())
+    torch.testing.assert_close(weight.grad, expected[0])
+    torch.testing.assert_close(inputs.grad, expected[1])
+
+
+def test_convolutions_learn_as_the_same_connection_written_out():
+    layer = multi_spike.Convolution(2, 3, 1, 1)
+    generator = torch.Generator().manual_seed(5)
+    spikes = (torch.rand(4, 1, 4, 4, generator=generator) < 0.5).double()
+    kernel = torch.randn(2, 1, 3, 3, generator=generator).double()
+    dense = torch.stack(
+        [
+            nn.functional.conv2d(e.reshape(1, 1, 4, 4), kernel, padding=1).flatten()
+            for e in torch.eye(16, dtype=kernel.dtype)
+        ]
+    ).t()
+    of_weights, of_times = torch.randn(2, 4, 2, 4, 4, generator=generator).double()
+    found = []
+    for inputs, weight, convolution in ((spikes, kernel, layer), (spikes.flatten(1), dense, None)):
+        x = inputs.clone().requires_grad_()
+        currents = time_based.Connect.apply(x, weight, convolution)
+        grads = (of_weights.reshape(currents[0].shape), of_times.reshape(currents[1].shape))
+        torch.autograd.backward(currents, grads)
+        found.append(x.grad.flatten())
+    torch.testing.assert_close(*found)
+
+
+def test_a_pool_shares_an_error_among_the_spikes():
+    spikes = torch.tensor([[[[1.0, 0.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]]], requires_grad=True)
+    (6 * time_based.SharingPool.apply(spikes, 2)).sum().backward()
+    assert spikes.grad[0, 0, :2, :2].tolist() == [[3.0, 3.0], [3.0, 3.0]]
+    assert spikes.grad[0, 0, 2].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_supervisor_asks_for_the_last_rising_step_of_the_label():
+    rise = torch.tensor([[[0.5, 0.5]], [[0.1, 0.2]], [[0.01, -0.3]]])
+    asked = time_based.supervised(rise, torch.tensor([1]))
+    assert asked.nonzero().tolist() == [[1, 0, 1]]
+    assert not time_based.supervised(-rise.abs(), torch.tensor([1])).any()
+
+
+def test_count_plus_never_weighs_a_label_less():
+    plain, plus = (build("time_based", training={"loss": loss}) for loss in ("count", "count-plus"))
+    counts, labels = torch.tensor([[0.0, 60.0, 40.0], [2.0, 1.0, 0.0]]), torch.tensor([0, 0])
+    expected = torch.tensor([[5.0, -59.0, -39.0], [3.0, 0.0, 0.0]]) / 3
+    torch.testing.assert_close(plain.count_errors(counts, labels)[1], expected)
+    ratio = 101 / 2 / 10
+    weighed = expected * torch.tensor([ratio, 1.0, 1.0])
+    torch.testing.assert_close(plus.count_errors(counts, labels)[1], weighed)
+    few = torch.tensor([[1.0, 2.0, 0.0]])
+    few_labels = torch.tensor([0])
+    torch.testing.assert_close(plus.count_errors(few, few_labels)[1], plain.count_errors(few, few_labels)[1])
+
+
+@pytest.mark.parametrize("loss", ["first-spike", "cross-entropy-plus"])
+def test_errors_of_cross_entropies_ask_the_label_to_come_and_others_to_go(loss):
+    method = build("time_based", training={"loss": loss})
+    spikes = torch.tensor([[[0.0, 1.0, 0.0]], [[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]]])
+    value, errors = method.errors(spikes, torch.tensor([0]))
+    errors = errors * spikes
+    assert value > 0
+    assert errors[1, 0, 0] > 0
+    assert errors[0, 0, 1] < 0
+    assert errors[..., 2].abs().sum() == 0
+
+
+def test_the_gain_moves_into_the_threshold():
+    method = build("time_based")
+    layer = method.layers[0]
+    with torch.no_grad():
+        layer.gain.mul_(torch.tensor([0.5, 2.0, 1.0, 1.5]).reshape(4, 1, 1, 1))
+        layer.shift.fill_(0.1)
+        layer.threshold.fill_(0.8)
+    image = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(6))
+    before = layer(image)[0]
+    layer.take_gain()
+    assert torch.equal(layer.gain, torch.ones_like(layer.gain))
+    assert torch.equal(layer(image)[0], before)
+
+
+def test_thresholds_are_calibrated_to_the_firing_asked_for():
+    method = build("time_based", {"t_max": 5, "layers": ["8C3p1", "20"]})
+    images, _ = samples(8)
+    method.before_epoch(0, images)
+    trains, _ = method.run(images)
+    assert trains[0][-2:].mean().item() == pytest.approx(0.6 / 5, rel=0.15)
