@@ -89,6 +89,7 @@ COLUMNS: dict[str, Pick] = {
     "until-decision": _of_all_layers("until decision"),
     "until-decision-by-layer": _by_layer("until decision"),
     "response": _kept("response", "response unit", renamed="mean response"),
+    "multiplications": _kept("multiplications"),
     "ties": _kept("ties %", "silent %"),
     "published": _kept("published %", "published certainty", "published network", renamed="published"),
     "difference": _difference,
@@ -97,6 +98,7 @@ LEGEND = {
     "accuracy": "{rule}: accuracy on the test set under this rule, mean ± deviation over seeds.",
     "spikes": "Spikes: per image, of all layers.",
     "response": "Response: time of the first output spike; tau: time constants.",
+    "multiplications": "Multiplications: of real-valued pixels, per image; none with spikes.",
     "published": "Published: mostly under the rule lenient; *: of another network.",
     "difference": "Difference: from the published accuracy, in points.",
 }

@@ -120,7 +120,8 @@ class _TotalsTally:
 
     def add(self, images: Images, inputs: Tensor, prediction: Any) -> None:
         self.parts.append(prediction)
-        self.example = self.example or _example(images, prediction.first)
+        pixels = torch.full((1, images.x.shape[1]), math.inf)  # which do not fire
+        self.example = self.example or _example(images, (pixels, *prediction.first))
 
     def evaluation(self, labels: Tensor) -> Evaluation:
         scores = torch.cat([part.scores.cpu() for part in self.parts])

@@ -68,7 +68,7 @@ def test_the_highest_score_decides_and_ties_are_told_apart():
     class Fixed:
         def predict(self, inputs):
             scores = torch.tensor([[1.0, 2.0, 0.0], [3.0, 3.0, 1.0], [0.0, 1.0, 5.0]])
-            first = (torch.tensor([[0.0, math.inf]]),)
+            first = torch.tensor([[0.0, math.inf]]), torch.tensor([[2.0]])
             return evaluation.SpikeTotals(torch.tensor([[4, 1], [2, 1], [0, 1]]), scores, first, 7)
 
     config = build("tebn").settings
@@ -80,7 +80,7 @@ def test_the_highest_score_decides_and_ties_are_told_apart():
     assert result.total == [0.0, 2.0, 1.0]
     assert (result.tied, result.response_time, result.multiplications) == (pytest.approx(1 / 3), 3.0, 7)
     assert result.response_histogram == [0, 0, 3, 0]
-    assert result.example.times == [[0.0, None]]
+    assert result.example.times == [[None] * 64, [0.0, None], [2.0]]
 
 
 @pytest.mark.parametrize(

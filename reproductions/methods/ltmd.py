@@ -93,6 +93,10 @@ class LTMD(MultiSpike):
         """How many runs of each sample the outputs hold, side by side."""
         return 2 if self.network.training and self.training.moderate_dropout else 1
 
+    def fired(self, outputs: Tensor) -> Tensor:
+        """Each potential that is passed on is a spike with a value."""
+        return outputs
+
     def scores(self, outputs: Tensor) -> Tensor:
         return torch.stack(outputs.mean(0).chunk(self.masks)).mean(0)
 

@@ -161,6 +161,10 @@ class MultiSpike(Minibatch):
         """Loss on the outputs of every step [T, batch, classes]."""
         return nn.functional.cross_entropy(outputs.mean(0), labels)
 
+    def fired(self, outputs: Tensor) -> Tensor:
+        """Spikes of the outputs; here they have none, and pass on their currents."""
+        return torch.zeros_like(outputs)
+
     def scores(self, outputs: Tensor) -> Tensor:
         """Of the classes [batch, classes], from the outputs of every step."""
         return outputs.mean(0)
@@ -180,7 +184,8 @@ class MultiSpike(Minibatch):
         first: tuple[Tensor, ...] = ()
         with torch.no_grad(), self._averaged_weights():
             for part in torch.split(inputs.to(self.device), CHUNK):
-                layers, outputs = self.run(part)
+                hidden, outputs = self.run(part)
+                layers = [*hidden, self.fired(outputs)]
                 scores.append(self.scores(outputs))
                 fired = [layer.ne(0).transpose(0, 1).flatten(1).sum(1) for layer in layers]
                 spikes.append(torch.stack(fired, dim=1))

@@ -284,7 +284,11 @@ class TimeBased(MultiSpike):
         for layer in self.layers:
             layer.take_gain()
 
-    def run(self, images: Tensor, labels: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+    def run(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        trains, _ = self.spikes_of(images)
+        return trains[:-1], trains[-1]
+
+    def spikes_of(self, images: Tensor, labels: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Spikes of every layer [T, batch, *], and those of the outputs that learn."""
         trains, values = [], self.shaped(images)
         for layer, stage in zip(self.layers, self.stages, strict=True):
@@ -293,12 +297,15 @@ class TimeBased(MultiSpike):
             values = stage.after(learning)
         return trains, torch.stack(values.chunk(self.steps))
 
+    def fired(self, outputs: Tensor) -> Tensor:
+        return outputs
+
     def scores(self, outputs: Tensor) -> Tensor:
         early = 1 + EARLY - EARLY * torch.arange(self.steps, device=outputs.device) / self.steps
         return torch.einsum("tbc,t->bc", outputs, early)
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
-        trains, outputs = self.run(inputs, labels)
+        trains, outputs = self.spikes_of(inputs, labels)
         loss, errors = self.errors(outputs.detach(), labels)
         self._learn((outputs * errors).sum())
         right = (self.scores(trains[-1]).argmax(1) == labels).sum().item()
