@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -45,7 +46,8 @@ AXES: dict[str, tuple[str, tuple[float, ...]]] = {
 
 def cases(axis: str) -> list[Case]:
     """The usual case with one thing varied."""
-    return [dataclasses.replace(Case(), **{axis: value}) for value in AXES[axis][1]]
+    varied: list[dict[str, Any]] = [{axis: value} for value in AXES[axis][1]]
+    return [dataclasses.replace(Case(), **one) for one in varied]
 
 
 def measure(case: Case, rounds: int) -> dict[str, Timing]:
