@@ -377,14 +377,24 @@ def growth(
     _check_figure(figure)
     _set_threads(threads)
     names = curves.FORWARD, curves.DECIDE, curves.STEP, curves.DENSE
-    table = Table("", "", *(f"{name} (ms)" for name in names), "step / MLP's", title="p10 (median)")
+    table = Table(
+        "",
+        "",
+        *(f"{name} (ms)" for name in names),
+        "thread p10: step / MLP's",
+        title="p10 / median / thread p10",
+    )
     found = {}
     for varied in [axis] if axis else curves.AXES:
         rows = [(case, curves.measure(case, rounds)) for case in curves.cases(varied)]
         found[varied] = rows
         for case, timings in rows:
-            cells = [f"{1e3 * timings[n].p10:.3g} ({1e3 * timings[n].median:.3g})" for n in names]
-            ratio = timings[curves.STEP].p10 / timings[curves.DENSE].p10
+            taken = [timings[name] for name in names]
+            cells = [
+                " / ".join(f"{1e3 * value:.3g}" for value in (one.p10, one.median, one.thread_p10))
+                for one in taken
+            ]
+            ratio = timings[curves.STEP].thread_p10 / timings[curves.DENSE].thread_p10
             table.add_row(curves.AXES[varied][0], f"{getattr(case, varied):g}", *cells, f"{ratio:.2f}")
     _print(table, cells="")
     if figure is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -45,7 +46,8 @@ AXES: dict[str, tuple[str, tuple[float, ...]]] = {
 
 def cases(axis: str) -> list[Case]:
     """The usual case with one thing varied."""
-    return [dataclasses.replace(Case(), **{axis: value}) for value in AXES[axis][1]]
+    varied: list[dict[str, Any]] = [{axis: value} for value in AXES[axis][1]]
+    return [dataclasses.replace(Case(), **one) for one in varied]
 
 
 def measure(case: Case, rounds: int) -> dict[str, Timing]:
@@ -94,13 +96,13 @@ def _network(case: Case) -> SpikeSequential:
 
 
 def draw(found: dict[str, list[tuple[Case, dict[str, Timing]]]], path: Path) -> None:
-    """Milliseconds, a tenth of the calls taking less, against what is varied."""
+    """Milliseconds of the thread, a tenth of the calls taking less, against what is varied."""
     figure, all_axes = plt.subplots(1, len(found), figsize=(4 * len(found), 4), layout="constrained")
     for axes, (axis, rows) in zip(all_axes, found.items(), strict=True):
         factor = 100 if axis == "spiking" else 1
         values = [factor * getattr(case, axis) for case, _ in rows]
         for style, name in zip(("o-", "s--", "^-.", "x:"), (FORWARD, DECIDE, STEP, DENSE), strict=True):
-            axes.loglog(values, [1e3 * timings[name].p10 for _, timings in rows], style, label=name)
+            axes.loglog(values, [1e3 * timings[name].thread_p10 for _, timings in rows], style, label=name)
         axes.set_xlabel(AXES[axis][0])
         axes.set_ylabel("ms")
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

@@ -85,13 +85,11 @@ def _learning(
 
 def single_spike_network() -> SpikeSequential:
     """784-400-10 with small weights, of which some neurons fire from the start."""
-    network = SpikeSequential(
-        SpikeLinear(784, 400, IF(delay=1), t_max=T_MAX),
-        SpikeLinear(400, 10, IF(delay=1), t_max=T_MAX, silent_gradient=True),
-    )
-    nn.init.normal_(network[0].weight, 0.01, 0.05)
-    nn.init.normal_(network[1].weight, 0.02, 0.05)
-    return network
+    hidden = SpikeLinear(784, 400, IF(delay=1), t_max=T_MAX)
+    output = SpikeLinear(400, 10, IF(delay=1), t_max=T_MAX, silent_gradient=True)
+    nn.init.normal_(hidden.weight, 0.01, 0.05)
+    nn.init.normal_(output.weight, 0.02, 0.05)
+    return SpikeSequential(hidden, output)
 
 
 def _own(batches: list[Batch]) -> Runs:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssnn_plugin import metrics
+from ssnn_plugin import decode, metrics
 from ssnn_plugin.nn import MinMaxScaling, SpikeClassifier
 
 
@@ -181,3 +181,18 @@ def test_it_runs_under_autocast_as_without():
         half = classifier(images, return_potential=True)
     assert torch.equal(half[0], times)
     assert torch.equal(half[1], potential)
+
+
+def test_decisions_tell_when_and_after_how_many_spikes():
+    images, labels = _data()
+    classifier = _classifier().fit([(images, labels)], steps=60, learning_rate=1e-2)
+    decision = classifier.train().decide(images)
+    assert classifier.training
+    times, potential = classifier.eval()(images, return_potential=True)
+    assert torch.equal(decision.time, times.amin(1))
+    assert torch.equal(decision.winner, decode.first_to_fire(times, potential))
+    assert torch.equal(decision.winner, classifier.predict(images))
+    inputs, hidden, outputs = classifier.spike_times(images)
+    until = decision.time.unsqueeze(1)
+    expected = [((part <= until) & part.isfinite()).sum(1) for part in (inputs, hidden, outputs)]
+    assert torch.equal(decision.spikes, torch.stack(expected, 1))

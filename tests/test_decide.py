@@ -14,6 +14,7 @@ from ssnn_plugin import IF, ReLPSP, decode, encode, metrics
 from ssnn_plugin.nn import (
     AveragePool,
     EarliestSpikePool2d,
+    EventDrivenNetwork,
     SpikeConv2d,
     SpikeFlatten,
     SpikeLinear,
@@ -307,6 +308,29 @@ def test_what_cannot_be_fused_runs_layer_by_layer(number):
     neurons = sum(hasattr(layer, "neuron") for layer in layers)
     assert found.spikes.shape == (50, neurons + 1)
     assert not any(layer._forward_hooks for layer in layers if layer is not layers[0] or number < 5)
+
+
+def test_a_network_that_keeps_to_a_model_follows_it_before_it_decides():
+    layers, times = list(network_of([10, 20, 5], IF(1.0), 16)), times_of(50, 10, 16)
+    double = [lambda: layers[0].weight.data.mul_(2)]
+    network = EventDrivenNetwork(*layers, t_max=16, follow=double)
+    expected = SpikeSequential(*network_of([10, 20, 5], IF(1.0), 16))
+    expected[0].weight.data.mul_(2)
+    for found, other in zip(network.decide(times), expected.decide(times), strict=True):
+        assert torch.equal(found, other)
+
+
+def test_hooks_of_the_network_run():
+    network, times = network_of([10, 5], IF(1.0), 16), times_of(50, 10, 16)
+    before = network.decide(times)
+    network.register_forward_hook(lambda module, given, out: (out[0] + 1, out[1]))
+    assert torch.equal(network.decide(times).time, before.time + 1)
+
+
+def test_values_are_not_decided_on():
+    network = EventDrivenNetwork(*network_of([10, 5], IF(1.0), 16), t_max=16, takes="values")
+    with pytest.raises(TypeError, match="takes values"):
+        network.decide(torch.rand(3, 10))
 
 
 def test_dropout_in_training_drops_spikes_and_none_otherwise():

@@ -53,7 +53,7 @@ def decide_event_by_event(
 
     That is fully connected `IF` neurons on the CPU which share a leak per layer.
     """
-    layers = list(_unnested(network))
+    layers = [] if _has_hooks(network) else list(_unnested(network))
     while layers and _flattens(layers[0]):
         inputs = inputs.flatten(1)
         layers.pop(0)

@@ -164,7 +164,7 @@ def _scratch(currents, n_in):
     inputs at the time of the last one. That time, and the last one that the neurons were looked at.
     """
     depth, width = currents.shape
-    spikes, dtype = (depth + 1, max(n_in, width)), currents.dtype
+    spikes, dtype = (depth + 1, max(n_in, width) + 1), currents.dtype
     return (
         np.empty(spikes, np.uint32),
         np.empty(spikes, dtype),
@@ -182,15 +182,15 @@ def _scratch(currents, n_in):
 def _reading(currents, n_in):
     """Room for the events that a layer reads at once, and for what comes of them.
 
-    After each event the limit of V, `inf` where more come at its time, and the number of that time; of each
-    time when its spikes arrive. Of each neuron the number of the time it crossed at, `inf` for none, and its
-    V then; a list of the neurons that did, and how many at each time.
+    After each event the limit of V, `inf` where more come at its time; the number of each, counted from 0;
+    when a spike at its time arrives. Of each neuron the number of the event it crossed at, `inf` for none,
+    and its V then; a list of the neurons that did, and how many at each event.
     """
     width, dtype = currents.shape[1], currents.dtype
     events = max(n_in, width)
     return (
         np.empty(events, dtype),
-        np.empty(events, dtype),
+        np.arange(events).astype(dtype),
         np.empty(events, dtype),
         np.empty(width, dtype),
         np.empty(width, dtype),
@@ -283,9 +283,9 @@ def _run(
         last = layer == depth - 1
         if betas[layer] == 1 and not rising[layer]:
             begin = head[layer]
-            n_times = read(
+            n_events = read(
                 layer, thresholds[layer], delays[layer], windows[layer],
-                when, head, tail, horizon, limits, numbers, arrivals,
+                when, head, tail, horizon, limits, arrivals,
             )  # fmt: skip
             n_fired = 0
             if not last:
@@ -298,7 +298,7 @@ def _run(
                 limits, numbers, crossing, reached, fired, n_fired,
             )  # fmt: skip
         else:
-            n_times = 1
+            n_events = 1
             n_fired = drift(
                 layer, addresses[layer], widths[layer], currents, thresholds[layer], betas[layer],
                 delays[layer], windows[layer], rising[layer], order, when, head, tail, v, seen, clock,
@@ -306,7 +306,7 @@ def _run(
             )  # fmt: skip
         if n_fired > 0:
             hand_on(
-                layer + 1, n_fired, n_times, arrivals, crossing, reached, fired, counts,
+                layer + 1, n_fired, n_events, arrivals, crossing, reached, fired, counts,
                 order, when, level, tail,
             )  # fmt: skip
             if last:
@@ -347,26 +347,21 @@ def next_layer(decision, when, head, tail, horizon, clock, delays, windows, risi
 
 
 @lean_jit
-def read(layer, threshold, delay, window, when, head, tail, horizon, limits, numbers, arrivals):
-    """The next events of a layer, whole times, up to what is known; return how many times."""
-    n_times, number = 0, when.dtype.type
-    known, never, now = min(horizon[layer], window), number(np.inf), number(0)
-    begin = k = head[layer]
-    end, t = tail[layer], when[layer, begin]
-    while k < end and t < known:
-        after = when[layer, k + 1] if k + 1 < end else never
-        numbers[k - begin] = now
-        arrivals[n_times] = t + delay
-        complete = after != t
-        limits[k - begin] = threshold if complete & (t + delay < window) else never
-        n_times += complete
-        now += number(complete)
-        k += 1
-        if k - begin >= EVENTS and complete:
-            break
-        t = after
-    head[layer] = k
-    return n_times
+def read(layer, threshold, delay, window, when, head, tail, horizon, limits, arrivals):
+    """Take the next events of a layer, whole times, up to what is known; return how many."""
+    begin, known, never = head[layer], min(horizon[layer], window), when.dtype.type(np.inf)
+    end = min(begin + EVENTS, tail[layer])
+    while not when[layer, end - 1] < known:
+        end -= 1
+    while end < tail[layer] and when[layer, end] == when[layer, end - 1]:
+        end += 1
+    when[layer, tail[layer]] = never
+    for k in range(end - begin):
+        t = when[layer, begin + k]
+        arrivals[k] = t + delay
+        limits[k] = threshold if (when[layer, begin + k + 1] != t) & (t + delay < window) else never
+    head[layer] = end
+    return end - begin
 
 
 @lean_jit
@@ -447,23 +442,22 @@ def list_fired(begin, end, crossing, fired, n_fired):
 
 @lean_jit
 def hand_on(
-    layer, n_fired, n_times, arrivals, crossing, reached, fired, counts, order, when, level, tail
+    layer, n_fired, n_events, arrivals, crossing, reached, fired, counts, order, when, level, tail
 ):  # fmt: skip
     """Append the neurons that have crossed to the spikes that go into a layer, by time and neuron."""
     begin = tail[layer]
-    for g in range(n_times):
+    for g in range(n_events):
         counts[g] = 0
     for k in range(n_fired):
         counts[np.uint32(crossing[fired[k]])] += 1
-    at, tied = begin, False
-    for g in range(n_times):
+    at, tied, latest = begin, False, when.dtype.type(-1) if begin == 0 else when[layer, begin - 1]
+    for g in range(n_events):
         here = counts[g]
-        # Rounding may have made the times of two bins one.
-        if here > 0 and at > 0:
-            before = arrivals[g - 1] if at > begin else when[layer, at - 1]
-            tied |= before == arrivals[g]
         counts[g] = at
         at += here
+        if here > 0:  # rounding may have made different times one
+            tied |= arrivals[g] == latest
+            latest = arrivals[g]
     for k in range(n_fired):
         neuron = fired[k]
         g = np.uint32(crossing[neuron])
