@@ -168,8 +168,7 @@ def test_convolutions_of_steps(geometry, layout):
 
 @of_kernels
 @pytest.mark.slow
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("neuron", NEURONS, ids=repr)
+@pytest.mark.parametrize(("neuron", "geometry"), list(zip(NEURONS, GEOMETRIES * 2, strict=True)), ids=str)
 @in_both_precisions
 def test_convolutions_in_continuous_time(neuron, geometry, dtype):
     *inputs, t_max = random_image(7, dtype, batch=1, groups=geometry["groups"])
