@@ -128,7 +128,7 @@ def memory_of_first_layer(case: Case) -> float:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         layer(case.times, return_potential=True)
-    return (held + torch.cuda.max_memory_allocated() - before) / needed
+    return float((held + torch.cuda.max_memory_allocated() - before) / needed)
 
 
 def same_spikes(case: Case) -> float:

@@ -122,9 +122,16 @@ def test_any_weights_give_equal_spikes(neuron, dtype):
 
 
 @of_kernels
-@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "with_bias"),
+    [
+        (torch.float32, True),
+        (torch.float64, False),
+        pytest.param(torch.float32, False, marks=pytest.mark.slow),
+        pytest.param(torch.float64, True, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("neuron", NEURONS, ids=repr)
-@in_both_precisions
 def test_neurons_in_continuous_time(neuron, with_bias, dtype):
     times, weight, bias, t_max = random_layer(3, dtype=torch.zeros(0, dtype=dtype).numpy().dtype)
     inputs = tensors(times, weight, bias if with_bias else None, dtype=dtype)
@@ -161,8 +168,7 @@ def test_convolutions_of_steps(geometry, layout):
 
 @of_kernels
 @pytest.mark.slow
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("neuron", NEURONS, ids=repr)
+@pytest.mark.parametrize(("neuron", "geometry"), list(zip(NEURONS, GEOMETRIES * 2, strict=True)), ids=str)
 @in_both_precisions
 def test_convolutions_in_continuous_time(neuron, geometry, dtype):
     *inputs, t_max = random_image(7, dtype, batch=1, groups=geometry["groups"])
@@ -170,6 +176,7 @@ def test_convolutions_in_continuous_time(neuron, geometry, dtype):
 
 
 @of_kernels
+@pytest.mark.slow
 @pytest.mark.parametrize("neuron", [IF(3.0), IF(3.0, beta=0.5), ReLPSP(3.0)], ids=repr)
 def test_parts_of_the_rows_and_of_the_sums_and_torchs_sort_change_nothing(monkeypatch, neuron):
     from ssnn_plugin.kernels import triton

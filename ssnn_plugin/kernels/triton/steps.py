@@ -145,8 +145,8 @@ def _fire_with_drift(
 
 @triton.jit
 def at_bin(table, t):
-    """The entry of a number of bins."""
-    return tl.load(table + t.to(tl.int32))
+    """The entry of a number of bins; negative times, which are refused in the end, read none outside."""
+    return tl.load(table + tl.maximum(t, 0).to(tl.int32))
 
 
 @triton.jit
