@@ -10,7 +10,8 @@ from reproductions import records
 def runs():
     """`few` has fewer spikes than `s4nn`, though not as a string; `fast` is in continuous time."""
     s4nn = [record(0.95, seed=0), record(0.97, seed=1)]
-    few = [_with_spikes(record(0.96, seed=seed, name="few-mnist"), [60.0, 30.0, 1.0]) for seed in range(2)]
+    few = [record(0.96, seed=seed, name="few-mnist", method="few") for seed in range(2)]
+    few = [_with_spikes(run, [60.0, 30.0, 1.0]) for run in few]
     fast = record(0.9, name="fast-digits", dataset="digits", t_max=4.0, config_hash="c" * 12)
     silent = record(0.1, name="silent-digits", dataset="digits", config_hash="d" * 12)
     times = [[1.0] * 64, [None] * 5, [None] * 10]

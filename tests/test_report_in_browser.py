@@ -36,6 +36,7 @@ def open_page(browser):
 
     def open_(file, width=1280, anchor=""):
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}))
+        contexts[-1].set_default_timeout(90_000)
         page = contexts[-1].new_page()
         page.on("console", lambda message: wrong.append(message.text) if message.type != "log" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))

@@ -10,6 +10,7 @@ import base64
 import gzip
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,16 @@ def page(recorded: Sequence[Record], texts: dict[str, str]) -> str:
         certainty=CERTAINTY,
         style=_inline((HERE / "page.css").read_text(encoding="utf-8")),
         script=_inline((HERE / "page.js").read_text(encoding="utf-8")),
-        library=_inline(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")),
+        library=_inline(_library()),
         charts=_packed(drawn | {"raster": raster()}),
         records=_packed(texts),
     )
+
+
+@cache
+def _library() -> str:
+    """The script that draws, as one file; it is put together anew in seconds."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def _inline(text: str) -> str:

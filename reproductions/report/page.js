@@ -71,7 +71,8 @@ function themed(width) {
 
 async function draw(place, specification) {
   views.get(place)?.finalize();
-  const options = { config: themed(place.clientWidth), actions: false, renderer: "canvas" };
+  /* Errors alone are told: a chart that the filter empties has no extent, and Vega warns of that. */
+  const options = { config: themed(place.clientWidth), actions: false, renderer: "canvas", logLevel: 1 };
   const { view } = await vegaEmbed(place, specification, options);
   views.set(place, view);
   return view;
