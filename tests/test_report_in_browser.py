@@ -119,13 +119,21 @@ def test_columns_are_chosen(page):
     page.locator("#columns summary").click()
     page.locator("#columns input[value=epochs]").check()
     page.locator("#columns input[value=network]").uncheck()
-    assert _column(page, "mnist", "epochs") == ["1", "1"]
+    assert _column(page, "mnist", "epochs") == ["1", "3"]
     assert _column(page, "mnist", "network") == []
 
 
-@pytest.mark.parametrize("title", ["Accuracy if stopped at time t", "Learning curves"])
-def test_the_nearest_point_is_told_when_the_pointer_is_over_a_chart(page, title):
-    _drawn(page, "mnist", title).locator("canvas").hover()
+@pytest.mark.parametrize(
+    ("title", "point"), [("Accuracy if stopped at time t", [1 / 16, 100]), ("Learning curves", [2, 30])]
+)
+def test_a_point_is_told_when_the_pointer_is_over_it(page, title, point):
+    place = _drawn(page, "mnist", title)
+    x, y = place.evaluate(
+        "(place, [x, y]) => { const view = views.get(place), [left, top] = view.origin();"
+        " return [left + view.scale('x')(x), top + view.scale('y')(y)]; }",
+        point,
+    )
+    place.locator("canvas").hover(position={"x": x, "y": y})
     tooltip = page.locator("#vg-tooltip-element.visible")
     tooltip.wait_for()
     told = tooltip.inner_text()

@@ -225,10 +225,10 @@ def _picked() -> alt.Parameter:
 
 
 def _with_hover(lines: alt.Chart, curves: alt.Chart, tooltip: list[Any], description: str) -> Spec:
-    """Lines, and a mark with a tooltip at the point of theirs that is nearest to the pointer."""
+    """Lines, and marks with a tooltip at their points, seen where the pointer is."""
     picked = _picked()
-    near = alt.selection_point(name="near", on="pointerover", clear="pointerout", nearest=True, empty=False)
-    marks = curves.mark_point(filled=True, size=60).encode(
+    near = alt.selection_point(name="near", on="pointerover", clear="pointerout", empty=False)
+    marks = curves.mark_point(filled=True, size=120).encode(
         tooltip=tooltip, opacity=alt.when(near).then(alt.value(1)).otherwise(alt.value(0))
     )
     shade = alt.when(picked).then(alt.value(0.9)).otherwise(alt.value(0.08))
