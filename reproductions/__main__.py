@@ -350,6 +350,18 @@ def plot(
         console.print(str(path), soft_wrap=True, markup=False)
 
 
+@app.command()
+def report(
+    results_dir: ResultsDir = records.RESULTS,
+    output: Annotated[Path, typer.Option(help="File of the page, FILE.html.")] = Path("report.html"),
+) -> None:
+    """Write one web page of all records, for any browser: tables to sort and filter, charts, the records."""
+    from .report import write
+
+    write(results_dir, output)
+    console.print(f"written: {output}", soft_wrap=True, markup=False)
+
+
 def main() -> None:
     """Run the command line."""
     run_command_line(app)

@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from .columns import DEVIATION
 from .records import FewLabels, Record, require_writable
-from .tables import few_labels_table
+from .tables import by_config, few_labels_table
 
 # Of the histogram of response times, over the whole window.
 BARS = 32
@@ -232,14 +232,12 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _colored_groups(runs: Sequence[Record]) -> Iterator[tuple[str, str, list[Record]]]:
-    """Color, name and runs of each config; a config that changed under its name shows its hash."""
-    configs = sorted({(run.name, run.config_hash) for run in runs})
-    names = [name for name, _ in configs]
+    """Color, name and runs of each config."""
     shades = [to_hex(color) for color in colormaps["tab20"].colors]  # type: ignore[attr-defined]
     # The ten usual colors, then their lighter shades.
-    for color, (name, digest) in zip(itertools.cycle(shades[::2] + shades[1::2]), configs, strict=False):
-        group = [run for run in runs if (run.name, run.config_hash) == (name, digest)]
-        yield color, name if names.count(name) == 1 else f"{name} ({digest})", group
+    colors = itertools.cycle(shades[::2] + shades[1::2])
+    for color, (name, group) in zip(colors, by_config(runs, runs[0].dataset), strict=False):
+        yield color, name, group
 
 
 def _title(runs: Sequence[Record], what: str) -> str:

@@ -42,14 +42,28 @@ def published() -> pd.DataFrame:
     return pd.read_csv(PUBLISHED, keep_default_na=False, dtype=str)
 
 
-def comparison(records: Sequence[Record], dataset: str) -> pd.DataFrame:
-    """One row per method, network and config on a data set: means, and standard deviations, over seeds."""
+def by_config(records: Sequence[Record], dataset: str) -> list[tuple[str, list[Record]]]:
+    """Method and runs of each config on a data set; methods of one name show the hash of their config."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record.dataset == dataset:
             groups.setdefault((record.name, record.config_hash), []).append(record)
+    configs = [runs for _, runs in sorted(groups.items())]
+    methods = [_method(runs[0]) for runs in configs]
+    return [
+        (method if methods.count(method) == 1 else f"{method} ({runs[0].config_hash})", runs)
+        for method, runs in zip(methods, configs, strict=True)
+    ]
+
+
+def comparison(records: Sequence[Record], dataset: str) -> pd.DataFrame:
+    """One row per method, network and config on a data set: means, and standard deviations, over seeds."""
     depth = max((len(record.test.total) for record in records), default=2)
-    return pd.DataFrame([_row(group, depth) for _, group in sorted(groups.items())])
+    return pd.DataFrame([_row(runs, depth) for _, runs in by_config(records, dataset)])
+
+
+def _method(run: Record) -> str:
+    return run.name.removesuffix(f"-{run.dataset}")
 
 
 def few_labels_table(record: FewLabels) -> pd.DataFrame:
@@ -243,7 +257,7 @@ def _row(runs: Sequence[Record], depth: int) -> Row:
     first, tests = runs[0], [run.test for run in runs]
     inputs, classes = (len(tests[0].example.times[layer]) for layer in (0, -1))
     network = "-".join(filter(None, [str(inputs), first.network_name, str(classes)]))
-    row: Row = {"method": first.name.removesuffix(f"-{first.dataset}"), "network": network}
+    row: Row = {"method": _method(first), "network": network}
     row |= {"seeds": len(runs), "epochs": len(first.history)}
     for rule in RULES:
         row |= _spread(accuracy_column(rule), [100 * test.accuracy[rule] for test in tests])

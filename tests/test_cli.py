@@ -127,6 +127,7 @@ def test_run_records_and_prints_the_test_set(call, tmp_path, tiny_suite):
         (("sweep", "--methods", "s4nn,nothing"), "no config for method 'nothing'"),
         (("sweep", "--seeds", "4-2"), "--seeds must be numbers and ranges"),
         (("sweep", "--workers", 2, "--scheduler", "tcp://127.0.0.1:9"), "pass one of them"),
+        (("report",), "no records there"),
     ],
     ids=str,
 )
@@ -274,6 +275,14 @@ def test_plot_draws_every_figure_as_png_and_svg(call, recorded, tmp_path):
             assert path.read_bytes().startswith(b"\x89PNG")
         else:
             assert len(list(ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}path"))) > 10
+
+
+def test_report_writes_a_page(call, recorded, tmp_path):
+    page = tmp_path / "pages" / "report.html"
+    code, out, _ = call("report", "--results-dir", recorded, "--output", page)
+    assert code == 0
+    assert f"written: {page}" in out
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
 def test_plot_refuses_a_folder_that_is_a_file(call, recorded, tmp_path):

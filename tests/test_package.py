@@ -93,7 +93,7 @@ def test_every_import_is_a_declared_dependency(floors):
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
     own = {*folders, *(path.stem for folder in ("docs", "tests") for path in (ROOT / folder).glob("*.py"))}
     packages = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - own
-    distributions = {"PIL": "pillow", "sklearn": "scikit-learn"}
+    distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
     distributions |= {"griffe": "mkdocstrings-python", "markdown": "mkdocs"}
     assert {distributions.get(name, name) for name in packages} <= floors.keys()
 
