@@ -1,5 +1,6 @@
 """Many runs at a time: the numbers of one after the other, whatever happens to the processes."""
 
+import json
 import os
 import signal
 import threading
@@ -119,10 +120,8 @@ def _kill_once(pids, run):
 
 @pytest.mark.slow
 def test_two_processes_one_of_them_killed(tmp_path):
-    from joblib.externals.loky import get_reusable_executor
-
     runs, board = _runs(tmp_path / "swept", range(4), config(epochs=LONG)), Told()
-    killer = _kill_once(lambda: list(get_reusable_executor()._processes), runs[0])
+    killer = _kill_once(lambda: json.loads(progress_path(runs[0]).read_text())[2:], runs[0])
     assert sweep(runs, Engine(workers=2), board) == []
     killer.join()
     assert board.lost
