@@ -1,5 +1,8 @@
 """Searches over ranges: reproducible, resumable, blind to the test set."""
 
+import re
+from pathlib import Path
+
 import pytest
 from tiny_runs import Interrupted, content, execute, write_toml
 
@@ -169,3 +172,12 @@ def test_tables_are_written_as_they_are_read(tmp_path):
     }
     (tmp_path / "a.toml").write_text(search.to_toml(tables))
     assert read_toml(tmp_path / "a.toml") == tables
+
+
+def test_the_ranges_in_the_documentation_are_those_of_the_config(tmp_path):
+    text = (Path(search.__file__).parents[1] / "docs" / "sweeps.md").read_text()
+    (toml,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "ranges.toml").write_text(toml)
+    found, tables = search.read(tmp_path / "ranges.toml")
+    values = {key: (kept.choices or [kept.low])[0] for key, kept in found.ranges.items()}
+    assert search.with_values(tables, values, "docs").training.gamma == 1.0
