@@ -334,6 +334,36 @@ def sweep_(
 
 
 @app.command()
+def search(
+    ranges: Annotated[Path, typer.Argument(metavar="RANGES.toml", help="Method, data set, trials, ranges.")],
+    output: Annotated[Path, typer.Option(help="Where the config that is chosen is written.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    data_root: DataRoot = None,
+    storage_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the trials; the same one goes on with them.")
+    ] = None,
+) -> None:
+    """Search for a config with Optuna: held-out accuracy against spikes. The test set stays closed."""
+    from . import search as searching
+    from .sweep import Engine
+
+    records.require_writable(output.parent)
+    folder = (storage_dir or records.RESULTS / "searches").resolve()
+    root = data_root and data_root.resolve()
+    study = searching.find(ranges.resolve(), folder, Engine(workers), root)
+    chosen = searching.write_chosen(ranges.resolve(), study, output)
+    shown = Table("trial", "held-out accuracy", "spikes", "values")
+    for trial in sorted(study.best_trials, key=lambda trial: trial.values[1]):
+        accuracy, spikes = trial.values
+        values = ", ".join(f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
+                           for key, value in trial.params.items())  # fmt: skip
+        mark = "*" if trial.number == chosen.number else ""
+        shown.add_row(f"{trial.number}{mark}", f"{accuracy:.2%}", f"{spikes:.1f}", Text(values))
+    console.print(shown)
+    console.print(f"chosen: trial {chosen.number}, written to {output}", soft_wrap=True, markup=False)
+
+
+@app.command()
 def plot(
     results_dir: ResultsDir = records.RESULTS,
     output_dir: Annotated[

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,35 +85,70 @@ def execute(run: Run, progress: Progress) -> Record:
         SuiteError: a record or checkpoint is in the way, another process is at the same run, the device,
             the data or the results folder cannot be used.
     """
+    with _alone_at(run):
+        pipeline, whole = _pipeline(run), _load(run, "train")
+        training, validation = _split(run, whole, pipeline)
+        # Opened now, so that what is wrong with it shows before hours of training; used after the last epoch.
+        test = _load(run, "test")
+        content = _content(whole, test)
+        test = pipeline(test)
+        method, state = _train(run, training, validation, test if run.track_test else None, progress)
+        record = _record(run, state, evaluate(method, run.config, test), content, pipeline)
+        records.write_record(run.record, record)
+        run.checkpoint.unlink(missing_ok=True)
+        return record
+
+
+def validate(run: Run, progress: Progress) -> Evaluation:
+    """Train as `execute` does, and look at the held-out images; the test set is not opened, nothing recorded.
+
+    Raises:
+        SuiteError: as `execute`; a config that holds no images out.
+    """
+    if not run.config.validation:
+        raise SuiteError(f"{run.name}: validation must be above 0 to look at held-out images, got 0")
+    with _alone_at(run):
+        training, validation = _split(run, _load(run, "train"), _pipeline(run))
+        method, _ = _train(run, training, validation, None, progress)
+        held_out = evaluate(method, run.config, validation)
+        run.checkpoint.unlink(missing_ok=True)
+        return held_out
+
+
+@contextlib.contextmanager
+def _alone_at(run: Run) -> Iterator[None]:
+    """Refuse what would overwrite earlier work; keep other processes away from the run."""
     records.require_writable(run.results)
     records.require_writable(run.checkpoint.parent)
     with locked(run.lock, "another process is at this run; wait for it, or name another results folder"):
         for path in (run.record, run.checkpoint):
             sweep(path.parent, records.temporary_prefix(path))
         _prepare(run)
-        return _execute(run, progress)
+        yield
 
 
-def _execute(run: Run, progress: Progress) -> Record:
-    keep_freed_memory()
-    pipeline = Pipeline(run.config.features, run.cache or datasets.default_cache(), run.seed)
-    whole = _load(run, "train")
+def _pipeline(run: Run) -> Pipeline:
+    return Pipeline(run.config.features, run.cache or datasets.default_cache(), run.seed)
+
+
+def _split(run: Run, whole: Images, pipeline: Pipeline) -> tuple[Images, Images]:
+    """What is trained on, to which the pipeline is fitted, and what is held out."""
     training, validation = datasets.hold_out(whole, run.config.validation)
     training = pipeline.fit(training)
-    validation = pipeline(validation) if len(validation) else validation
-    # Opened now, so that what is wrong with it shows before hours of training; used after the last epoch.
-    test = _load(run, "test")
-    content = _content(whole, test)
-    test = pipeline(test)
+    return training, pipeline(validation) if len(validation) else validation
+
+
+def _train(
+    run: Run, training: Images, validation: Images, test: Images | None, progress: Progress
+) -> tuple[Method, State]:
+    """Train from the checkpoint or the beginning, with a checkpoint after every epoch."""
+    keep_freed_memory()
     method = run.chosen.build(run.config, training.shape, training.classes, run.seed, run.device)
     state = _restore(run, method) if run.resume else State()
     if (commit := records.commit()) not in state.commits:
         state.commits.append(commit)
     times = run.config.encode(training)
-    looked_at = {
-        "validation": validation if len(validation) else None,
-        "test": test if run.track_test else None,
-    }
+    looked_at = {"validation": validation if len(validation) else None, "test": test}
 
     progress.begin(run, state.epoch, len(training))
     try:
@@ -130,11 +168,7 @@ def _execute(run: Run, progress: Progress) -> Record:
             progress.end_epoch(entry)
     finally:
         progress.end()
-
-    record = _record(run, state, evaluate(method, run.config, test), content, pipeline)
-    records.write_record(run.record, record)
-    run.checkpoint.unlink(missing_ok=True)
-    return record
+    return method, state
 
 
 def _load(run: Run, split: str) -> Images:

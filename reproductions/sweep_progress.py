@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ class FileProgress:
     def _write(self) -> None:
         # A display is not worth a run: a full disk stops it at the next checkpoint.
         with contextlib.suppress(OSError):
-            self.path.write_text(json.dumps([self.samples, self.total]))
+            self.path.write_text(json.dumps([self.samples, self.total, os.getpid()]))
         self.written = time.monotonic()
 
 
@@ -107,7 +108,8 @@ class Board:
                 going[progress_path(run)] = run, json.loads(progress_path(run).read_text())
         for path in self.bars.keys() - going.keys():
             self.bar.remove_task(self.bars.pop(path))
-        for path, (run, (samples, total)) in going.items():
+        for path, (run, (samples, total, process)) in going.items():
             if path not in self.bars:
-                self.bars[path] = self.bar.add_task(f"{run.name} seed {run.seed}", total=total)
+                name = f"{run.name} seed {run.seed} (process {process})"
+                self.bars[path] = self.bar.add_task(name, total=total)
             self.bar.update(self.bars[path], completed=samples)

@@ -1,14 +1,17 @@
 """The example scripts run, and the page on hosts shows how they differ."""
 
 import difflib
+import os
 import re
 import runpy
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -104,3 +107,22 @@ def test_one_class_only_is_refused(learn, folder):
     (folder / "dogs").rmdir()
     with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
         learn()
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tmp_path):
+    """To rounding: the sums of a batch are added up in another order."""
+    learned, script = {}, str(EXAMPLES / "distributed.py")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for processes, launcher in ((1, []), (2, torchrun)):
+        path = tmp_path / f"{processes}.pt"
+        command = [sys.executable, *launcher, script, "--epochs", "2", "--save", path]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        accuracy = float(re.search(rf"{processes} processes: test accuracy (.*)%", done.stdout)[1])
+        learned[processes] = torch.load(path), accuracy
+    (one, accuracy), (two, of_two) = learned[1], learned[2]
+    assert accuracy > 80
+    assert of_two == pytest.approx(accuracy, abs=0.3)
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-6, atol=1e-8)

@@ -1,0 +1,238 @@
+"""Search over ranges of a config with Optuna: held-out accuracy against spikes, the test set left closed."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from . import catalog
+from .config import Config, Fraction, Strict, parsed, read_toml
+from .errors import SuiteError
+from .locks import locked
+from .records import Evaluation, atomic_write, require_writable
+from .runner import Run, validate
+from .sweep import Engine
+from .sweep_progress import FileProgress
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class Range(Strict):
+    """Numbers from `low` to `high`, whole if both are, or one of `choices`."""
+
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+    choices: list[bool | int | float | str] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Range:
+        if self.choices is not None:
+            if self.model_fields_set - {"choices"}:
+                raise ValueError("choices go without low, high and log")
+        elif self.low is None or self.high is None or self.low > self.high or (self.log and self.low <= 0):
+            raise ValueError("needs choices, or low <= high (above 0 with log)")
+        return self
+
+    def suggest(self, trial: optuna.Trial, name: str) -> Any:
+        """A value for a trial."""
+        if self.choices is not None:
+            return trial.suggest_categorical(name, self.choices)
+        assert self.low is not None
+        assert self.high is not None
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return trial.suggest_int(name, self.low, self.high, log=self.log)
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+
+class Search(Strict):
+    """What a file of ranges says.
+
+    `ranges` are by the keys of the config, such as "training.gamma" or "training.learning_rates.0".
+    `give_up` is how much held-out accuracy a config may lack to the best one if it has fewer spikes.
+    """
+
+    method: str
+    dataset: str
+    trials: PositiveInt
+    seed: NonNegativeInt = 0
+    give_up: Fraction = 0.0
+    ranges: Annotated[dict[str, Range], Field(min_length=1)]
+
+
+def read(path: Path) -> tuple[Search, dict[str, Any]]:
+    """The search of a file, and the tables of the config that it starts from.
+
+    Raises:
+        SuiteError: names the file and what is wrong in it.
+    """
+    search = parsed(Search, read_toml(path), str(path))
+    config = catalog.find(search.method, search.dataset)
+    if not config.validation:
+        raise SuiteError(f"{path}: the config of {search.method} on {search.dataset} holds out no images")
+    content = config.model_dump(mode="json", exclude_unset=True)
+    for key in search.ranges:
+        _placed(content, key, None, str(path))
+    return search, content
+
+
+def _placed(content: Mapping[str, Any], key: str, value: Any, source: str) -> dict[str, Any]:
+    """The tables with another value under a key such as "training.learning_rates.0"."""
+    changed: Any = copy.deepcopy(dict(content))
+    table = changed
+    names: list[Any] = [int(part) if part.isdigit() else part for part in key.split(".")]
+    try:
+        for name in names[:-1]:
+            table = table[name]
+        if isinstance(table, list):
+            table[names[-1]]
+        table[names[-1]] = value
+    except (LookupError, TypeError) as error:
+        raise SuiteError(f"{source}: ranges: the config has no {key}") from error
+    return changed  # type: ignore[no-any-return]
+
+
+def with_values(content: Mapping[str, Any], values: Mapping[str, Any], source: str) -> Config:
+    """The config with these values."""
+    for key, value in values.items():
+        content = _placed(content, key, value, source)
+    return catalog.validated(dict(content), source)
+
+
+def find(path: Path, folder: Path, engine: Engine, data_root: Path | None = None) -> optuna.Study:
+    """Do the trials that are missing; what was interrupted is taken up from its checkpoint.
+
+    Args:
+        path: file of the ranges.
+        folder: of the storage and the checkpoints.
+
+    Raises:
+        SuiteError: the file, the folder, or Optuna cannot be had; a trial that cannot be run.
+    """
+    search, content = read(path)
+    require_writable(folder)
+    storage = storage_path(path, folder)
+    with locked(storage.with_suffix(".lock"), "another process is at this search; wait for it"):
+        study = _study(path, folder, search)
+        settings = search.model_dump(mode="json", exclude={"trials"})
+        if study.user_attrs.setdefault("search", settings) != settings:
+            raise SuiteError(f"{storage}: of another search; name another folder")
+        study.set_user_attr("search", settings)
+        _take_up_what_was_interrupted(study)
+        with engine.open() as over:
+            arguments = [(search, content, path, folder, data_root)] * engine.workers
+            for failed in over(_work, *zip(*arguments, strict=True)):
+                if failed:
+                    raise SuiteError(failed)
+    return study
+
+
+def storage_path(path: Path, folder: Path) -> Path:
+    """Where the trials of a file of ranges are kept."""
+    return folder / f"{path.stem}.journal"
+
+
+def _study(path: Path, folder: Path, search: Search) -> optuna.Study:
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ModuleNotFoundError as error:
+        raise SuiteError('a search needs Optuna: pip install "ssnn-plugin[search]"') from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(storage_path(path, folder))))
+    study = optuna.create_study(
+        storage=storage, study_name=path.stem, directions=["maximize", "minimize"], load_if_exists=True
+    )
+    # A sampler that begins anew repeats itself: its seed moves on with the trials there are.
+    study.sampler = optuna.samplers.TPESampler(seed=search.seed + len(study.get_trials(deepcopy=False)))
+    return study
+
+
+def _take_up_what_was_interrupted(study: optuna.Study) -> None:
+    """A trial that no process is at: its values are tried again, first."""
+    import optuna
+
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+
+
+def _work(
+    search: Search, content: dict[str, Any], path: Path, folder: Path, data_root: Path | None
+) -> str | None:
+    """Trials until there are as many as asked for; return what is wrong, if anything."""
+    from optuna.study import MaxTrialsCallback
+    from optuna.trial import TrialState
+
+    study = _study(path, folder, search)
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        values = {key: found.suggest(trial, key) for key, found in search.ranges.items()}
+        config = with_values(content, values, str(path))
+        run = Run(
+            config, f"{path.stem}-{config.digest()}", search.seed, results=folder, data_root=data_root,
+            resume=True,
+        )  # fmt: skip
+        held_out = validate(run, FileProgress(run))
+        trial.set_user_attr("held_out", json.loads(held_out.model_dump_json(exclude={"example"})))
+        return objectives(held_out)
+
+    done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    if done >= search.trials:
+        return None
+    try:
+        study.optimize(objective, callbacks=[MaxTrialsCallback(search.trials, states=(TrialState.COMPLETE,))])
+    except SuiteError as error:
+        return str(error)
+    return None
+
+
+def objectives(held_out: Evaluation) -> tuple[float, float]:
+    """Accuracy by the rule "potential", and spikes of all neurons until the decision."""
+    return held_out.accuracy["potential"], sum(held_out.until_decision[1:])
+
+
+def choose(trials: Sequence[optuna.trial.FrozenTrial], give_up: float) -> optuna.trial.FrozenTrial:
+    """The trial with fewest spikes among those whose accuracy lacks at most `give_up` to the best."""
+    best = max(trial.values[0] for trial in trials)
+    good = [trial for trial in trials if trial.values[0] >= best - give_up]
+    return min(good, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
+
+
+def write_chosen(path: Path, study: optuna.Study, output: Path) -> optuna.trial.FrozenTrial:
+    """Write the config that a search chose, for `run --config`; return its trial."""
+    search, content = read(path)
+    trial = choose(study.best_trials, search.give_up)
+    accuracy, spikes = trial.values
+    chosen = with_values(content, trial.params, str(path)).model_dump(mode="json", exclude_unset=True)
+    chosen["description"] = (
+        f"{content['description']}; found by a search of {search.trials} trials: {accuracy:.2%} on held-out "
+        f"images with {spikes:.0f} spikes"
+    )
+    with atomic_write(output) as file:
+        file.write(to_toml(chosen))
+    return trial
+
+
+def to_toml(tables: Mapping[str, Any]) -> str:
+    """TOML of the tables of a config: values first, then a table each, with tables inside written inline."""
+    values = {key: value for key, value in tables.items() if not isinstance(value, dict)}
+    lines = [f"{key} = {_inline(value)}" for key, value in values.items()]
+    for key in tables.keys() - values.keys():
+        lines += ["", f"[{key}]", *(f"{name} = {_inline(value)}" for name, value in tables[key].items())]
+    return "\n".join(lines) + "\n"
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_inline(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    # A string or a truth value of JSON is one of TOML too.
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
