@@ -150,6 +150,10 @@ class _Fire(torch.autograd.Function):
     def forward(
         times: Tensor, weight: Tensor, bias: Tensor | None, threshold: Tensor | None, call: _Call
     ) -> tuple[Tensor, Tensor, Tensor]:
+        neuron, geometry, t_max = call.neuron, call.geometry, call.t_max
+        if threshold is None and ops.plain(times):
+            kernels = BACKENDS[call.backend].kernels
+            return kernels.first_spike(times, weight, bias, geometry, neuron, t_max)  # type: ignore[no-any-return]
         if threshold is None:
             return _crossings(times, weight, bias, call)
         # In units of its threshold each neuron has the threshold 1.

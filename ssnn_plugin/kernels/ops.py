@@ -72,7 +72,8 @@ def weight_grad(
     `until` is NaN. `a` and `b` are those of the inputs.
     """
     factors, geometry = Factors(p, q, until, a, b), Geometry(stride, dilation, groups)
-    return BACKENDS[backend].kernels.weight_grad(factors, times, kernel_size, geometry)  # type: ignore[no-any-return]
+    grad: Tensor = BACKENDS[backend].kernels.weight_grad(factors, times, kernel_size, geometry)
+    return grad.contiguous()
 
 
 @weight_grad.register_fake

@@ -6,10 +6,15 @@ the counting sort.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from ..status import NAN_POTENTIAL
+from ..status import BAD_TIMES, NAN_POTENTIAL
 from .compile import jit
+
+# Numba looks whether a signed index is negative, which takes longer than to read what it stands for.
+UNSIGNED = np.uint32
 
 
 @jit
@@ -24,11 +29,11 @@ def has_bad_times(times):
 @jit
 def find_events(times, t_max, spiking):
     """Write the inputs that spike before `t_max` to `spiking`; return how many."""
-    n = 0
+    n = UNSIGNED(0)
     for i in range(times.size):
         spiking[n] = i
-        n += times[i] < t_max
-    return n
+        n += UNSIGNED(times[i] < t_max)
+    return np.int64(n)
 
 
 @jit
@@ -42,22 +47,37 @@ def sort_events(times, t_max, order, spiking, counts):
     """
     if has_bad_times(times):
         return -1
-    n = find_events(times, t_max, spiking)
-    last = counts.size - 2
-    scale = (counts.size - 1) / t_max
+    number, buckets = times.dtype.type, np.empty(times.size, UNSIGNED)
+    last, scale = number(counts.size - 2), number((counts.size - 1) / t_max)
+    for i in range(times.size):
+        bucket = times[i] * scale
+        buckets[i] = UNSIGNED(bucket if bucket < last else last)
+    n = find_events(times, number(t_max), spiking)
     counts[:] = 0
-    for k in range(n):
-        counts[min(int(times[spiking[k]] * scale), last) + 1] += 1
-    for bucket in range(1, counts.size):
-        counts[bucket] += counts[bucket - 1]
-    for k in range(n):
-        i = spiking[k]
-        bucket = min(int(times[i] * scale), last)
-        order[counts[bucket]] = i
-        counts[bucket] += 1
-    if not insertion_sort(times, order, n):
+    for k in range(UNSIGNED(n)):
+        counts[buckets[UNSIGNED(spiking[k])] + UNSIGNED(1)] += 1
+    before = np.int32(0)
+    for k in range(1, counts.size):
+        before += counts[k]
+        counts[k] = before
+    for k in range(UNSIGNED(n)):
+        i = UNSIGNED(spiking[k])
+        at = UNSIGNED(counts[buckets[i]])
+        order[at] = i
+        counts[buckets[i]] = at + UNSIGNED(1)
+    if not is_sorted(times, order, n) and not insertion_sort(times, order, n):
         order[:n] = spiking[:n][np.argsort(times[spiking[:n]], kind="mergesort")]
     return n
+
+
+@jit
+def is_sorted(times, order, n):
+    """Whether the inputs of an order spike one after the other."""
+    wrong = np.int32(0)
+    for k in range(UNSIGNED(1), UNSIGNED(n)):
+        early = times[UNSIGNED(order[k])] < times[UNSIGNED(order[k - UNSIGNED(1)])]
+        wrong += np.int32(1) if early else np.int32(0)
+    return wrong == 0
 
 
 @jit
@@ -74,6 +94,46 @@ def insertion_sort(times, order, n):
         if moves < 0:
             return False
     return True
+
+
+class Events(NamedTuple):
+    """The input spikes of some samples, one sample after the other, earliest first.
+
+    Sample b has those up to ends[b]; the `inputs` spike at the times `when`.
+    """
+
+    inputs: np.ndarray
+    when: np.ndarray
+    ends: np.ndarray
+
+
+@jit
+def sort_batch(times, t_max, table, status):
+    """The events of the samples `times`; `status` tells of those with bad times, which have none.
+
+    `table` is the size of the counting sort's table.
+    """
+    samples, n_in = times.shape
+    spiking, counts = np.empty(n_in, np.int32), np.empty(table, np.int32)
+    inputs, ends, at = np.empty(times.size, np.int32), np.empty(samples, np.int64), 0
+    for b in range(samples):
+        n = sort_events(times[b], t_max, inputs[at:], spiking, counts)
+        if n < 0:
+            status[b], n = BAD_TIMES, 0
+        at += n
+        ends[b] = at
+    return Events(inputs, times_of(inputs, ends, times), ends)
+
+
+@jit
+def times_of(inputs, ends, times):
+    """When the inputs of events spike."""
+    when, begin = np.empty(inputs.size, times.dtype), np.uint64(0)
+    for b in range(len(ends)):
+        for k in range(begin, np.uint64(ends[b])):
+            when[k] = times[b, UNSIGNED(inputs[k])]
+        begin = np.uint64(ends[b])
+    return when
 
 
 @jit

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from ..geometry import Geometry, by_group, channels_last, synapse_table, weight_rows, whole_lanes
-from ..status import BAD_TIMES
+from ..status import BAD_TIMES, NAN_POTENTIAL
 from .compile import jit
 from .conv2d import LANES, find_spikes_by_location, positions_of_inputs
-from .events import has_bad_times, sort_events, status_of
-from .lanes import any_of, load, splat, store, where
+from .events import has_bad_times, sort_batch, sort_events, status_of
+from .lanes import any_of, at_least_a_tile, leading, load, splat, store, store_where, tile_of, where
 from .parallel import as_arrays, share_out
 
 # Above this many bins the counting sort's table would cost more than comparing times.
-MOST_BINS = 1 << 16
+MOST_BINS = 1 << 10
+# That are kept at a time, so that they stay in the cache.
+MOST_EVENTS = 1 << 17
 
 
 def first_spike_linear(
@@ -36,11 +38,14 @@ def first_spike_linear(
     """Crossings and potentials of a fully connected layer; `status` [batch] tells what is wrong."""
     crossing = times.new_empty(len(times), len(weight))
     potential = torch.empty_like(crossing)
-    current = weight.new_zeros(len(weight)) if bias is None else bias
-    arrays = as_arrays(times, weight.t(), current, crossing, potential)
-    work = times.numel() * len(weight) // 4
-    numbers = *numbers_of(neuron, t_max), bias is not None
-    share_out(len(times), work, _first_spike_linear, *arrays, status, *numbers)
+    arrays = as_arrays(times, weight.t(), crossing, potential)
+    numbers, work = numbers_of(neuron, t_max), times.numel() * len(weight) // 4
+    if bias is None and neuron.beta == 1:
+        share_out(len(times), work, fire_linear, *arrays, status, *numbers, tile_of(arrays[1]))
+    else:
+        current = np.zeros(len(weight), arrays[1].dtype) if bias is None else as_arrays(bias)[0]
+        rising = bias is not None
+        share_out(len(times), work, fire_linear_with_drift, *arrays, current, status, *numbers, rising)
     return crossing, potential, crossing.new_empty(0)
 
 
@@ -51,26 +56,86 @@ def numbers_of(neuron: Any, t_max: float) -> tuple[float, float, float, float, i
 
 
 @jit
-def _first_spike_linear(
-    first, end, times, weight_t, current, spikes, potential, status,
-    threshold, beta, delay, t_max, bins, rising,
+def fire_linear(
+    first, end, times, weight_t, spikes, potential, status, threshold, beta, delay, t_max, table, tile
 ):  # fmt: skip
+    """First crossings of step-PSP neurons without leak or current; `weight_t` is [in, out]."""
+    rows, block = at_least_a_tile(weight_t, tile), max(1, MOST_EVENTS // max(1, times.shape[1]))
+    for b in range(first, end, block):
+        part = slice(b, min(b + block, end))
+        events = sort_batch(times[part], t_max, table, status[part])
+        fire_tiles(
+            events, limits_of(events, threshold, delay, t_max), rows, spikes[part], potential[part],
+            status[part], tile,
+        )  # fmt: skip
+
+
+@jit
+def limits_of(events, threshold, delay, t_max):
+    """What V has to exceed after each event: nothing exceeds `inf`, before all of one time have come."""
+    number, n = events.when.dtype.type, np.uint64(events.ends[-1])
+    limits = np.empty(n + np.uint64(1), events.when.dtype)
+    for k in range(n):
+        in_time = number(events.when[k] + number(delay)) < number(t_max)
+        limits[k] = number(threshold) if in_time else number(np.inf)
+    begin = np.uint64(0)
+    for end in events.ends:
+        for k in range(begin + np.uint64(1), np.uint64(end)):
+            more_to_come = events.when[k] == events.when[k - np.uint64(1)]
+            limits[k - np.uint64(1)] = number(np.inf) if more_to_come else limits[k - np.uint64(1)]
+        begin = np.uint64(end)
+    return limits
+
+
+@jit
+def fire_tiles(events, limits, rows, spikes, potential, status, tile):
+    """A tile of outputs at a time, in registers: all samples while its weights are at hand.
+
+    There is no branch at a crossing: a neuron that no longer waits keeps its V and its time.
+    """
+    (n_samples, n_out), stride = spikes.shape, rows.shape[1]
+    zero, silent = splat(rows.dtype.type(0), tile), splat(rows.dtype.type(np.inf), tile)
+    for start in range(0, n_out, len(zero)):
+        lane = min(start, stride - len(zero))
+        present = leading(zero, n_out - lane)
+        first = np.uint64(0)
+        for b in range(n_samples):
+            v, crossing, waiting, last = zero, silent, present, np.uint64(events.ends[b])
+            while first < last and any_of(waiting):
+                pause = min(first + np.uint64(8), last)
+                for k in range(first, pause):
+                    row = load(rows, np.int64(events.inputs[k]) * stride + lane, tile)
+                    v = where(waiting, v + row, v)
+                    crossing = where(waiting, splat(events.when[k], tile), crossing)
+                    waiting = waiting & ~(v > splat(limits[k], tile))
+                first = pause
+            first = last
+            at = b * n_out + lane
+            store_where(present, spikes, at, where(waiting, silent, crossing))
+            store_where(present, potential, at, v)
+            if any_of(~(v <= silent)):
+                status[b] = NAN_POTENTIAL
+
+
+@jit
+def fire_linear_with_drift(
+    first, end, times, weight_t, spikes, potential, current, status,
+    threshold, beta, delay, t_max, table, rising,
+):  # fmt: skip
+    """As `fire_linear`, with a leak or a constant current."""
     order = np.empty(times.shape[1], np.int32)
     spiking = np.empty(times.shape[1], np.int32)
-    counts = np.empty(bins, np.int32)
+    counts = np.empty(table, np.int32)
     v = np.empty(weight_t.shape[1], weight_t.dtype)
     for b in range(first, end):
         n = sort_events(times[b], t_max, order, spiking, counts)
         if n < 0:
             status[b] = BAD_TIMES
             continue
-        if beta == 1 and not rising:
-            fire_if(order, n, times[b], weight_t, threshold, delay, t_max, v, spikes[b], potential[b])
-        else:
-            fire_if_with_drift(
-                order, n, times[b], weight_t, current, rising, beta, threshold, delay, t_max, v,
-                spikes[b], potential[b],
-            )  # fmt: skip
+        fire_if_with_drift(
+            order, n, times[b], weight_t, current, rising, beta, threshold, delay, t_max, v,
+            spikes[b], potential[b],
+        )  # fmt: skip
         status[b] = status_of(potential[b])
 
 
