@@ -20,10 +20,9 @@ import torch
 from numba.extending import overload
 from torch import Tensor
 
-from ..geometry import Geometry, by_group, channels_last, synapse_table, weight_rows, whole_lanes
+from ..geometry import Geometry, whole_lanes
 from ..status import BAD_TIMES
 from .compile import jit, told_apart
-from .conv2d import find_spikes_by_location, positions_of_inputs
 from .events import sort_events, status_of
 from .lanes import any_of, load, splat, store, where
 from .parallel import as_arrays, share_out
@@ -154,57 +153,6 @@ def _first_spike_linear(
             spikes[b], potential[b], slope[b],
         )  # fmt: skip
         status[b] = status_of(potential[b])
-
-
-def first_spike_conv2d(
-    times: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    neuron: Any,
-    t_max: float,
-    status: np.ndarray,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `first_spike_linear`, of a convolution."""
-    groups = geometry.groups
-    synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *geometry.stride, *geometry.dilation)
-    spikes = times.new_empty(len(times), len(synapses.seen), groups, len(weight) // groups)
-    potential, slope = torch.empty_like(spikes), torch.empty_like(spikes)
-    current = whole_lanes(by_group(weight.new_zeros(len(weight)) if bias is None else bias, groups), LANES)
-    rows = whole_lanes(weight_rows(weight, groups), LANES).flatten(0, 2)
-    arrays = as_arrays(channels_last(times), rows, current, spikes, potential, slope)
-    work = len(times) * synapses.seen.size * weight.shape[1] * len(weight) // 2
-    numbers = told_apart(neuron.compiled()), float(neuron.threshold), t_max
-    share_out(len(times), work, _first_spike_conv2d, *arrays, status, synapses[:3], *numbers)
-    return spikes.flatten(2), potential.flatten(2), slope.flatten(2)
-
-
-@jit
-def _first_spike_conv2d(
-    begin, end, times, rows, bias, spikes, potential, slope, status, synapses, response, threshold, t_max
-):  # fmt: skip
-    position_of, (locations, groups) = positions_of_inputs(times), spikes.shape[1:3]
-    order, spiking = np.empty(position_of.size, np.int32), np.empty(position_of.size, np.int32)
-    counts, n_events = np.empty(BUCKETS + 1, np.int32), np.empty((times.shape[1], groups), np.int32)
-    ends, row, when = np.empty(locations * groups, np.int64), np.empty(0, np.int32), np.empty(0, times.dtype)
-    moves, state = np.empty((3, len(rows) // groups + 1), rows.dtype), np.empty((5, LANES), rows.dtype)
-    for b in range(begin, end):
-        n = sort_events(times[b].reshape(-1), t_max, order, spiking, counts)
-        if n < 0:
-            status[b] = BAD_TIMES
-            continue
-        row, when = find_spikes_by_location(
-            order, n, times[b], synapses, position_of, len(rows), groups, n_events, ends, row, when
-        )
-        first = 0
-        for unit in range(ends.size):
-            at, group = unit // groups, unit % groups
-            fire_currents(
-                row[first : ends[unit]], when[first : ends[unit]], rows, bias[group], response, threshold,
-                t_max, moves, state, spikes[b, at, group], potential[b, at, group], slope[b, at, group],
-            )  # fmt: skip
-            first = ends[unit]
-        status[b] = status_of(potential[b].reshape(-1))
 
 
 @jit

@@ -8,7 +8,6 @@ belongs to one sample, and the weight gradient gives each thread a range of rows
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,15 +17,8 @@ from torch import Tensor
 from ..backends import Factors
 from ..geometry import (
     Geometry,
-    by_group,
-    channels_last,
-    synapse_table,
-    weight_of_rows,
-    weight_rows,
-    whole_lanes,
 )
 from .compile import jit, where_given
-from .conv2d import LANES, place_of, positions_of_inputs
 from .events import Events, find_events, times_of
 from .lanes import (
     any_of,
@@ -35,7 +27,6 @@ from .lanes import (
     splat,
     store,
     tile_of,
-    total,
     where,
     width_of,
 )
@@ -47,8 +38,6 @@ ROW = 48
 
 def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Tensor:
     """See `kernels.ops.weight_grad`."""
-    if not geometry.linear:
-        return _conv2d_weight_grad(factors, times, kernel_size, geometry)
     n_out, n_in = factors.p.shape[1], times.shape[1]
     outputs, inputs = _optional_arrays(*factors[:3]), _optional_arrays(*factors[3:], times)
     tile = tile_of(outputs[0])
@@ -61,8 +50,6 @@ def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geo
 
 def input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """See `kernels.ops.input_grad`."""
-    if not geometry.linear:
-        return _conv2d_input_grad(factors, times, weight, geometry)
     grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
     arrays = *_optional_arrays(*factors), *as_arrays(times)
     along_inputs, work = _cheaper_direction(arrays, weight.is_contiguous())
@@ -147,24 +134,6 @@ def only_with(factor, value):
 def add_product(row, so_far, k, weight):
     """Add what a factor of an output contributes, if there is one."""
     return so_far + row[k] * weight
-
-
-@where_given(lambda factor, so_far, counts, at, weight, none: so_far)
-def add_where(factor, so_far, counts, at, weight, none):
-    """As `add_product`, for the outputs of a location that count."""
-    return so_far + where(counts, load(factor, at, LANES) * weight, none)
-
-
-@where_given(lambda row, k, width: None)
-def splat_of(row, k, width):
-    """A factor of one input in all lanes; None stays."""
-    return splat(row[k], width)
-
-
-@where_given(lambda factor, at, width: None)
-def load_of(factor, at, width):
-    """A factor of some outputs; None stays."""
-    return load(factor, at, width)
 
 
 @where_given(lambda factor, tile: None)
@@ -255,103 +224,13 @@ def _times_along_outputs(first, end, p, q, until, a, b, times, weight_t, grad_ti
                 )
 
 
-def _conv2d_weight_grad(
-    factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry
-) -> Tensor:
-    synapses = synapse_table(*times.shape[2:], *kernel_size, *geometry.stride, *geometry.dilation)
-    shape = geometry.weight_shape(times, factors.p.shape[2], kernel_size)
-    arrays, width = _by_location(factors, times, geometry.groups)
-    grad_rows = times.new_zeros(geometry.groups * math.prod(shape[1:]), width)
-    work = len(times) * len(synapses.taps) * shape[0] * shape[1] // 2
-    share_out(len(grad_rows), work, _rows_conv2d, *arrays, *as_arrays(grad_rows), synapses[:3])
-    return weight_of_rows(grad_rows, shape, geometry.groups)
+@where_given(lambda row, k, width: None)
+def splat_of(row, k, width):
+    """A factor of one input in all lanes; None stays."""
+    return splat(row[k], width)
 
 
-def _conv2d_input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *geometry.stride, *geometry.dilation)
-    rows = whole_lanes(weight_rows(weight, geometry.groups), LANES).flatten(0, 2)
-    grad_times = times.new_zeros(len(times), math.prod(times.shape[2:]), times.shape[1])
-    arrays, _ = _by_location(factors, times, geometry.groups)
-    work = len(times) * len(synapses.taps) * weight.shape[1] * len(weight) // 2
-    share_out(len(times), work, _times_conv2d, *arrays, *as_arrays(rows, grad_times), synapses[:3])
-    return grad_times.transpose(1, 2).reshape(times.shape).contiguous()
-
-
-def _by_location(factors: Factors, times: Tensor, groups: int) -> tuple[tuple[np.ndarray | None, ...], int]:
-    """Factors and times with channels last, those of the outputs in whole lanes; and how many these are."""
-    outputs = [x if x is None else whole_lanes(by_group(x, groups), LANES) for x in factors[:3]]
-    inputs = [x if x is None else channels_last(x) for x in (factors.a, factors.b, times)]
-    assert outputs[2] is not None
-    return _optional_arrays(*outputs, *inputs), outputs[2].shape[-1]
-
-
-@jit
-def _rows_conv2d(first, end, p, q, until, a, b, times, grad_rows, synapses):
-    """Weight gradient of a convolution: the rows first ... end of `grad_rows`; arrays as in `conv2d`."""
-    position_of = positions_of_inputs(times)
-    spiking = np.empty(position_of.size, np.int32)
-    for n in range(len(times)):
-        subtract_rows_conv2d(
-            p[n], row_of(q, n), until[n], flat_row_of(a, n), flat_row_of(b, n), times[n], synapses,
-            position_of, first, end, spiking, grad_rows,
-        )  # fmt: skip
-
-
-@jit
-def subtract_rows_conv2d(
-    p, q, until, a, b, times, synapses, position_of, first, end, spiking, grad_rows
-):  # fmt: skip
-    start, taps, locations = synapses
-    channels, (groups, width) = times.shape[1], until.shape[1:]
-    flat, in_group, none = times.reshape(-1), channels // groups, splat(p.dtype.type(0), LANES)
-    for i in spiking[: find_events(flat, np.inf, spiking)]:
-        position, group, first_row = place_of(i, position_of, len(grad_rows), channels, groups)
-        t, a_i, b_i = splat(flat[i], LANES), splat_of(a, i, LANES), splat_of(b, i, LANES)
-        for s in range(start[position], start[position + 1]):
-            row, unit = taps[s] * in_group + first_row, locations[s] * groups + group
-            if first <= row < end:
-                for lane in range(0, width, LANES):
-                    at, to = unit * width + lane, row * width + lane
-                    change = response(load_of(q, at, LANES), load(p, at, LANES), a_i, b_i)
-                    causal = where(load(until, at, LANES) > t, change, none)
-                    store(grad_rows, to, load(grad_rows, to, LANES) - causal)
-
-
-@where_given(lambda factor, n: None)
-def flat_row_of(factor, n):
-    """What a factor of the inputs is in a sample, position by position; None stays."""
-    return factor[n].reshape(-1)
-
-
-@jit
-def _times_conv2d(first, end, p, q, until, a, b, times, weight_rows, grad_times, synapses):
-    """Input gradient of a convolution: each input spike gets the errors of the outputs that counted it."""
-    position_of = positions_of_inputs(times)
-    spiking = np.empty(position_of.size, np.int32)
-    for n in range(first, end):
-        sum_errors_conv2d(
-            p[n], row_of(q, n), until[n], flat_row_of(a, n), flat_row_of(b, n), times[n], synapses,
-            position_of, spiking, weight_rows, grad_times[n],
-        )  # fmt: skip
-
-
-@jit
-def sum_errors_conv2d(
-    p, q, until, a, b, times, synapses, position_of, spiking, weight_rows, grad_times
-):  # fmt: skip
-    start, taps, locations = synapses
-    channels, (groups, width) = times.shape[1], until.shape[1:]
-    flat, in_group, none = times.reshape(-1), channels // groups, splat(p.dtype.type(0), LANES)
-    for i in spiking[: find_events(flat, np.inf, spiking)]:
-        position, group, first_row = place_of(i, position_of, len(weight_rows), channels, groups)
-        t, sum_p, sum_q = splat(flat[i], LANES), none, none
-        for s in range(start[position], start[position + 1]):
-            row, unit = taps[s] * in_group + first_row, locations[s] * groups + group
-            for lane in range(0, width, LANES):
-                at = unit * width + lane
-                counts, w = load(until, at, LANES) > t, load(weight_rows, row * width + lane, LANES)
-                sum_p = sum_p + where(counts, load(p, at, LANES) * w, none)
-                sum_q = add_where(q, sum_q, counts, at, w, none)
-        grad_times[position, i - position * channels] = response(
-            only_with(q, total(sum_q)), total(sum_p), value_of(a, i), value_of(b, i)
-        )
+@where_given(lambda factor, at, width: None)
+def load_of(factor, at, width):
+    """A factor of some outputs; None stays."""
+    return load(factor, at, width)

@@ -58,7 +58,7 @@ def tile_of(rows: np.ndarray, most: int = len(TILES)) -> tuple[int, ...]:
     return next((tile for tile in TILES[:most] if width <= len(tile) * REGISTER), TILES[most - 1])
 
 
-def width_of(tile: tuple[int, ...], rows: np.ndarray) -> int:
+def width_of(tile: tuple[int, ...], rows: Any) -> int:
     """Outputs in a tile."""
     return len(tile) * REGISTER // rows.itemsize
 
@@ -136,6 +136,27 @@ def load(typingctx, array, index, width):
         return _together(builder, (builder.load(place, align=_align(context, array)) for place in places))
 
     return lanes(array, types.intp, width), generate
+
+
+@intrinsic
+def load_where(typingctx, mask, array, index, other):
+    """As `load`, where the mask is true; elsewhere nothing is read, and `other` is there."""
+    if not _holds_lanes(array):
+        return None
+
+    def generate(context, builder, signature, args):
+        places = _places(context, builder, array, other, *args[1:3])
+        align = ir.Constant(ir.IntType(32), _align(context, array))
+        masks, others = (_registers(builder, args[k]) for k in (0, 3))
+        parts = []
+        for place, part, vector in zip(places, masks, others, strict=True):
+            suffix = f"v{vector.type.count}f{array.dtype.bitwidth}.p0"
+            kind = ir.FunctionType(vector.type, (place.type, align.type, part.type, vector.type))
+            read = builder.module.declare_intrinsic(f"llvm.masked.load.{suffix}", (), kind)
+            parts.append(builder.call(read, [place, align, part, vector]))
+        return _together(builder, parts)
+
+    return other(mask, array, types.intp, other), generate
 
 
 @intrinsic

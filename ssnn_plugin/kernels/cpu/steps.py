@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..geometry import Geometry, by_group, channels_last, synapse_table, weight_rows, whole_lanes
+from ..geometry import Geometry
 from ..status import BAD_TIMES, NAN_POTENTIAL
 from .compile import jit
-from .conv2d import LANES, find_spikes_by_location, positions_of_inputs
-from .events import has_bad_times, sort_batch, sort_events, status_of
-from .lanes import any_of, at_least_a_tile, leading, load, splat, store, store_where, tile_of, where
+from .events import sort_batch, sort_events, status_of
+from .lanes import any_of, at_least_a_tile, leading, load, splat, store_where, tile_of, where
 from .parallel import as_arrays, share_out
 
 # Above this many bins the counting sort's table would cost more than comparing times.
@@ -137,118 +136,6 @@ def fire_linear_with_drift(
             spikes[b], potential[b],
         )  # fmt: skip
         status[b] = status_of(potential[b])
-
-
-def first_spike_conv2d(
-    times: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    neuron: Any,
-    t_max: float,
-    status: np.ndarray,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `first_spike_linear`, of a convolution."""
-    groups, n_out = geometry.groups, len(weight) // geometry.groups
-    synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *geometry.stride, *geometry.dilation)
-    rows = weight_rows(weight, groups).flatten(1, 2)
-    drift = bias is not None or neuron.beta != 1
-    rows = rows if drift else whole_lanes(rows, LANES)
-    crossing = times.new_empty(len(times), len(synapses.seen), groups, rows.shape[-1])
-    potential = torch.empty_like(crossing)
-    outputs = *as_arrays(crossing, potential), status
-    numbers = numbers_of(neuron, t_max)
-    work = len(times) * synapses.seen.size * weight.shape[1] * len(weight) // 4
-    if drift:
-        current = by_group(weight.new_zeros(len(weight)) if bias is None else bias, groups)
-        arrays, rest = as_arrays(channels_last(times), rows, current), (*numbers, bias is not None)
-        share_out(len(times), work, _first_spike_conv2d_with_drift, *arrays, *outputs, synapses.seen, *rest)
-    else:
-        arrays = as_arrays(channels_last(times), rows.flatten(0, 1))
-        share_out(len(times), work, _first_spike_conv2d, *arrays, *outputs, synapses[:3], *numbers)
-    crossing, potential = (x[..., :n_out].flatten(2).contiguous() for x in (crossing, potential))
-    return crossing, potential, crossing.new_empty(0)
-
-
-@jit
-def _first_spike_conv2d(
-    begin, end, times, rows, spikes, potential, status, synapses, threshold, beta, delay, t_max, bins
-):  # fmt: skip
-    position_of, groups = positions_of_inputs(times), spikes.shape[2]
-    order, spiking = np.empty(position_of.size, np.int32), np.empty(position_of.size, np.int32)
-    counts, n_events = np.empty(bins, np.int32), np.empty((times.shape[1], groups), np.int32)
-    ends = np.empty(spikes.shape[1] * groups, np.int64)
-    row, when = np.empty(0, np.int32), np.empty(0, times.dtype)
-    for b in range(begin, end):
-        n = sort_events(times[b].reshape(-1), t_max, order, spiking, counts)
-        if n < 0:
-            status[b] = BAD_TIMES
-            continue
-        row, when = find_spikes_by_location(
-            order, n, times[b], synapses, position_of, len(rows), groups, n_events, ends, row, when
-        )
-        fire_if_conv2d(ends, row, when, rows, threshold, delay, t_max, spikes[b], potential[b])
-        status[b] = status_of(potential[b].reshape(-1))
-
-
-@jit
-def _first_spike_conv2d_with_drift(
-    begin, end, times, rows, current, spikes, potential, status, seen,
-    threshold, beta, delay, t_max, bins, rising,
-):  # fmt: skip
-    """With a leak or a current every patch is a linear layer of its own."""
-    groups, n_rows, width = rows.shape
-    in_group = times.shape[2] // groups
-    patch, v = np.empty(n_rows, times.dtype), np.empty(width, rows.dtype)
-    order, spiking = np.empty(n_rows, np.int32), np.empty(n_rows, np.int32)
-    counts = np.empty(
-        min(bins, 4 * n_rows + 2), np.int32
-    )  # clearing them would cost more than the few spikes
-    for b in range(begin, end):
-        if has_bad_times(times[b].reshape(-1)):
-            status[b] = BAD_TIMES
-            continue
-        for location in range(len(seen)):
-            for group in range(groups):
-                for row in range(n_rows):
-                    patch[row] = times[b, seen[location, row // in_group], group * in_group + row % in_group]
-                n = sort_events(patch, t_max, order, spiking, counts)
-                fire_if_with_drift(
-                    order, n, patch, rows[group], current[group], rising, beta, threshold, delay, t_max, v,
-                    spikes[b, location, group], potential[b, location, group],
-                )  # fmt: skip
-        status[b] = status_of(potential[b].reshape(-1))
-
-
-@jit
-def fire_if_conv2d(ends, rows, when, weight_rows, threshold, delay, t_max, fired, potential):
-    """First crossing of step-PSP neurons at every location; `fired` is `inf` where there is none.
-
-    Potentials stay in registers while a location's spikes come in. The threshold counts once all
-    spikes of one time have come.
-    """
-    number = weight_rows.dtype.type
-    limit, silent, out = (
-        splat(number(threshold), LANES),
-        splat(number(np.inf), LANES),
-        splat(number(-np.inf), LANES),
-    )
-    width = weight_rows.shape[1]
-    for unit in range(ends.size):
-        first, last = ends[unit - 1] if unit > 0 else 0, ends[unit]
-        for lane in range(0, width, LANES):
-            v, crossing, level = splat(number(0), LANES), silent, silent
-            for k in range(first, last):
-                v = v + load(weight_rows, rows[k] * width + lane, LANES)
-                if any_of(v > limit):
-                    complete = k + 1 == last or when[k + 1] != when[k]
-                    if complete and when.dtype.type(when[k] + delay) < t_max:
-                        above = v > limit
-                        crossing = where(above, splat(when[k], LANES), crossing)
-                        level = where(above, v, level)
-                        v = where(above, out, v)
-            store(fired, unit * width + lane, crossing)
-            store(potential, unit * width + lane, where(silent <= crossing, v, level))
 
 
 @jit
