@@ -11,9 +11,13 @@ from naive import crossing_in_continuous_time, first_spikes, latency_gradients, 
 
 from ssnn_plugin import IF, ExpPSP
 from ssnn_plugin.functional import first_spike_conv2d
+from ssnn_plugin.kernels import cpu, reference
+from ssnn_plugin.kernels.backends import Factors
+from ssnn_plugin.kernels.cpu import conv2d_gradients
 from ssnn_plugin.kernels.cpu import patches as compiled
 from ssnn_plugin.kernels.cpu.bits import bits_of, count_ones, trailing_zeros
 from ssnn_plugin.kernels.cpu.lanes import load, load_where, splat
+from ssnn_plugin.kernels.geometry import Geometry
 
 INF = math.inf
 
@@ -113,6 +117,48 @@ def test_gradients_of_many_spikes(case):
     np.testing.assert_array_equal(found[1].numpy(), of_weight)
 
 
+@pytest.mark.parametrize("along", [(0, 1), (1, 0)], ids=["along errors", "along spikes"])
+@pytest.mark.parametrize("factors", [1, 2])
+@pytest.mark.parametrize(("groups", "channels", "out", "dilation"), [(1, 3, 5, 1), (2, 40, 80, 2)])
+def test_both_directions_are_the_reference(monkeypatch, along, factors, groups, channels, out, dilation):
+    """Few and many errors, few and many spikes: whichever way is taken."""
+    monkeypatch.setattr(conv2d_gradients, "compare_directions", lambda *_: along)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.double)
+
+    times, weight = draw(3, channels, 11, 9).abs() * 9, draw(out, channels // groups, 3, 3)
+    times[times > 8] = INF
+    geometry = Geometry([1, 2], [dilation, dilation], groups)
+    shape = geometry.output_shape(times, weight)
+    p, until = draw(*shape), draw(*shape).abs() * 9
+    p[draw(*shape) < 0.3], until[draw(*shape) > 1] = 0, math.nan
+    others = (draw(*shape), until, draw(*times.shape), draw(*times.shape))
+    given = Factors(p, *(others if factors == 2 else (None, until)))
+    for found, expected in (
+        (kernel(cpu), kernel(reference))
+        for kernel in (
+            lambda backend: backend.weight_grad(given, times, [3, 3], geometry),
+            lambda backend: backend.input_grad(given, times, weight, geometry),
+        )
+    ):
+        assert expected.any()
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_cheaper_direction_is_taken():
+    """Errors of one output in a hundred, or of all of them where one input in ten spikes."""
+    generator = torch.Generator().manual_seed(0)
+    times = torch.rand(2, 16, 12, 12, generator=generator)
+    until, error = torch.ones(2, 100, 32), torch.rand(2, 100, 32, generator=generator)
+    for share_of_spikes, share_of_errors, along_errors in ((1.0, 0.01, True), (0.1, 1.0, False)):
+        spikes = times.masked_fill(times > share_of_spikes, INF)
+        factors = Factors(error * (error < share_of_errors), None, until)
+        found = conv2d_gradients._prepared(factors, spikes, [3, 3], Geometry([1, 1], [1, 1]))
+        assert found[2] == along_errors
+
+
 def test_silence_makes_no_tile_spike():
     times = torch.full((2, 3, 40, 40), INF)
     times[1, 2, 39, 39] = 5
@@ -146,7 +192,7 @@ def test_times_of_currents_come_in_order(case):
 def test_tiles_cover_all_locations(case):
     (channels, *size), kernel, geometry = CASES[case]
     times, weight = torch.zeros(1, channels, *size), torch.empty(1, channels // geometry["groups"], *kernel)
-    tiles = compiled.tiles_of(times, weight, compiled.Geometry(*geometry.values()))
+    tiles = compiled.tiles_of(times, weight, Geometry(*geometry.values()))
     covered = np.add.outer(tiles.location, tiles.after)
     (indices, *_), _ = patches(
         times[0].numpy(), kernel, geometry["stride"], geometry["dilation"], (0, 0), geometry["groups"]

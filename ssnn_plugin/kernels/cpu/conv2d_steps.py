@@ -11,7 +11,7 @@ from ..geometry import Geometry, by_group, weight_rows
 from ..status import BAD_TIMES
 from .compile import jit
 from .events import has_bad_times, status_of
-from .lanes import leading, load, splat, store, store_where, where, width_of
+from .lanes import any_of, leading, load, splat, store, store_where, where, width_of
 from .parallel import as_arrays, share_out
 from .patches import BEYOND, by_position, rank_spikes, read_patch, room_for, tiles_of
 from .steps import fire_if_with_drift, numbers_of
@@ -19,7 +19,9 @@ from .steps import fire_if_with_drift, numbers_of
 #: numbers of registers that the outputs of a group may take at a time, as tuples
 ONE, TWO, FOUR = (0,), (0,) * 2, (0,) * 4
 #: spikes that are added without a look at how many there are
-AT_A_TIME = 4
+AT_A_TIME = 2
+#: spikes after which it is seen whether any output still waits
+LOOK_AFTER = 16
 
 
 def first_spike(
@@ -147,6 +149,8 @@ def fire(rows, when, limit, n, weights, registers, n_out, to, fired, potential):
                 at = where(waiting, splat(when[np.uintp(k)], registers), at)
                 level = where(waiting, v, level)
                 waiting = waiting & (v <= splat(limit[np.uintp(k)], registers))
+            if begin % LOOK_AFTER == LOOK_AFTER - AT_A_TIME and not any_of(waiting):
+                break
         outputs = leading(none, n_out - lane)
         store_where(outputs, fired, to + lane, where(waiting, silent, at))
         store_where(outputs, potential, to + lane, level)
