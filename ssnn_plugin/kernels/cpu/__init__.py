@@ -11,6 +11,8 @@ from ..geometry import Geometry
 from ..status import refuse_bad_samples
 from . import currents, steps
 from .gradients import input_grad, weight_grad
+from .lanes import tile_of
+from .parallel import as_arrays, share_out
 
 __all__ = ["first_spike", "input_grad", "weight_grad"]
 
@@ -19,9 +21,18 @@ def first_spike(
     times: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, neuron: Any, t_max: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.ops.first_spike`."""
-    status = np.zeros(len(times), np.int8)
-    kind = steps if neuron.jumps else currents
-    fire = kind.first_spike_linear if geometry.linear else kind.first_spike_conv2d
-    outputs: tuple[Tensor, Tensor, Tensor] = fire(times, weight, bias, geometry, neuron, t_max, status)
+    status, kind = np.zeros(len(times), np.int8), steps if neuron.jumps else currents
+    outputs: tuple[Tensor, Tensor, Tensor]
+    if geometry.linear:
+        shape = len(times), len(weight)
+        outputs = *(times.new_empty(shape) for _ in range(2)), times.new_empty(0 if neuron.jumps else shape)
+        rows, *arrays = as_arrays(weight.t(), times, *outputs)
+        current = None if bias is None else as_arrays(bias)[0]
+        share_out(
+            len(times), times.numel() * len(weight) // 4, kind.fire_linear, arrays[0], rows, current,
+            *arrays[1:], status, *kind.numbers_of(neuron, t_max), tile_of(rows),
+        )  # fmt: skip
+    else:
+        outputs = kind.first_spike_conv2d(times, weight, bias, geometry, neuron, t_max, status)
     refuse_bad_samples(status.max(initial=0))
     return outputs

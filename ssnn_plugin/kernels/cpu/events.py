@@ -15,6 +15,8 @@ from .compile import jit
 
 # Numba looks whether a signed index is negative, which takes longer than to read what it stands for.
 UNSIGNED = np.uint32
+# That are kept at a time, so that they stay in the cache.
+MOST_EVENTS = 1 << 17
 
 
 @jit
@@ -45,6 +47,15 @@ def sort_events(times, t_max, order, spiking, counts):
     whole bins have one each, otherwise the few spikes of a bucket are put in order in the end.
     Returns -1 for a NaN or negative time.
     """
+    n = sort_by_bucket(times, t_max, order, spiking, counts)
+    if not is_sorted(times, order, n):
+        sort_within_buckets(times, order, n)
+    return n
+
+
+@jit
+def sort_by_bucket(times, t_max, order, spiking, counts):
+    """As `sort_events`, all inputs of a bucket in the order of their index."""
     if has_bad_times(times):
         return -1
     number, buckets = times.dtype.type, np.empty(times.size, UNSIGNED)
@@ -65,8 +76,6 @@ def sort_events(times, t_max, order, spiking, counts):
         at = UNSIGNED(counts[buckets[i]])
         order[at] = i
         counts[buckets[i]] = at + UNSIGNED(1)
-    if not is_sorted(times, order, n) and not insertion_sort(times, order, n):
-        order[:n] = spiking[:n][np.argsort(times[spiking[:n]], kind="mergesort")]
     return n
 
 
@@ -81,8 +90,8 @@ def is_sorted(times, order, n):
 
 
 @jit
-def insertion_sort(times, order, n):
-    """Put an almost sorted order right; gives up, and returns False, where it is far from sorted."""
+def sort_within_buckets(times, order, n):
+    """Put an almost sorted order right by insertion, one that is far from sorted as a whole."""
     moves = 16 * n
     for k in range(1, n):
         i, t, at = order[k], times[order[k]], k
@@ -92,8 +101,9 @@ def insertion_sort(times, order, n):
             moves -= 1
         order[at] = i
         if moves < 0:
-            return False
-    return True
+            by_index = np.sort(order[:n])
+            order[:n] = by_index[np.argsort(times[by_index], kind="mergesort")]
+            return
 
 
 class Events(NamedTuple):
@@ -115,25 +125,29 @@ def sort_batch(times, t_max, table, status):
     """
     samples, n_in = times.shape
     spiking, counts = np.empty(n_in, np.int32), np.empty(table, np.int32)
-    inputs, ends, at = np.empty(times.size, np.int32), np.empty(samples, np.int64), 0
+    inputs, when = np.empty(times.size, np.int32), np.empty(times.size, times.dtype)
+    ends, at = np.empty(samples, np.int64), 0
     for b in range(samples):
-        n = sort_events(times[b], t_max, inputs[at:], spiking, counts)
+        n = sort_by_bucket(times[b], t_max, inputs[at:], spiking, counts)
         if n < 0:
             status[b], n = BAD_TIMES, 0
+        if not write_times(times[b], inputs[at : at + n], when[at : at + n]):
+            sort_within_buckets(times[b], inputs[at:], n)
+            write_times(times[b], inputs[at : at + n], when[at : at + n])
         at += n
         ends[b] = at
-    return Events(inputs, times_of(inputs, ends, times), ends)
+    return Events(inputs, when, ends)
 
 
 @jit
-def times_of(inputs, ends, times):
-    """When the inputs of events spike."""
-    when, begin = np.empty(inputs.size, times.dtype), np.uint64(0)
-    for b in range(len(ends)):
-        for k in range(begin, np.uint64(ends[b])):
-            when[k] = times[b, UNSIGNED(inputs[k])]
-        begin = np.uint64(ends[b])
-    return when
+def write_times(times, inputs, when):
+    """When inputs spike; returns whether they do so one after the other."""
+    for k in range(UNSIGNED(inputs.size)):
+        when[k] = times[UNSIGNED(inputs[k])]
+    early = np.int32(0)
+    for k in range(UNSIGNED(1), UNSIGNED(inputs.size)):
+        early += np.int32(when[k] < when[k - UNSIGNED(1)])
+    return early == 0
 
 
 @jit

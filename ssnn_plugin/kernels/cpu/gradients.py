@@ -27,7 +27,7 @@ from ..geometry import (
 )
 from .compile import jit, where_given
 from .conv2d import LANES, place_of, positions_of_inputs
-from .events import Events, find_events, times_of
+from .events import Events, find_events, write_times
 from .lanes import (
     any_of,
     at_least_a_tile,
@@ -212,15 +212,18 @@ def may_matter(q, p, none):
 @jit
 def events_with_errors(p, q, until, times):
     """The input spikes of the samples in which an output has an error, in the order of the inputs."""
-    inputs, ends, at = np.empty(times.size + 1, np.int32), np.empty(len(times), np.int64), 0
+    inputs, when = np.empty(times.size, np.int32), np.empty(times.size, times.dtype)
+    ends, at = np.empty(len(times), np.int64), 0
     for n in range(len(times)):
         n_errors, of_p, of_q, last = np.int32(0), p[n], row_of(q, n), until[n]
         for j in range(of_p.size):
             n_errors += np.int32(has_error(of_q, of_p, last, j))
         if n_errors > 0:
-            at += find_events(times[n], np.inf, inputs[at:])
+            found = find_events(times[n], np.inf, inputs[at:])
+            write_times(times[n], inputs[at : at + found], when[at : at + found])
+            at += found
         ends[n] = at
-    return Events(inputs, times_of(inputs, ends, times), ends)
+    return Events(inputs, when, ends)
 
 
 @jit

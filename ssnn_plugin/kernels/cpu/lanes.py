@@ -22,7 +22,7 @@ from numba import types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
 
-from .compile import jit
+from .compile import jit, where_given
 
 _FEATURES = cpu_target.target_context.codegen().magic_tuple()[2]
 #: bytes of the machine's vector registers; NEON and SSE have 16
@@ -316,3 +316,11 @@ def at_least_a_tile(rows, tile):
     padded = np.zeros((len(rows), width), rows.dtype)
     padded[:, : rows.shape[1]] = rows
     return padded
+
+
+@where_given(lambda bias, rows: np.zeros(rows.shape[1], rows.dtype))
+def current_of(bias, rows):
+    """The current at time 0, of as many outputs as the rows have."""
+    current = np.zeros(rows.shape[1], rows.dtype)
+    current[: bias.size] = bias
+    return current

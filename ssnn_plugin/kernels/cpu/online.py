@@ -12,21 +12,9 @@ import math
 import numpy as np
 
 from .compile import jit
+from .errors import relative_targets
 from .events import sort_events
 from .steps import fire_if
-
-
-@jit
-def relative_targets(times, label, gamma, t_max, targets):
-    """S4NN's targets: the label at the earliest time, all others at least `gamma` later."""
-    earliest = times.min()
-    for j in range(times.size):
-        targets[j] = times[j]
-        if times[j] - earliest < gamma:
-            targets[j] = min(earliest + gamma, t_max)
-    targets[label] = earliest
-    if earliest == t_max:
-        targets[label] = t_max - gamma
 
 
 @jit
