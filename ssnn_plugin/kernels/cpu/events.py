@@ -59,10 +59,10 @@ def sort_by_bucket(times, t_max, order, spiking, counts):
     if has_bad_times(times):
         return -1
     number, buckets = times.dtype.type, np.empty(times.size, UNSIGNED)
-    last, scale = number(counts.size - 2), number((counts.size - 1) / t_max)
-    for i in range(times.size):
-        bucket = times[i] * scale
-        buckets[i] = UNSIGNED(bucket if bucket < last else last)
+    last, scale = counts.size - 2, (counts.size - 1) / t_max
+    highest = write_buckets(times, number(t_max), number(scale), number(last), buckets)
+    if 2 * highest < last:  # all spikes are early: spread them over the table
+        write_buckets(times, number(t_max), number(scale * last / (highest + 1)), number(last), buckets)
     n = find_events(times, number(t_max), spiking)
     counts[:] = 0
     for k in range(UNSIGNED(n)):
@@ -77,6 +77,17 @@ def sort_by_bucket(times, t_max, order, spiking, counts):
         order[at] = i
         counts[buckets[i]] = at + UNSIGNED(1)
     return n
+
+
+@jit
+def write_buckets(times, t_max, scale, last, buckets):
+    """Write the bucket of each input, at most `last`; return the highest of those that spike."""
+    highest = UNSIGNED(0)
+    for i in range(times.size):
+        bucket = times[i] * scale
+        buckets[i] = UNSIGNED(bucket if bucket < last else last)
+        highest = max(highest, buckets[i] if times[i] < t_max else UNSIGNED(0))
+    return np.int64(highest)
 
 
 @jit

@@ -52,7 +52,7 @@ def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geo
     n_out, n_in = factors.p.shape[1], times.shape[1]
     outputs, inputs = _optional_arrays(*factors[:3]), _optional_arrays(*factors[3:], times)
     tile = tile_of(outputs[0])
-    width = width_of(tile, outputs[0])
+    width = width_of(tile, times.itemsize)
     grad_weight_t = times.new_empty(n_in, max(n_out, width))
     tiles, work = -(-n_out // width), times.numel() * n_out // 4
     share_out(tiles, work, subtract_tiles, *outputs, *inputs, grad_weight_t.numpy(), tile)

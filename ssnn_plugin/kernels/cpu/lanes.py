@@ -58,9 +58,9 @@ def tile_of(rows: np.ndarray, most: int = len(TILES)) -> tuple[int, ...]:
     return next((tile for tile in TILES[:most] if width <= len(tile) * REGISTER), TILES[most - 1])
 
 
-def width_of(tile: tuple[int, ...], rows: np.ndarray) -> int:
+def width_of(tile: tuple[int, ...], itemsize: int) -> int:
     """Outputs in a tile."""
-    return len(tile) * REGISTER // rows.itemsize
+    return len(tile) * REGISTER // itemsize
 
 
 def in_register(dtype: types.Float) -> int:
