@@ -28,10 +28,9 @@ def first_spike(
         outputs = *(times.new_empty(shape) for _ in range(2)), times.new_empty(0 if neuron.jumps else shape)
         rows, *arrays = as_arrays(weight.t(), times, *outputs)
         current = None if bias is None else as_arrays(bias)[0]
-        share_out(
-            len(times), times.numel() * len(weight) // 4, kind.fire_linear, arrays[0], rows, current,
-            *arrays[1:], status, *kind.numbers_of(neuron, t_max), tile_of(rows),
-        )  # fmt: skip
+        numbers, work = kind.numbers_of(neuron, t_max), times.numel() * len(weight) // 4
+        given = arrays[0], rows, current, *arrays[1:], status, *numbers, tile_of(rows)
+        share_out(len(times), work, kind.kernel_of(neuron, bias), *given)
     else:
         outputs = kind.first_spike_conv2d(times, weight, bias, geometry, neuron, t_max, status)
     refuse_bad_samples(status.max(initial=0))

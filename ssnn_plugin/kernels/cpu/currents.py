@@ -122,6 +122,11 @@ def numbers_of(neuron: Any, t_max: float) -> tuple[Any, ...]:
     return told_apart(neuron.compiled()), float(neuron.threshold), t_max
 
 
+def kernel_of(neuron: Any, bias: Tensor | None) -> Any:
+    """Of a fully connected layer."""
+    return fire_linear
+
+
 @jit
 def fire_linear(
     first, end, times, weight_t, bias, spikes, potential, slope, status, response, threshold, t_max, tile

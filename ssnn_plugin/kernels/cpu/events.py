@@ -102,19 +102,33 @@ def is_sorted(times, order, n):
 
 @jit
 def sort_within_buckets(times, order, n):
-    """Put an almost sorted order right by insertion, one that is far from sorted as a whole."""
-    moves = 16 * n
-    for k in range(1, n):
+    """Put an almost sorted order right by insertion, one that is far from sorted by Shell's method."""
+    if not insert(times, order, n, 1, 16 * n):
+        gap = 1
+        while gap < n // 3:
+            gap = 3 * gap + 1
+        while gap > 0:
+            insert(times, order, n, gap, n * n)
+            gap //= 3
+
+
+@jit
+def insert(times, order, n, gap, most_moves):
+    """Sort every sequence of inputs that are `gap` apart, by time and index; False if it takes too long."""
+    moves = 0
+    for k in range(gap, n):
         i, t, at = order[k], times[order[k]], k
-        while at > 0 and times[order[at - 1]] > t:
-            order[at] = order[at - 1]
-            at -= 1
-            moves -= 1
+        while at >= gap:
+            before = order[at - gap]
+            if times[before] < t or (times[before] == t and before < i):
+                break
+            order[at] = before
+            at -= gap
+            moves += 1
         order[at] = i
-        if moves < 0:
-            by_index = np.sort(order[:n])
-            order[:n] = by_index[np.argsort(times[by_index], kind="mergesort")]
-            return
+        if moves > most_moves:
+            return False
+    return True
 
 
 class Events(NamedTuple):

@@ -155,16 +155,16 @@ def add_where(factor, so_far, counts, at, weight, none):
     return so_far + where(counts, load(factor, at, LANES) * weight, none)
 
 
-@where_given(lambda row, k, width: None)
-def splat_of(row, k, width):
+@where_given(lambda row, k, tile: None)
+def splat_in(row, k, tile):
     """A factor of one input in all lanes; None stays."""
-    return splat(row[k], width)
+    return splat(row[k], tile)
 
 
-@where_given(lambda factor, at, width: None)
-def load_of(factor, at, width):
-    """A factor of some outputs; None stays."""
-    return load(factor, at, width)
+@where_given(lambda factor, at, tile: None)
+def load_in(factor, at, tile):
+    """A factor of a tile of outputs; None stays."""
+    return load(factor, at, tile)
 
 
 @where_given(lambda factor, tile: None)
@@ -191,13 +191,13 @@ def subtract_tiles(first, end, p, q, until, a, b, times, grad_weight_t, tile):
             store(grad_weight_t, i * stride + lane, none)
         for n in range(len(p)):
             at, end_n = n * stride + lane, np.uint64(events.ends[n])
-            p_n, q_n, until_n = load(p, at, tile), load_of(q, at, tile), load(until, at, tile)
+            p_n, q_n, until_n = load(p, at, tile), load_in(q, at, tile), load(until, at, tile)
             if may_matter(q_n, p_n, none):
                 of_a, of_b = row_of(a, n), row_of(b, n)
                 for k in range(begin, end_n):
                     i = events.inputs[k]
                     to, counts = np.int64(i) * stride + lane, until_n > splat(events.when[k], tile)
-                    change = response(q_n, p_n, splat_of(of_a, i, tile), splat_of(of_b, i, tile))
+                    change = response(q_n, p_n, splat_in(of_a, i, tile), splat_in(of_b, i, tile))
                     so_far = load(grad_weight_t, to, tile)
                     store(grad_weight_t, to, where(counts, so_far - change, so_far))
             begin = end_n
@@ -288,6 +288,18 @@ def _by_location(factors: Factors, times: Tensor, groups: int) -> tuple[tuple[np
     return _optional_arrays(*outputs, *inputs), outputs[2].shape[-1]
 
 
+@where_given(lambda row, k: None)
+def splat_of(row, k):
+    """A factor of one input in all lanes; None stays."""
+    return splat(row[k], LANES)
+
+
+@where_given(lambda factor, at: None)
+def load_of(factor, at):
+    """A factor of the outputs of a location; None stays."""
+    return load(factor, at, LANES)
+
+
 @jit
 def _rows_conv2d(first, end, p, q, until, a, b, times, grad_rows, synapses):
     """Weight gradient of a convolution: the rows first ... end of `grad_rows`; arrays as in `conv2d`."""
@@ -309,13 +321,13 @@ def subtract_rows_conv2d(
     flat, in_group, none = times.reshape(-1), channels // groups, splat(p.dtype.type(0), LANES)
     for i in spiking[: find_events(flat, np.inf, spiking)]:
         position, group, first_row = place_of(i, position_of, len(grad_rows), channels, groups)
-        t, a_i, b_i = splat(flat[i], LANES), splat_of(a, i, LANES), splat_of(b, i, LANES)
+        t, a_i, b_i = splat(flat[i], LANES), splat_of(a, i), splat_of(b, i)
         for s in range(start[position], start[position + 1]):
             row, unit = taps[s] * in_group + first_row, locations[s] * groups + group
             if first <= row < end:
                 for lane in range(0, width, LANES):
                     at, to = unit * width + lane, row * width + lane
-                    change = response(load_of(q, at, LANES), load(p, at, LANES), a_i, b_i)
+                    change = response(load_of(q, at), load(p, at, LANES), a_i, b_i)
                     causal = where(load(until, at, LANES) > t, change, none)
                     store(grad_rows, to, load(grad_rows, to, LANES) - causal)
 

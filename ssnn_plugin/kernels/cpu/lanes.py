@@ -314,7 +314,9 @@ def at_least_a_tile(rows, tile):
     if rows.shape[1] >= width:
         return rows
     padded = np.zeros((len(rows), width), rows.dtype)
-    padded[:, : rows.shape[1]] = rows
+    for i in range(len(rows)):
+        for j in range(rows.shape[1]):
+            padded[i, j] = rows[i, j]
     return padded
 
 
@@ -322,5 +324,6 @@ def at_least_a_tile(rows, tile):
 def current_of(bias, rows):
     """The current at time 0, of as many outputs as the rows have."""
     current = np.zeros(rows.shape[1], rows.dtype)
-    current[: bias.size] = bias
+    for j in range(bias.size):
+        current[j] = bias[j]
     return current

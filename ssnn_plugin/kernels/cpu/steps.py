@@ -30,18 +30,17 @@ def numbers_of(neuron: Any, t_max: float) -> tuple[float, float, float, float, i
     return *numbers, min(math.ceil(t_max), MOST_BINS) + 1
 
 
+def kernel_of(neuron: Any, bias: Tensor | None) -> Any:
+    """Of a fully connected layer."""
+    return fire_linear if bias is None and neuron.beta == 1 else fire_linear_with_drift
+
+
 @jit
 def fire_linear(
     first, end, times, weight_t, bias, spikes, potential, slope, status,
     threshold, beta, delay, t_max, table, tile,
 ):  # fmt: skip
-    """First crossings of a fully connected layer; `weight_t` is [in, out], `bias` [out] or None."""
-    if bias is not None or beta != 1:
-        fire_linear_with_drift(
-            first, end, times, weight_t, bias, spikes, potential, status,
-            threshold, beta, delay, t_max, table,
-        )  # fmt: skip
-        return
+    """First crossings of a fully connected layer without leak or `bias`; `weight_t` is [in, out]."""
     rows, block = at_least_a_tile(weight_t, tile), max(1, MOST_EVENTS // max(1, times.shape[1]))
     for b in range(first, end, block):
         part = slice(b, min(b + block, end))
@@ -103,9 +102,10 @@ def fire_tiles(events, limits, rows, spikes, potential, status, tile):
 
 @jit
 def fire_linear_with_drift(
-    first, end, times, weight_t, bias, spikes, potential, status, threshold, beta, delay, t_max, table
+    first, end, times, weight_t, bias, spikes, potential, slope, status,
+    threshold, beta, delay, t_max, table, tile,
 ):  # fmt: skip
-    """As `fire_linear`, with a leak or a constant current."""
+    """As `fire_linear`, with a leak or a constant current `bias` [out]."""
     order, spiking = np.empty(times.shape[1], np.int32), np.empty(times.shape[1], np.int32)
     counts, v = np.empty(table, np.int32), np.empty(weight_t.shape[1], weight_t.dtype)
     current = current_of(bias, weight_t)
@@ -234,33 +234,10 @@ def fire_if_conv2d(ends, rows, when, weight_rows, threshold, delay, t_max, fired
 
 
 @jit
-def fire_if(order, n, times, weight_t, threshold, delay, t_max, v, fired, potential):
-    """First crossing of a step-PSP neuron for each output; `fired` is `inf` where there is none.
-
-    `weight_t` is [in, out], so that an input spike adds one contiguous row. The threshold is
-    looked at once per distinct time, after all spikes of that time; nothing is read once every
-    output has fired.
-    """
-    v[:] = 0
-    fired[:] = np.inf
-    threshold = v.dtype.type(threshold)  # a wider type would halve the width of the comparison
-    waiting = fired.size
-    k = 0
-    while k < n and waiting > 0:
-        t = times[order[k]]
-        k, crossings = add_rows_of_time(t, k, order, n, times, weight_t, threshold, v)
-        if crossings > 0 and times.dtype.type(t + delay) < t_max:
-            waiting -= crossings
-            record_crossings(v, threshold, t, fired, potential)
-    for j in range(v.size):
-        potential[j] = v[j] if fired[j] == np.inf else potential[j]
-
-
-@jit
 def fire_if_with_drift(
     order, n, times, weight_t, current, rising, beta, threshold, delay, t_max, v, fired, potential
 ):  # fmt: skip
-    """As `fire_if`, with a leak or a constant current: V is an exponential or a line between inputs.
+    """First crossings of one sample with a leak or a current: V is an exponential or a line between inputs.
 
     `v` holds what the input spikes contribute, `current` is added in every bin from bin 0 on;
     `rising` says whether there is any. Times are whole bins.
@@ -391,13 +368,3 @@ def add_rows_of_time(t, k, order, n, times, weight_t, threshold, v):
             k += 1
         if k == n or times[order[k]] != t:
             return k, above
-
-
-@jit
-def record_crossings(v, threshold, t, fired, potential):
-    """Note time and potential of the outputs above threshold, and rule them out with V = -inf."""
-    for j in range(v.size):
-        above = v[j] > threshold
-        fired[j] = t if above else fired[j]
-        potential[j] = v[j] if above else potential[j]
-        v[j] = -np.inf if above else v[j]
