@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from pydantic import AliasChoices, Field, NonNegativeFloat, model_validator
 import torch
+from pydantic import AliasChoices, Field, NonNegativeFloat, model_validator
 from torch import Tensor, nn
 
 from ssnn_plugin.nn import AveragePool, SpikeConv2d, SpikeLinear, calibrate
