@@ -146,7 +146,7 @@ def fire_linear(
                 last = events.ends[b]
                 fire_tile(
                     events.inputs[begin:last], events.when[begin:last], rows, current, response, threshold,
-                    t_max, moves[:, begin + b : last + b + 1], lane, min(width, n_out - lane), state,
+                    t_max, moves[3 * (begin + b) : 3 * (last + b + 1)], lane, min(width, n_out - lane), state,
                     spikes[a + b], potential[a + b], slope[a + b], tile,
                 )  # fmt: skip
                 begin = last
@@ -156,13 +156,13 @@ def fire_linear(
 
 @jit
 def moves_of(events, response, t_max):
-    """The propagators of each sample: to its first event, from each to the next one, and to the end."""
+    """The propagators of each sample, one after the other, three numbers at a time; see `propagate`."""
     n_samples = len(events.ends)
     n_events = events.ends[n_samples - 1] if n_samples > 0 else 0
-    moves, begin = np.empty((3, n_events + n_samples), events.when.dtype), 0
+    moves, begin = np.empty(3 * (n_events + n_samples), events.when.dtype), 0
     for b in range(n_samples):
         end = events.ends[b]
-        propagate(events.when[begin:end], response, t_max, moves[:, begin + b : end + b + 1])
+        propagate(events.when[begin:end], response, t_max, moves[3 * (begin + b) : 3 * (end + b + 1)])
         begin = end
     return moves
 
@@ -230,12 +230,13 @@ def fire_currents(
         moves, state: scratch space [3, at least len(rows) + 1] and [5, LANES].
         fired, potential, slope: [out], overwritten.
     """
-    propagate(when, response, t_max, moves)
+    flat = moves.reshape(-1)
+    propagate(when, response, t_max, flat)
     width = len(splat(weight_rows.dtype.type(0), PAIR))
     for lane in range(0, bias.size, width):
         if lane < fired.size:
             fire_tile(
-                rows, when, weight_rows, bias, response, threshold, t_max, moves, lane,
+                rows, when, weight_rows, bias, response, threshold, t_max, flat, lane,
                 min(width, fired.size - lane), state, fired, potential, slope, PAIR,
             )  # fmt: skip
 
@@ -245,7 +246,7 @@ def propagate(when, response, t_max, moves):
     """Write the propagators to the first of the times `when`, from each to the next one, and to the end."""
     for k in range(len(when) + 1):
         t, t_next = segment(k, when, t_max)
-        moves[0, k], moves[1, k], moves[2, k] = propagators(response, t_next - t)
+        moves[3 * k], moves[3 * k + 1], moves[3 * k + 2] = propagators(response, t_next - t)
 
 
 @jit
@@ -281,13 +282,17 @@ def note_crossings(
     number = weight_rows.dtype.type
     limit, silent = splat(number(threshold), tile), splat(number(np.inf), tile)
     v, current, crossing = splat(number(0), tile), load(bias, lane, tile), silent
-    waiting = leading(v, n_out)
+    waiting, move = leading(v, n_out), np.uint64(0)
     for k in range(np.uint64(len(rows) + 1)):
         if k > 0:
             row = np.int64(rows[k - np.uint64(1)]) * bias.size + lane
             current = where(waiting, current + load(weight_rows, row, tile), current)
-        v_next = splat(moves[0, k], tile) * v + splat(moves[1, k], tile) * current
-        current_next = current * splat(moves[2, k], tile)
+        alpha, beta, gamma = (
+            splat(moves[move], tile),
+            splat(moves[move + np.uint64(1)], tile),
+            splat(moves[move + np.uint64(2)], tile),
+        )
+        v_next, current_next, move = alpha * v + beta * current, current * gamma, move + np.uint64(3)
         if leak is not None and any_of(
             waiting & may_peak(leak, threshold, current, v_next, current_next, number, tile)
         ):
