@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from .kernels.geometry import whole_lanes
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,15 @@ def s4nn_train(
     _check(weights, times, labels, gamma, t_max, thresholds, learning_rates, drop)
     _check_weight_decay(weight_decay, learning_rates)
     sequence = _sequence(order, len(times))
+    from .kernels.cpu.lanes import TILES, width_of
     from .kernels.cpu.online import s4nn_epoch
 
-    weights_t = tuple(weight.detach().t().contiguous().numpy() for weight in weights)
+    tile, sizes = TILES[-1], tuple(len(weight) for weight in weights)
+    width = width_of(tile, weights[0].dtype.itemsize)
+    rows = [whole_lanes(weight.detach().t(), width).contiguous() for weight in weights]
     spikes, right, loss = s4nn_epoch(
-        weights_t,
+        tuple(row.numpy() for row in rows),
+        sizes,
         times.to(weights[0].dtype).contiguous().numpy(),
         labels.long().numpy(),
         sequence,
@@ -92,9 +97,10 @@ def s4nn_train(
         float(t_max),
         np.asarray(drop, dtype=np.float64),
         seed,
+        tile,
     )
-    for weight, weight_t in zip(weights, weights_t, strict=True):
-        weight.detach().copy_(torch.from_numpy(weight_t).t())
+    for weight, row in zip(weights, rows, strict=True):
+        weight.detach().copy_(row[:, : len(weight)].t())
     samples = max(1, len(sequence))
     counts = tuple(torch.from_numpy(spikes[k, : len(w)].copy()) for k, w in enumerate(weights))
     return OnlineStatistics(counts, right / samples, loss / samples)

@@ -242,7 +242,7 @@ def rule_of(gradient: str | Rule | None, neuron: Neuron) -> Rule:
 
 
 def plain_backward(times: Tensor) -> bool:
-    """Whether a kernel of the backward pass may be called by itself; an operator costs more than a small one."""
+    """Whether a kernel of a backward pass may be called by itself: an operator costs more than small ones."""
     return ops.plain(times) and not torch.is_grad_enabled()
 
 

@@ -12,6 +12,8 @@ from ..backends import Factors
 from ..geometry import Geometry
 from ..status import refuse_bad_samples
 from . import conv2d_currents, conv2d_gradients, conv2d_steps, currents, gradients, steps
+from .lanes import tile_of
+from .parallel import as_arrays, share_out
 
 __all__ = ["first_spike", "input_grad", "weight_grad"]
 
@@ -20,12 +22,19 @@ def first_spike(
     times: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, neuron: Any, t_max: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.ops.first_spike`."""
-    status = np.zeros(len(times), np.int8)
+    status, kind = np.zeros(len(times), np.int8), steps if neuron.jumps else currents
+    outputs: tuple[Tensor, Tensor, Tensor]
     if geometry.linear:
-        fire = steps.first_spike_linear if neuron.jumps else currents.first_spike_linear
+        shape = len(times), len(weight)
+        outputs = *(times.new_empty(shape) for _ in range(2)), times.new_empty(0 if neuron.jumps else shape)
+        rows, *arrays = as_arrays(weight.t(), times, *outputs)
+        current = None if bias is None else as_arrays(bias)[0]
+        numbers, work = kind.numbers_of(neuron, t_max), times.numel() * len(weight) // 4
+        given = arrays[0], rows, current, *arrays[1:], status, *numbers, tile_of(rows)
+        share_out(len(times), work, kind.kernel_of(neuron, bias), *given)
     else:
-        fire = conv2d_steps.first_spike if neuron.jumps else conv2d_currents.first_spike
-    outputs: tuple[Tensor, Tensor, Tensor] = fire(times, weight, bias, geometry, neuron, t_max, status)
+        convolution = conv2d_steps if neuron.jumps else conv2d_currents
+        outputs = convolution.first_spike(times, weight, bias, geometry, neuron, t_max, status)
     refuse_bad_samples(status.max(initial=0))
     return outputs
 

@@ -23,7 +23,7 @@ from ..backends import Factors
 from ..geometry import Geometry, output_size, weight_rows, whole_lanes
 from .bits import bits_of, trailing_zeros
 from .compile import jit, where_given
-from .gradients import _optional_arrays, has_error, only_with, response, splat_of, value_of
+from .gradients import _optional_arrays, has_error, only_with, response, splat_in, value_of
 from .lanes import leading, load, load_where, splat, store, store_where, total, where, width_of
 from .parallel import as_arrays, share_out
 from .patches import by_position
@@ -63,11 +63,11 @@ def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geo
     arrays, runs, along_errors, work = _prepared(factors, times, kernel_size, geometry)
     groups, n_runs, n_out = geometry.groups, runs.run.size, out // geometry.groups
     if along_errors:
-        grad = times.new_zeros(out, n_runs, runs.length + -runs.length % width_of(ONE, arrays[0]))
+        grad = times.new_zeros(out, n_runs, runs.length + -runs.length % width_of(ONE, times.itemsize))
         share_out(out, work, _weights_along_errors, *arrays, *as_arrays(grad), runs)
         rows = grad[:, :, : runs.length].reshape(out, *kernel_size, in_group)
         return rows.permute(0, 3, 1, 2).contiguous()
-    width = width_of(TWO, arrays[0])
+    width = width_of(TWO, times.itemsize)
     tiles = -(-n_out // width)
     grad = times.new_zeros(groups, n_runs * runs.length, tiles * width)
     share_out(groups * tiles, work, _weights_along_spikes, *arrays, *as_arrays(grad), runs, n_out)
@@ -87,7 +87,7 @@ def input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geomet
         )
     else:
         kernel, rows = _times_along_spikes, weight_rows(weight, groups).flatten(1, 2)
-    rows = whole_lanes(rows, width_of(TWO, arrays[0]))
+    rows = whole_lanes(rows, width_of(TWO, times.itemsize))
     grad = torch.zeros_like(by_position(times, groups), memory_format=torch.contiguous_format)
     share_out(batch, work, kernel, *arrays, *as_arrays(rows, grad), runs, out // groups)
     images = grad.reshape(batch, groups, height, width, channels // groups)
@@ -106,7 +106,7 @@ def _prepared(
     )
     runs = runs_of(*times.shape[2:], times.shape[1] // groups, *kernel_size, *stride, *dilation)
     along_errors, along_spikes = compare_directions(
-        *outputs, inputs[2], runs, out // groups, width_of(ONE, outputs[0])
+        *outputs, inputs[2], runs, out // groups, width_of(ONE, times.itemsize)
     )
     work = 2 * ONE_OF * min(along_errors, along_spikes)
     return (*outputs, *inputs), runs, along_errors <= along_spikes, work
@@ -221,7 +221,7 @@ def subtract_errors(errors, found, first, runs, times, a, b, grad):
             of_a, of_b = factor_at(a, at, inside, none), factor_at(b, at, inside, none)
             for e in range(found):
                 to, counts = (outputs[e] * n_runs + k) * width + lane, splat(until[e], ONE) > t
-                change = response(splat_of(q, e, ONE), splat(p[e], ONE), of_a, of_b)
+                change = response(splat_in(q, e, ONE), splat(p[e], ONE), of_a, of_b)
                 store(grad, to, load(grad, to, ONE) - where(counts, change, none))
 
 
@@ -329,7 +329,7 @@ def subtract_spikes(p, q, until, at, n_lanes, spikes, found, a, b, to, grad):
     last = load_where(inside, until, at, none)
     for k in range(found):
         row, place = to + rows[k] * grad.shape[2], places[k]
-        change = response(of_q, of_p, splat_of(flat_of(a), place, TWO), splat_of(flat_of(b), place, TWO))
+        change = response(of_q, of_p, splat_in(flat_of(a), place, TWO), splat_in(flat_of(b), place, TWO))
         store(grad, row, load(grad, row, TWO) - where(last > splat(when[k], TWO), change, none))
 
 

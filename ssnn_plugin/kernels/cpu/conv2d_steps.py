@@ -54,13 +54,15 @@ def first_spike(
 
 def _registers(rows: Tensor) -> tuple[int, ...]:
     """As few as hold the outputs of a group, or the most."""
-    return next((registers for registers in (ONE, TWO) if rows.shape[2] <= width_of(registers, rows)), FOUR)
+    return next(
+        (registers for registers in (ONE, TWO) if rows.shape[2] <= width_of(registers, rows.itemsize)), FOUR
+    )
 
 
 def _padded(rows: Tensor, registers: tuple[int, ...]) -> Tensor:
     """With outputs that fill whole registers, and a last row without weights."""
     groups, n_rows, n_out = rows.shape
-    padded = rows.new_zeros(groups, n_rows + 1, n_out + -n_out % width_of(registers, rows))
+    padded = rows.new_zeros(groups, n_rows + 1, n_out + -n_out % width_of(registers, rows.itemsize))
     padded[:, :n_rows, :n_out] = rows
     return padded
 

@@ -19,7 +19,7 @@ from ..geometry import (
     Geometry,
 )
 from .compile import jit, where_given
-from .events import Events, find_events, times_of
+from .events import Events, find_events, write_times
 from .lanes import (
     any_of,
     at_least_a_tile,
@@ -41,7 +41,7 @@ def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geo
     n_out, n_in = factors.p.shape[1], times.shape[1]
     outputs, inputs = _optional_arrays(*factors[:3]), _optional_arrays(*factors[3:], times)
     tile = tile_of(outputs[0])
-    width = width_of(tile, outputs[0])
+    width = width_of(tile, times.itemsize)
     grad_weight_t = times.new_empty(n_in, max(n_out, width))
     tiles, work = -(-n_out // width), times.numel() * n_out // 4
     share_out(tiles, work, subtract_tiles, *outputs, *inputs, grad_weight_t.numpy(), tile)
@@ -136,6 +136,18 @@ def add_product(row, so_far, k, weight):
     return so_far + row[k] * weight
 
 
+@where_given(lambda row, k, tile: None)
+def splat_in(row, k, tile):
+    """A factor of one input in all lanes; None stays."""
+    return splat(row[k], tile)
+
+
+@where_given(lambda factor, at, tile: None)
+def load_in(factor, at, tile):
+    """A factor of a tile of outputs; None stays."""
+    return load(factor, at, tile)
+
+
 @where_given(lambda factor, tile: None)
 def at_least_a_tile_of(factor, tile):
     """A factor of the outputs, padded; None stays."""
@@ -160,13 +172,13 @@ def subtract_tiles(first, end, p, q, until, a, b, times, grad_weight_t, tile):
             store(grad_weight_t, i * stride + lane, none)
         for n in range(len(p)):
             at, end_n = n * stride + lane, np.uint64(events.ends[n])
-            p_n, q_n, until_n = load(p, at, tile), load_of(q, at, tile), load(until, at, tile)
+            p_n, q_n, until_n = load(p, at, tile), load_in(q, at, tile), load(until, at, tile)
             if may_matter(q_n, p_n, none):
                 of_a, of_b = row_of(a, n), row_of(b, n)
                 for k in range(begin, end_n):
                     i = events.inputs[k]
                     to, counts = np.int64(i) * stride + lane, until_n > splat(events.when[k], tile)
-                    change = response(q_n, p_n, splat_of(of_a, i, tile), splat_of(of_b, i, tile))
+                    change = response(q_n, p_n, splat_in(of_a, i, tile), splat_in(of_b, i, tile))
                     so_far = load(grad_weight_t, to, tile)
                     store(grad_weight_t, to, where(counts, so_far - change, so_far))
             begin = end_n
@@ -181,15 +193,18 @@ def may_matter(q, p, none):
 @jit
 def events_with_errors(p, q, until, times):
     """The input spikes of the samples in which an output has an error, in the order of the inputs."""
-    inputs, ends, at = np.empty(times.size + 1, np.int32), np.empty(len(times), np.int64), 0
+    inputs, when = np.empty(times.size, np.int32), np.empty(times.size, times.dtype)
+    ends, at = np.empty(len(times), np.int64), 0
     for n in range(len(times)):
         n_errors, of_p, of_q, last = np.int32(0), p[n], row_of(q, n), until[n]
         for j in range(of_p.size):
             n_errors += np.int32(has_error(of_q, of_p, last, j))
         if n_errors > 0:
-            at += find_events(times[n], np.inf, inputs[at:])
+            found = find_events(times[n], np.inf, inputs[at:])
+            write_times(times[n], inputs[at : at + found], when[at : at + found])
+            at += found
         ends[n] = at
-    return Events(inputs, times_of(inputs, ends, times), ends)
+    return Events(inputs, when, ends)
 
 
 @jit
@@ -222,15 +237,3 @@ def _times_along_outputs(first, end, p, q, until, a, b, times, weight_t, grad_ti
                 grad_times[n, i] = response(
                     only_with(of_q, sum_q), sum_p, value_of(of_a, i), value_of(of_b, i)
                 )
-
-
-@where_given(lambda row, k, width: None)
-def splat_of(row, k, width):
-    """A factor of one input in all lanes; None stays."""
-    return splat(row[k], width)
-
-
-@where_given(lambda factor, at, width: None)
-def load_of(factor, at, width):
-    """A factor of some outputs; None stays."""
-    return load(factor, at, width)

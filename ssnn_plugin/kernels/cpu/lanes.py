@@ -22,7 +22,7 @@ from numba import types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
 
-from .compile import jit
+from .compile import jit, where_given
 
 _FEATURES = cpu_target.target_context.codegen().magic_tuple()[2]
 #: bytes of the machine's vector registers; NEON and SSE have 16
@@ -58,9 +58,9 @@ def tile_of(rows: np.ndarray, most: int = len(TILES)) -> tuple[int, ...]:
     return next((tile for tile in TILES[:most] if width <= len(tile) * REGISTER), TILES[most - 1])
 
 
-def width_of(tile: tuple[int, ...], rows: Any) -> int:
+def width_of(tile: tuple[int, ...], itemsize: int) -> int:
     """Outputs in a tile."""
-    return len(tile) * REGISTER // rows.itemsize
+    return len(tile) * REGISTER // itemsize
 
 
 def in_register(dtype: types.Float) -> int:
@@ -335,5 +335,16 @@ def at_least_a_tile(rows, tile):
     if rows.shape[1] >= width:
         return rows
     padded = np.zeros((len(rows), width), rows.dtype)
-    padded[:, : rows.shape[1]] = rows
+    for i in range(len(rows)):
+        for j in range(rows.shape[1]):
+            padded[i, j] = rows[i, j]
     return padded
+
+
+@where_given(lambda bias, rows: np.zeros(rows.shape[1], rows.dtype))
+def current_of(bias, rows):
+    """The current at time 0, of as many outputs as the rows have."""
+    current = np.zeros(rows.shape[1], rows.dtype)
+    for j in range(bias.size):
+        current[j] = bias[j]
+    return current

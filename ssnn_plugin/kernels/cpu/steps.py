@@ -9,43 +9,15 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..geometry import Geometry
 from ..status import BAD_TIMES, NAN_POTENTIAL
 from .compile import jit
-from .events import sort_batch, sort_events, status_of
-from .lanes import any_of, at_least_a_tile, leading, load, splat, store_where, tile_of, where
-from .parallel import as_arrays, share_out
+from .events import MOST_EVENTS, sort_batch, sort_events, status_of
+from .lanes import any_of, at_least_a_tile, current_of, leading, load, splat, store_where, where
 
 # Above this many bins the counting sort's table would cost more than comparing times.
 MOST_BINS = 1 << 10
-# That are kept at a time, so that they stay in the cache.
-MOST_EVENTS = 1 << 17
-
-
-def first_spike_linear(
-    times: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    neuron: Any,
-    t_max: float,
-    status: np.ndarray,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Crossings and potentials of a fully connected layer; `status` [batch] tells what is wrong."""
-    crossing = times.new_empty(len(times), len(weight))
-    potential = torch.empty_like(crossing)
-    arrays = as_arrays(times, weight.t(), crossing, potential)
-    numbers, work = numbers_of(neuron, t_max), times.numel() * len(weight) // 4
-    if bias is None and neuron.beta == 1:
-        share_out(len(times), work, fire_linear, *arrays, status, *numbers, tile_of(arrays[1]))
-    else:
-        current = np.zeros(len(weight), arrays[1].dtype) if bias is None else as_arrays(bias)[0]
-        rising = bias is not None
-        share_out(len(times), work, fire_linear_with_drift, *arrays, current, status, *numbers, rising)
-    return crossing, potential, crossing.new_empty(0)
 
 
 def numbers_of(neuron: Any, t_max: float) -> tuple[float, float, float, float, int]:
@@ -54,11 +26,17 @@ def numbers_of(neuron: Any, t_max: float) -> tuple[float, float, float, float, i
     return *numbers, min(math.ceil(t_max), MOST_BINS) + 1
 
 
+def kernel_of(neuron: Any, bias: Tensor | None) -> Any:
+    """Of a fully connected layer."""
+    return fire_linear if bias is None and neuron.beta == 1 else fire_linear_with_drift
+
+
 @jit
 def fire_linear(
-    first, end, times, weight_t, spikes, potential, status, threshold, beta, delay, t_max, table, tile
+    first, end, times, weight_t, bias, spikes, potential, slope, status,
+    threshold, beta, delay, t_max, table, tile,
 ):  # fmt: skip
-    """First crossings of step-PSP neurons without leak or current; `weight_t` is [in, out]."""
+    """First crossings of a fully connected layer without leak or `bias`; `weight_t` is [in, out]."""
     rows, block = at_least_a_tile(weight_t, tile), max(1, MOST_EVENTS // max(1, times.shape[1]))
     for b in range(first, end, block):
         part = slice(b, min(b + block, end))
@@ -99,12 +77,14 @@ def fire_tiles(events, limits, rows, spikes, potential, status, tile):
         present = leading(zero, n_out - lane)
         first = np.uint64(0)
         for b in range(n_samples):
-            v, crossing, waiting, last = zero, silent, present, np.uint64(events.ends[b])
+            total, v, crossing, waiting, last = zero, zero, silent, present, np.uint64(events.ends[b])
             while first < last and any_of(waiting):
                 pause = min(first + np.uint64(8), last)
                 for k in range(first, pause):
                     row = load(rows, np.int64(events.inputs[k]) * stride + lane, tile)
-                    v = where(waiting, v + row, v)
+                    # A lone register would stand still until it is known which of its neurons wait.
+                    total = total + row if len(tile) == 1 else where(waiting, v + row, v)
+                    v = where(waiting, total, v) if len(tile) == 1 else total
                     crossing = where(waiting, splat(events.when[k], tile), crossing)
                     waiting = waiting & ~(v > splat(limits[k], tile))
                 first = pause
@@ -118,54 +98,30 @@ def fire_tiles(events, limits, rows, spikes, potential, status, tile):
 
 @jit
 def fire_linear_with_drift(
-    first, end, times, weight_t, spikes, potential, current, status,
-    threshold, beta, delay, t_max, table, rising,
+    first, end, times, weight_t, bias, spikes, potential, slope, status,
+    threshold, beta, delay, t_max, table, tile,
 ):  # fmt: skip
-    """As `fire_linear`, with a leak or a constant current."""
-    order = np.empty(times.shape[1], np.int32)
-    spiking = np.empty(times.shape[1], np.int32)
-    counts = np.empty(table, np.int32)
-    v = np.empty(weight_t.shape[1], weight_t.dtype)
+    """As `fire_linear`, with a leak or a constant current `bias` [out]."""
+    order, spiking = np.empty(times.shape[1], np.int32), np.empty(times.shape[1], np.int32)
+    counts, v = np.empty(table, np.int32), np.empty(weight_t.shape[1], weight_t.dtype)
+    current = current_of(bias, weight_t)
     for b in range(first, end):
         n = sort_events(times[b], t_max, order, spiking, counts)
         if n < 0:
             status[b] = BAD_TIMES
             continue
         fire_if_with_drift(
-            order, n, times[b], weight_t, current, rising, beta, threshold, delay, t_max, v,
+            order, n, times[b], weight_t, current, bias is not None, beta, threshold, delay, t_max, v,
             spikes[b], potential[b],
         )  # fmt: skip
         status[b] = status_of(potential[b])
 
 
 @jit
-def fire_if(order, n, times, weight_t, threshold, delay, t_max, v, fired, potential):
-    """First crossing of a step-PSP neuron for each output; `fired` is `inf` where there is none.
-
-    `weight_t` is [in, out], so that an input spike adds one contiguous row. The threshold is
-    looked at once per distinct time, after all spikes of that time; nothing is read once every
-    output has fired.
-    """
-    v[:] = 0
-    fired[:] = np.inf
-    threshold = v.dtype.type(threshold)  # a wider type would halve the width of the comparison
-    waiting = fired.size
-    k = 0
-    while k < n and waiting > 0:
-        t = times[order[k]]
-        k, crossings = add_rows_of_time(t, k, order, n, times, weight_t, threshold, v)
-        if crossings > 0 and times.dtype.type(t + delay) < t_max:
-            waiting -= crossings
-            record_crossings(v, threshold, t, fired, potential)
-    for j in range(v.size):
-        potential[j] = v[j] if fired[j] == np.inf else potential[j]
-
-
-@jit
 def fire_if_with_drift(
     order, n, times, weight_t, current, rising, beta, threshold, delay, t_max, v, fired, potential
 ):  # fmt: skip
-    """As `fire_if`, with a leak or a constant current: V is an exponential or a line between inputs.
+    """First crossings of one sample with a leak or a current: V is an exponential or a line between inputs.
 
     `v` holds what the input spikes contribute, `current` is added in every bin from bin 0 on;
     `rising` says whether there is any. Times are whole bins.
@@ -296,13 +252,3 @@ def add_rows_of_time(t, k, order, n, times, weight_t, threshold, v):
             k += 1
         if k == n or times[order[k]] != t:
             return k, above
-
-
-@jit
-def record_crossings(v, threshold, t, fired, potential):
-    """Note time and potential of the outputs above threshold, and rule them out with V = -inf."""
-    for j in range(v.size):
-        above = v[j] > threshold
-        fired[j] = t if above else fired[j]
-        potential[j] = v[j] if above else potential[j]
-        v[j] = -np.inf if above else v[j]
