@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks
-from .functional import fill_silent, relative_targets, single_targets
-from .functional.target import REFERENCES, VARIANTS
+from .functional import fill_silent, single_targets
+from .functional.target import REFERENCES, VARIANTS, relative_target_losses
 
 REDUCTIONS = ("mean", "sum", "none")
 SILENT = ("t_max", "ignore")
@@ -58,10 +58,8 @@ class RelativeTargetLoss(nn.Module):
         )
 
     def forward(self, times: Tensor, labels: Tensor) -> Tensor:
-        targets = relative_targets(times, labels, self.gamma, self.t_max, reference=self.reference)
-        error = (targets - fill_silent(times, self.t_max)) / self.t_max
-        loss = 0.5 * error.square().sum(dim=1)
-        return _reduce(loss, self.reduction)
+        losses = relative_target_losses(times, labels, self.gamma, self.t_max, reference=self.reference)
+        return _reduce(losses, self.reduction)
 
 
 class SingleTargetLoss(nn.Module):

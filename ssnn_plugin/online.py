@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from .kernels.geometry import whole_lanes
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,15 @@ def s4nn_train(
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be a whole number in 0 ... 2**32 - 1, got {seed!r}")
     sequence = _sequence(order, len(times))
+    from .kernels.cpu.lanes import TILES, width_of
     from .kernels.cpu.online import s4nn_epoch
 
-    weights_t = tuple(weight.detach().t().contiguous().numpy() for weight in weights)
+    tile, sizes = TILES[-1], tuple(len(weight) for weight in weights)
+    width = width_of(tile, weights[0].dtype.itemsize)
+    rows = [whole_lanes(weight.detach().t(), width).contiguous() for weight in weights]
     spikes, right, loss = s4nn_epoch(
-        weights_t,
+        tuple(row.numpy() for row in rows),
+        sizes,
         times.to(weights[0].dtype).contiguous().numpy(),
         labels.long().numpy(),
         sequence,
@@ -94,9 +99,10 @@ def s4nn_train(
         float(t_max),
         np.asarray(drop, dtype=np.float64),
         int(seed),
+        tile,
     )
-    for weight, weight_t in zip(weights, weights_t, strict=True):
-        weight.detach().copy_(torch.from_numpy(weight_t).t())
+    for weight, row in zip(weights, rows, strict=True):
+        weight.detach().copy_(row[:, : len(weight)].t())
     samples = max(1, len(sequence))
     counts = tuple(torch.from_numpy(spikes[k, : len(w)].copy()) for k, w in enumerate(weights))
     return OnlineStatistics(counts, right / samples, loss / samples)

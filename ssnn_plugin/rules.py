@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import _checks
 from .kernels import ops
-from .kernels.backends import Factors
+from .kernels.backends import BACKENDS, Factors
 from .kernels.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -54,12 +54,16 @@ class Crossing(NamedTuple):
         """dL/dtimes for -dL/dV = error, of inputs that count until `shift` after the crossing."""
         until = self.neuron.until(self.at + shift, self.t_max, self.silent) if shift else self.until
         factors = self._factors(error, self.neuron.output_slopes(until), until)
-        return call_once(ops.input_grad, *factors, self.times, self.weight, *self.geometry, self.backend)
+        return _input_grad(factors, self.times, self.weight, self.geometry, self.backend)
 
     def weight_grad(self, error: Tensor) -> Tensor:
         """dL/dweight for -dL/dV = error."""
         factors = self._factors(error, self.neuron.output_factors(self.until), self.until)
         kernel_size = list(self.weight.shape[2:])
+        if plain_backward(self.times):
+            return BACKENDS[self.backend].kernels.weight_grad(  # type: ignore[no-any-return]
+                factors, self.times, kernel_size, self.geometry
+            )
         return call_once(ops.weight_grad, *factors, self.times, kernel_size, *self.geometry, self.backend)
 
     def bias_grad(self, error: Tensor) -> Tensor:
@@ -90,7 +94,7 @@ class Crossing(NamedTuple):
             # V at `at + shift` is an input gradient with inputs and outputs exchanged, time reversed.
             factors, matrix = Factors(torch.ones_like(t), None, 0.5 - t), w.t().contiguous()
             early, late = (
-                call_once(ops.input_grad, *factors, -(at + shift), matrix, *Geometry(), self.backend)
+                _input_grad(factors, -(at + shift), matrix, Geometry(), self.backend)
                 for shift in (-reach - 1, reach)
             )
             parts.append((late - early) / (2 * reach + 1))
@@ -240,6 +244,17 @@ def rule_of(gradient: str | Rule | None, neuron: Neuron) -> Rule:
     name = neuron.rules[0] if gradient is None else gradient
     _checks.one_of("gradient", name, neuron.rules)
     return RULES[name]
+
+
+def plain_backward(times: Tensor) -> bool:
+    """Whether a kernel of a backward pass may be called by itself: an operator costs more than small ones."""
+    return ops.plain(times) and not torch.is_grad_enabled()
+
+
+def _input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry, backend: str) -> Tensor:
+    if plain_backward(times):
+        return BACKENDS[backend].kernels.input_grad(factors, times, weight, geometry)  # type: ignore[no-any-return]
+    return call_once(ops.input_grad, *factors, times, weight, *geometry, backend)
 
 
 def call_once(operator: Any, *arguments: Any) -> Tensor:

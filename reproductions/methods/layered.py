@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import torch
 from pydantic import AliasChoices, Field, NonNegativeFloat, model_validator
 from torch import Tensor, nn
 
@@ -139,7 +140,7 @@ class Layered(Minibatch):
     ) -> nn.Module:
         dropout = self.training.drop_before(number)
         layer = SpikeLinear(in_features, out_features, **self._options(number, pool, dropout))
-        self.initialize(number, layer.weight)
+        self._draw(number, layer.weight)
         return layer
 
     def _convolution(
@@ -153,8 +154,15 @@ class Layered(Minibatch):
             padding=convolution.padding,
             **self._options(number, pool, 0.0 if number else self.training.drop_before(0)),
         )
-        self.initialize(number, layer.weight)
+        self._draw(number, layer.weight)
         return layer
+
+    def _draw(self, number: int, weight: Tensor) -> None:
+        """Initial weights that do not depend on how they lie in memory."""
+        drawn = weight.detach().clone(memory_format=torch.contiguous_format)
+        self.initialize(number, drawn)
+        with torch.no_grad():
+            weight.copy_(drawn)
 
     def _options(self, number: int, pool: AveragePool | None, dropout: float) -> dict[str, Any]:
         dtype = self.settings.network.torch_dtype

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._autograd import Function
+from ..kernels.ops import plain
 from .silent import warn_if_none
 
 REDUCTIONS = ("mean", "sum")
 
 
-class _FillSilent(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _FillSilent(Function):
     @staticmethod
     def forward(times: Tensor, value: float) -> Tensor:
         return times.clamp(max=value)
@@ -50,12 +50,10 @@ def fill_silent(times: Tensor, t_max: float) -> Tensor:
     _checks.positive("t_max", t_max)
     if times.requires_grad:
         warn_if_none(times < t_max)
-    return _FillSilent.apply(times, float(t_max))  # type: ignore[no-any-return]
+    return _FillSilent.run(times, float(t_max))  # type: ignore[no-any-return]
 
 
-class _NormalizeError(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _NormalizeError(Function):
     @staticmethod
     def forward(times: Tensor, reduction: str) -> Tensor:
         return times.view_as(times)
@@ -66,10 +64,28 @@ class _NormalizeError(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        grad = _within_range(grads[0])
-        norm = grad.flatten(1).norm(dim=1).reshape(-1, *[1] * (grad.ndim - 1))
-        unit = grad / norm.masked_fill(norm == 0, 1)
-        return unit / max(1, len(grad)) if ctx.reduction == "mean" else unit, None
+        grad: Tensor = grads[0]
+        samples = max(1, len(grad)) if ctx.reduction == "mean" else 1
+        return _normalized(grad, samples), None
+
+
+def _normalized(grad: Tensor, samples: int) -> Tensor:
+    """Of the norm 1 / samples in each sample, where it is not 0."""
+    if (
+        grad.device.type == "cpu"
+        and grad.dtype in _checks.DTYPES
+        and not torch.is_grad_enabled()
+        and plain(grad)
+    ):
+        from ..kernels.cpu.errors import normalize_rows
+
+        rows = grad.detach().flatten(1).contiguous()
+        unit = torch.empty_like(rows)
+        normalize_rows(rows.numpy(), 1 / samples, unit.numpy())
+        return unit.view(grad.shape)
+    grad = _within_range(grad)
+    norm = grad.flatten(1).norm(dim=1).reshape(-1, *[1] * (grad.ndim - 1))
+    return grad / (norm.masked_fill(norm == 0, 1) * samples)
 
 
 def _within_range(grad: Tensor) -> Tensor:
@@ -106,4 +122,4 @@ def normalize_error(times: Tensor, *, reduction: str = "mean") -> Tensor:
     _checks.one_of("reduction", reduction, REDUCTIONS)
     if times.ndim < 2:
         raise ValueError(f"times must have shape [batch, *features], got {list(times.shape)}")
-    return _NormalizeError.apply(times, reduction)  # type: ignore[no-any-return]
+    return _NormalizeError.run(times, reduction)  # type: ignore[no-any-return]

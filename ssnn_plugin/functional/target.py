@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import _checks
+from ..kernels.ops import plain
+from .error import fill_silent
+from .silent import warn_if_none
 
 REFERENCES = ("earliest", "mean", "mean_two_sided")
 VARIANTS = ("one-sided", "fixed", "own")
@@ -66,6 +72,56 @@ def relative_targets(
         of_label, others = torch.minimum(filled, of_label), torch.maximum(filled, others)
     is_label = torch.zeros_like(filled, dtype=torch.bool).scatter(1, labels.long().unsqueeze(1), True)
     return torch.where(is_label, of_label, others)
+
+
+def relative_target_losses(
+    times: Tensor, labels: Tensor, gamma: float, t_max: float, *, reference: str = "earliest"
+) -> Tensor:
+    """Half the squared distance to `relative_targets` in windows, [batch, *]."""
+    if reference == "earliest" and _runs_compiled(times, labels):
+        losses: Tensor = _RelativeTargetLosses.apply(times, labels, gamma, t_max)
+        return losses
+    targets = relative_targets(times, labels, gamma, t_max, reference=reference)
+    return 0.5 * ((targets - fill_silent(times, t_max)) / t_max).square().sum(dim=1)
+
+
+def _runs_compiled(times: Tensor, labels: Tensor) -> bool:
+    fits = times.ndim == 2 and labels.shape == times.shape[:1] and times.numel() > 0
+    return fits and times.dtype in _checks.DTYPES and labels.dtype == torch.int64 and _on_cpu(times, labels)
+
+
+def _on_cpu(*tensors: Tensor) -> bool:
+    return all(tensor.device.type == "cpu" and plain(tensor) for tensor in tensors)
+
+
+class _RelativeTargetLosses(torch.autograd.Function):
+    """The losses of S4NN's targets, compiled: many small operations take longer than a layer."""
+
+    @staticmethod
+    def forward(ctx: Any, times: Tensor, labels: Tensor, gamma: float, t_max: float) -> Tensor:
+        from ..kernels.cpu.errors import relative_errors
+        from ..kernels.cpu.parallel import as_arrays
+
+        _checks.positive("t_max", t_max)
+        _checks.gap("gamma", gamma, t_max)
+        errors, losses = times.new_empty(times.shape), times.new_empty(len(times))
+        valid, fired = relative_errors(
+            *as_arrays(times, labels), float(gamma), float(t_max), errors.numpy(), losses.numpy()
+        )
+        if not valid:
+            _checks.labels_of_any_shape(labels, times)
+            _checks.spike_times("times", times)
+        if not fired and ctx.needs_input_grad[0]:
+            warn_if_none(times < t_max)
+        ctx.save_for_backward(errors)
+        ctx.t_max = t_max
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (errors,) = ctx.saved_tensors
+        return errors * (grads[0] / ctx.t_max).unsqueeze(1), None, None, None
 
 
 def single_targets(

@@ -80,7 +80,8 @@ def weight_grad(
     `until` is NaN. `a` and `b` are those of the inputs.
     """
     factors, geometry = Factors(p, q, until, a, b), Geometry(stride, dilation, groups)
-    return BACKENDS[backend].kernels.weight_grad(factors, times, kernel_size, geometry)  # type: ignore[no-any-return]
+    grad: Tensor = BACKENDS[backend].kernels.weight_grad(factors, times, kernel_size, geometry)
+    return grad.contiguous()
 
 
 @weight_grad.register_fake
@@ -104,12 +105,14 @@ def input_grad(
 ) -> Tensor:
     """sum_j w[j, i] (p[n, j] a[n, i] - q[n, j] b[n, i]) [input i spiked before until[n, j]], as the times."""
     factors, geometry = Factors(p, q, until, a, b), Geometry(stride, dilation, groups)
-    return BACKENDS[backend].kernels.input_grad(factors, times, weight, geometry)  # type: ignore[no-any-return]
+    grad: Tensor = BACKENDS[backend].kernels.input_grad(factors, times, weight, geometry)
+    like = torch.empty_like(times, device="meta")
+    return grad if grad.stride() == like.stride() else torch.empty_like(times).copy_(grad)
 
 
 @input_grad.register_fake
 def _(p, q, until, a, b, times, *rest):  # type: ignore[no-untyped-def]
-    return torch.empty_like(times, memory_format=torch.contiguous_format)
+    return torch.empty_like(times)
 
 
 def plain(times: Tensor) -> bool:

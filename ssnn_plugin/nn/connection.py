@@ -49,7 +49,7 @@ class SpikeConnection(nn.Module):
         self.input_pool, self.dropout = input_pool, dropout
         if init_range is not None and not init_range[0] <= init_range[1]:
             raise ValueError(f"init_range must be (low, high) with low <= high, got {init_range!r}")
-        self.weight = nn.Parameter(torch.empty(weight_shape, **factory))
+        self.weight = nn.Parameter(self._empty_weight(weight_shape, **factory))
         _checks.floating("dtype: the weight", self.weight)
         inputs = self.weight[0].numel()
         threshold = float(torch.as_tensor(neuron.threshold).detach().mean())
@@ -93,9 +93,17 @@ class SpikeConnection(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the weights anew from `init_range` and set the bias to 0."""
-        nn.init.uniform_(self.weight, *self.init_range)
+        # What is drawn does not depend on how the weights lie in memory.
+        drawn = torch.empty_like(self.weight, memory_format=torch.contiguous_format)
+        with torch.no_grad():
+            self.weight.copy_(drawn.uniform_(*self.init_range))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    @staticmethod
+    def _empty_weight(shape: tuple[int, ...], **factory: Any) -> Tensor:
+        """The weights as they lie in memory."""
+        return torch.empty(shape, **factory)
 
     def _drop(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """Input spikes and weights, in training after dropout: what is left counts for more."""

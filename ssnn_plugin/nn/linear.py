@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,10 @@ class SpikeLinear(SpikeConnection):
         dropout: in training, the probability that an input spike is dropped; the others count
             1 / (1 - dropout) times, as with `torch.nn.Dropout` on a spike train.
         device, dtype: of the parameters; float32 or float64.
+
+    `weight` lies in memory as [in, out], as the kernels read it, and so do its gradient and the state of an
+    optimiser. What takes flat views of it, as `torch.optim.LBFGS` and `parameters_to_vector` do, wants it the
+    other way: `layer.weight.data = layer.weight.data.contiguous()`. The results are the same, and come later.
 
     Calling the layer with `return_potential=True` returns (times, potential), the potential being
     that at the crossing, or at the end of the window for a silent neuron.
@@ -80,6 +86,11 @@ class SpikeLinear(SpikeConnection):
             dtype=dtype,
         )
         self.in_features, self.out_features = in_features, out_features
+
+    @staticmethod
+    def _empty_weight(shape: tuple[int, ...], **factory: Any) -> Tensor:
+        """Row by row of inputs, as the kernels read them: an input spike adds the weights of one row."""
+        return torch.empty(shape[::-1], **factory).t()
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {super().extra_repr()}"

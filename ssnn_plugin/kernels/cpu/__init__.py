@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from ..backends import Factors
 from ..geometry import Geometry
 from ..status import refuse_bad_samples
-from . import currents, steps
-from .gradients import input_grad, weight_grad
+from . import conv2d_currents, conv2d_gradients, conv2d_steps, currents, gradients, steps
+from .lanes import tile_of
+from .parallel import as_arrays, share_out
 
 __all__ = ["first_spike", "input_grad", "weight_grad"]
 
@@ -19,9 +22,30 @@ def first_spike(
     times: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, neuron: Any, t_max: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.ops.first_spike`."""
-    status = np.zeros(len(times), np.int8)
-    kind = steps if neuron.jumps else currents
-    fire = kind.first_spike_linear if geometry.linear else kind.first_spike_conv2d
-    outputs: tuple[Tensor, Tensor, Tensor] = fire(times, weight, bias, geometry, neuron, t_max, status)
+    status, kind = np.zeros(len(times), np.int8), steps if neuron.jumps else currents
+    outputs: tuple[Tensor, Tensor, Tensor]
+    if geometry.linear:
+        shape = len(times), len(weight)
+        outputs = *(times.new_empty(shape) for _ in range(2)), times.new_empty(0 if neuron.jumps else shape)
+        rows, *arrays = as_arrays(weight.t(), times, *outputs)
+        current = None if bias is None else as_arrays(bias)[0]
+        numbers, work = kind.numbers_of(neuron, t_max), times.numel() * len(weight) // 4
+        given = arrays[0], rows, current, *arrays[1:], status, *numbers, tile_of(rows)
+        share_out(len(times), work, kind.kernel_of(neuron, bias), *given)
+    else:
+        convolution = conv2d_steps if neuron.jumps else conv2d_currents
+        outputs = convolution.first_spike(times, weight, bias, geometry, neuron, t_max, status)
     refuse_bad_samples(status.max(initial=0))
     return outputs
+
+
+def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Tensor:
+    """See `kernels.ops.weight_grad`."""
+    kind = gradients if geometry.linear else conv2d_gradients
+    return kind.weight_grad(factors, times, kernel_size, geometry)
+
+
+def input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """See `kernels.ops.input_grad`."""
+    kind = gradients if geometry.linear else conv2d_gradients
+    return kind.input_grad(factors, times, weight, geometry)

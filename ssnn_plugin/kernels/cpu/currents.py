@@ -16,19 +16,15 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from numba.extending import overload
 from torch import Tensor
 
-from ..geometry import Geometry, by_group, channels_last, synapse_table, weight_rows, whole_lanes
-from ..status import BAD_TIMES
 from .compile import jit, told_apart
-from .conv2d import find_spikes_by_location, positions_of_inputs
-from .events import sort_events, status_of
-from .lanes import any_of, load, splat, store, where
-from .parallel import as_arrays, share_out
+from .events import MOST_EVENTS, sort_batch, status_of
+from .lanes import TILES, any_of, at_least_a_tile, current_of, leading, load, splat, store, where
 
-LANES = 32  # of the vectors that hold V and I: two chains of additions at a time on a wide machine
+LANES = 32  # whole of these hold the outputs of a convolution
+PAIR = TILES[1]  # of registers: no more than `LANES`
 # Buckets of the counting sort; times are continuous, and a bucket should hold a few.
 BUCKETS = 1 << 10
 # Of Newton's method; near a tangent each halves the error.
@@ -116,95 +112,54 @@ def slope_after(response, threshold, current, wait):
     return max(of_v * threshold + of_current * gamma * current, 0.0)
 
 
-def first_spike_linear(
-    times: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    neuron: Any,
-    t_max: float,
-    status: np.ndarray,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Crossings, potentials and slopes of a fully connected layer; `status` [batch] tells what is wrong."""
-    n_out = len(weight)
-    spikes = times.new_empty(len(times), n_out)
-    potential, slope = torch.empty_like(spikes), torch.empty_like(spikes)
-    current = whole_lanes(weight.new_zeros(n_out) if bias is None else bias, LANES)
-    arrays = as_arrays(times, whole_lanes(weight.t(), LANES), current, spikes, potential, slope)
-    numbers = told_apart(neuron.compiled()), float(neuron.threshold), t_max
-    share_out(len(times), times.numel() * n_out // 2, _first_spike_linear, *arrays, status, *numbers)
-    return spikes, potential, slope
+def numbers_of(neuron: Any, t_max: float) -> tuple[Any, ...]:
+    """The compiled response, threshold and window."""
+    return told_apart(neuron.compiled()), float(neuron.threshold), t_max
+
+
+def kernel_of(neuron: Any, bias: Tensor | None) -> Any:
+    """Of a fully connected layer."""
+    return fire_linear
 
 
 @jit
-def _first_spike_linear(
-    begin, end, times, rows, bias, spikes, potential, slope, status, response, threshold, t_max
+def fire_linear(
+    first, end, times, weight_t, bias, spikes, potential, slope, status, response, threshold, t_max, tile
 ):  # fmt: skip
-    n_in = times.shape[1]
-    order, spiking = np.empty(n_in, np.int32), np.empty(n_in, np.int32)
-    counts = np.empty(BUCKETS + 1, np.int32)
-    moves, state = np.empty((3, n_in + 1), rows.dtype), np.empty((5, LANES), rows.dtype)
-    for b in range(begin, end):
-        n = sort_events(times[b], t_max, order, spiking, counts)
-        if n < 0:
-            status[b] = BAD_TIMES
-            continue
-        fire_currents(
-            order[:n], times[b][order[:n]], rows, bias, response, threshold, t_max, moves, state,
-            spikes[b], potential[b], slope[b],
-        )  # fmt: skip
-        status[b] = status_of(potential[b])
-
-
-def first_spike_conv2d(
-    times: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    neuron: Any,
-    t_max: float,
-    status: np.ndarray,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `first_spike_linear`, of a convolution."""
-    groups = geometry.groups
-    synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *geometry.stride, *geometry.dilation)
-    spikes = times.new_empty(len(times), len(synapses.seen), groups, len(weight) // groups)
-    potential, slope = torch.empty_like(spikes), torch.empty_like(spikes)
-    current = whole_lanes(by_group(weight.new_zeros(len(weight)) if bias is None else bias, groups), LANES)
-    rows = whole_lanes(weight_rows(weight, groups), LANES).flatten(0, 2)
-    arrays = as_arrays(channels_last(times), rows, current, spikes, potential, slope)
-    work = len(times) * synapses.seen.size * weight.shape[1] * len(weight) // 2
-    numbers = told_apart(neuron.compiled()), float(neuron.threshold), t_max
-    share_out(len(times), work, _first_spike_conv2d, *arrays, status, synapses[:3], *numbers)
-    return spikes.flatten(2), potential.flatten(2), slope.flatten(2)
+    """First crossings of a fully connected layer; `weight_t` is [in, out], `bias` [out] or None."""
+    rows, n_out = at_least_a_tile(weight_t, tile), spikes.shape[1]
+    current, block = current_of(bias, rows), max(1, MOST_EVENTS // max(1, times.shape[1]))
+    width = len(splat(rows.dtype.type(0), tile))
+    state = np.empty((5, width), rows.dtype)
+    for a in range(first, end, block):
+        part = slice(a, min(a + block, end))
+        events = sort_batch(times[part], t_max, BUCKETS + 1, status[part])
+        moves = moves_of(events, response, t_max)
+        for start in range(0, n_out, width):
+            lane, begin = min(start, rows.shape[1] - width), 0
+            for b in range(len(events.ends)):
+                last = events.ends[b]
+                fire_tile(
+                    events.inputs[begin:last], events.when[begin:last], rows, current, response, threshold,
+                    t_max, moves[3 * (begin + b) : 3 * (last + b + 1)], lane, min(width, n_out - lane), state,
+                    spikes[a + b], potential[a + b], slope[a + b], tile,
+                )  # fmt: skip
+                begin = last
+        for b in range(part.start, part.stop):
+            status[b] = max(status[b], status_of(potential[b]))
 
 
 @jit
-def _first_spike_conv2d(
-    begin, end, times, rows, bias, spikes, potential, slope, status, synapses, response, threshold, t_max
-):  # fmt: skip
-    position_of, (locations, groups) = positions_of_inputs(times), spikes.shape[1:3]
-    order, spiking = np.empty(position_of.size, np.int32), np.empty(position_of.size, np.int32)
-    counts, n_events = np.empty(BUCKETS + 1, np.int32), np.empty((times.shape[1], groups), np.int32)
-    ends, row, when = np.empty(locations * groups, np.int64), np.empty(0, np.int32), np.empty(0, times.dtype)
-    moves, state = np.empty((3, len(rows) // groups + 1), rows.dtype), np.empty((5, LANES), rows.dtype)
-    for b in range(begin, end):
-        n = sort_events(times[b].reshape(-1), t_max, order, spiking, counts)
-        if n < 0:
-            status[b] = BAD_TIMES
-            continue
-        row, when = find_spikes_by_location(
-            order, n, times[b], synapses, position_of, len(rows), groups, n_events, ends, row, when
-        )
-        first = 0
-        for unit in range(ends.size):
-            at, group = unit // groups, unit % groups
-            fire_currents(
-                row[first : ends[unit]], when[first : ends[unit]], rows, bias[group], response, threshold,
-                t_max, moves, state, spikes[b, at, group], potential[b, at, group], slope[b, at, group],
-            )  # fmt: skip
-            first = ends[unit]
-        status[b] = status_of(potential[b].reshape(-1))
+def moves_of(events, response, t_max):
+    """The propagators of each sample, one after the other, three numbers at a time; see `propagate`."""
+    n_samples = len(events.ends)
+    n_events = events.ends[n_samples - 1] if n_samples > 0 else 0
+    moves, begin = np.empty(3 * (n_events + n_samples), events.when.dtype), 0
+    for b in range(n_samples):
+        end = events.ends[b]
+        propagate(events.when[begin:end], response, t_max, moves[3 * (begin + b) : 3 * (end + b + 1)])
+        begin = end
+    return moves
 
 
 @jit
@@ -219,15 +174,23 @@ def fire_currents(
         moves, state: scratch space [3, at least len(rows) + 1] and [5, LANES].
         fired, potential, slope: [out], overwritten.
     """
-    for k in range(len(rows) + 1):
+    flat = moves.reshape(-1)
+    propagate(when, response, t_max, flat)
+    width = len(splat(weight_rows.dtype.type(0), PAIR))
+    for lane in range(0, bias.size, width):
+        if lane < fired.size:
+            fire_tile(
+                rows, when, weight_rows, bias, response, threshold, t_max, flat, lane,
+                min(width, fired.size - lane), state, fired, potential, slope, PAIR,
+            )  # fmt: skip
+
+
+@jit
+def propagate(when, response, t_max, moves):
+    """Write the propagators to the first of the times `when`, from each to the next one, and to the end."""
+    for k in range(len(when) + 1):
         t, t_next = segment(k, when, t_max)
-        moves[0, k], moves[1, k], moves[2, k] = propagators(response, t_next - t)
-    for lane in range(0, bias.size, LANES):
-        n_out = min(LANES, fired.size - lane)
-        note_crossings(
-            rows, when, weight_rows, bias, leak_of(response), threshold, t_max, moves, lane, n_out, state
-        )
-        solve_crossings(when, response, threshold, t_max, state, lane, n_out, fired, potential, slope)
+        moves[3 * k], moves[3 * k + 1], moves[3 * k + 2] = propagators(response, t_next - t)
 
 
 @jit
@@ -237,80 +200,87 @@ def segment(k, when, t_max):
 
 
 @jit
-def note_crossings(rows, when, weight_rows, bias, leak, threshold, t_max, moves, lane, n_out, state):
-    """Integrate `LANES` outputs from `lane` on, of which `n_out` are no padding.
+def fire_tile(
+    rows, when, weight_rows, bias, response, threshold, t_max, moves, lane, n_out, state,
+    fired, potential, slope, tile,
+):  # fmt: skip
+    """As `fire_currents`, of the `n_out` outputs from `lane` on, which a tile holds."""
+    note_crossings(
+        rows, when, weight_rows, bias, leak_of(response), threshold, t_max, moves, lane, n_out, state, tile
+    )
+    solve_crossings(when, response, threshold, t_max, state, lane, n_out, fired, potential, slope)
+
+
+@jit
+def note_crossings(
+    rows, when, weight_rows, bias, leak, threshold, t_max, moves, lane, n_out, state, tile
+):  # fmt: skip
+    """Integrate a tile of outputs from `lane` on, of which `n_out` are no padding.
 
     `leak` is the response, or None if V cannot pass a peak between inputs.
 
-    `state` ends as [V, I, crossing, V before it, I before it]: `crossing` is how many inputs come
-    before the output reaches the threshold, `inf` if it does not (a float32 tells 2^24 apart). From
-    there the crossing is solved in the end: one branch less where much is done.
+    `state` ends as [V, I, crossing]: `crossing` is how many inputs come before the output reaches the
+    threshold, `inf` if it does not (a float32 tells 2^24 apart). There V and I stay as they were before it,
+    so that it can be solved for in the end: no branch, and little to do, where much is done.
     """
     number = weight_rows.dtype.type
-    limit, silent, out = (
-        splat(number(threshold), LANES),
-        splat(number(np.inf), LANES),
-        splat(number(-np.inf), LANES),
-    )
-    for j in range(LANES):
-        state[2, j] = np.inf if j < n_out else 0
-    v, current, crossing = splat(number(0), LANES), load(bias, lane, LANES), load(state, 2 * LANES, LANES)
-    v_before, current_before = v, v
-    for k in range(len(rows) + 1):
+    limit, silent = splat(number(threshold), tile), splat(number(np.inf), tile)
+    v, current, crossing = splat(number(0), tile), load(bias, lane, tile), silent
+    waiting, move = leading(v, n_out), np.uint64(0)
+    for k in range(np.uint64(len(rows) + 1)):
         if k > 0:
-            current = current + load(weight_rows, rows[k - 1] * bias.size + lane, LANES)
-        alpha, beta = splat(moves[0, k], LANES), splat(moves[1, k], LANES)
-        v_next, current_next = alpha * v + beta * current, current * splat(moves[2, k], LANES)
-        if leak is not None and any_of(may_peak(leak, threshold, current, v_next, current_next, state)):
-            keep(v, current, crossing, v_before, current_before, state)
-            note_peaks(leak, threshold, *segment(k, when, t_max), k, t_max, state)
-            v, crossing = load(state, 0, LANES), load(state, 2 * LANES, LANES)
-            v_before, current_before = load(state, 3 * LANES, LANES), load(state, 4 * LANES, LANES)
-            v_next = alpha * v + beta * current
-        above = v_next > limit
-        if any_of(above):
-            crossing = where(above, splat(number(k), LANES), crossing)
-            v_before, current_before = where(above, v, v_before), where(above, current, current_before)
-            v_next = where(above, out, v_next)
-            # Rarely true of many outputs: a look at every crossing would cost more than it saves.
-            if n_out < LANES and not any_of(silent <= crossing):
-                break
-        v, current = v_next, current_next
-    keep(v, current, crossing, v_before, current_before, state)
+            row = np.int64(rows[k - np.uint64(1)]) * bias.size + lane
+            current = where(waiting, current + load(weight_rows, row, tile), current)
+        alpha, beta, gamma = (
+            splat(moves[move], tile),
+            splat(moves[move + np.uint64(1)], tile),
+            splat(moves[move + np.uint64(2)], tile),
+        )
+        v_next, current_next, move = alpha * v + beta * current, current * gamma, move + np.uint64(3)
+        if leak is not None and any_of(
+            waiting & may_peak(leak, threshold, current, v_next, current_next, number, tile)
+        ):
+            keep(v, current, where(waiting, silent, crossing), state)
+            note_peaks(leak, threshold, *segment(np.int64(k), when, t_max), k, n_out, t_max, state)
+            crossing = load(state, 2 * state.shape[1], tile)
+            waiting = waiting & (silent <= crossing)
+        crossing = where(waiting, splat(number(k), tile), crossing)
+        waiting = waiting & ~(v_next > limit)
+        v, current = where(waiting, v_next, v), where(waiting, current_next, current)
+        if k % np.uint64(8) == 0 and not any_of(waiting):
+            break
+    keep(v, current, where(waiting, silent, crossing), state)
 
 
 @jit
-def keep(v, current, crossing, v_before, current_before, state):
+def keep(v, current, crossing, state):
     """Write what is in registers to memory."""
     store(state, 0, v)
-    store(state, LANES, current)
-    store(state, 2 * LANES, crossing)
-    store(state, 3 * LANES, v_before)
-    store(state, 4 * LANES, current_before)
+    store(state, state.shape[1], current)
+    store(state, 2 * state.shape[1], crossing)
 
 
 @jit
-def may_peak(leak, threshold, current, v_next, current_next, state):
+def may_peak(leak, threshold, current, v_next, current_next, number, tile):
     """Which neurons can reach the threshold on the way and be below it again at the next input.
 
     At a peak of x V + y I = 0, V is at most what it would be with the current as it is now.
     """
-    (of_v, of_current), number = rates(leak), state.dtype.type
-    loss, gain = splat(number(-of_v), LANES), splat(number(of_current), LANES)
-    reached = splat(number(-of_v * threshold), LANES) <= gain * current
+    of_v, of_current = rates(leak)
+    loss, gain = splat(number(-of_v), tile), splat(number(of_current), tile)
+    reached = splat(number(-of_v * threshold), tile) <= gain * current
     return reached & (gain * current_next <= loss * v_next)
 
 
 @jit
-def note_peaks(leak, threshold, t, t_next, k, t_max, state):
+def note_peaks(leak, threshold, t, t_next, k, n_out, t_max, state):
     """As crossings are noted, for neurons that end below the threshold after a peak above it."""
-    v, current, crossing, v_before, current_before = state
-    for j in range(LANES):
+    v, current, crossing = state[0], state[1], state[2]
+    for j in range(n_out):
         if crossing[j] == np.inf:
             wait = time_to_crossing(leak, threshold, float(v[j]), float(current[j]))
             if wait < t_next - t and state.dtype.type(t + wait) < t_max:
-                crossing[j], v_before[j], current_before[j] = k, v[j], current[j]
-                v[j] = -np.inf
+                crossing[j] = k
 
 
 @jit
@@ -325,7 +295,7 @@ def solve_crossings(when, response, threshold, t_max, state, lane, n_out, fired,
         fired[at], potential[at], slope[at] = np.inf, state[0, j], 0
         if state[2, j] < np.inf:
             potential[at] = threshold
-            v, current = float(state[3, j]), float(state[4, j])
+            v, current = float(state[0, j]), float(state[1, j])
             t, t_next = segment(int(state[2, j]), when, t_max)
             wait = min(time_to_crossing(response, threshold, v, current), t_next - t)
             crossing = fired.dtype.type(min(t + wait, t_next))

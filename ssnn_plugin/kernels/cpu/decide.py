@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ..geometry import whole_lanes
+from .bits import bits_of, trailing_zeros
 from .compile import jit, lean_jit
 from .events import sort_events
-from .lanes import any_of, least, load, load_at, lowest_set_bit, set_lanes, splat, store, where
+from .lanes import any_of, least, load, load_at, splat, store, where
 from .parallel import as_arrays, share_out
 from .steps import bins_of_current, potential_after
 
@@ -432,9 +433,9 @@ def list_fired(begin, end, crossing, fired, n_fired):
     """Add the neurons that have crossed to the list."""
     silent = splat(crossing.dtype.type(np.inf), LANES)
     for j in range(begin, end, LANES):
-        bits = set_lanes(silent > load(crossing, j, LANES))
+        bits = bits_of(silent > load(crossing, j, LANES))
         while bits != 0:
-            fired[n_fired] = j + lowest_set_bit(bits)
+            fired[n_fired] = j + np.int64(trailing_zeros(bits))
             n_fired += 1
             bits &= bits - np.uint64(1)
     return n_fired

@@ -6,10 +6,17 @@ the counting sort.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from ..status import NAN_POTENTIAL
+from ..status import BAD_TIMES, NAN_POTENTIAL
 from .compile import jit
+
+# Numba looks whether a signed index is negative, which takes longer than to read what it stands for.
+UNSIGNED = np.uint32
+# That are kept at a time, so that they stay in the cache.
+MOST_EVENTS = 1 << 17
 
 
 @jit
@@ -24,11 +31,11 @@ def has_bad_times(times):
 @jit
 def find_events(times, t_max, spiking):
     """Write the inputs that spike before `t_max` to `spiking`; return how many."""
-    n = 0
+    n = UNSIGNED(0)
     for i in range(times.size):
         spiking[n] = i
-        n += times[i] < t_max
-    return n
+        n += UNSIGNED(times[i] < t_max)
+    return np.int64(n)
 
 
 @jit
@@ -40,40 +47,132 @@ def sort_events(times, t_max, order, spiking, counts):
     whole bins have one each, otherwise the few spikes of a bucket are put in order in the end.
     Returns -1 for a NaN or negative time.
     """
-    if has_bad_times(times):
-        return -1
-    n = find_events(times, t_max, spiking)
-    last = counts.size - 2
-    scale = (counts.size - 1) / t_max
-    counts[:] = 0
-    for k in range(n):
-        counts[min(int(times[spiking[k]] * scale), last) + 1] += 1
-    for bucket in range(1, counts.size):
-        counts[bucket] += counts[bucket - 1]
-    for k in range(n):
-        i = spiking[k]
-        bucket = min(int(times[i] * scale), last)
-        order[counts[bucket]] = i
-        counts[bucket] += 1
-    if not insertion_sort(times, order, n):
-        order[:n] = spiking[:n][np.argsort(times[spiking[:n]], kind="mergesort")]
+    n = sort_by_bucket(times, t_max, order, spiking, counts)
+    if not is_sorted(times, order, n):
+        sort_within_buckets(times, order, n)
     return n
 
 
 @jit
-def insertion_sort(times, order, n):
-    """Put an almost sorted order right; gives up, and returns False, where it is far from sorted."""
-    moves = 16 * n
-    for k in range(1, n):
-        i, t, at = order[k], times[order[k]], k
-        while at > 0 and times[order[at - 1]] > t:
-            order[at] = order[at - 1]
-            at -= 1
-            moves -= 1
+def sort_by_bucket(times, t_max, order, spiking, counts):
+    """As `sort_events`, all inputs of a bucket in the order of their index."""
+    if has_bad_times(times):
+        return -1
+    number, buckets = times.dtype.type, np.empty(times.size, UNSIGNED)
+    last, scale = counts.size - 2, (counts.size - 1) / t_max
+    highest = write_buckets(times, number(t_max), number(scale), number(last), buckets)
+    if 2 * highest < last:  # all spikes are early: spread them over the table
+        write_buckets(times, number(t_max), number(scale * last / (highest + 1)), number(last), buckets)
+    n = find_events(times, number(t_max), spiking)
+    counts[:] = 0
+    for k in range(UNSIGNED(n)):
+        counts[buckets[UNSIGNED(spiking[k])] + UNSIGNED(1)] += 1
+    before = np.int32(0)
+    for k in range(1, counts.size):
+        before += counts[k]
+        counts[k] = before
+    for k in range(UNSIGNED(n)):
+        i = UNSIGNED(spiking[k])
+        at = UNSIGNED(counts[buckets[i]])
         order[at] = i
-        if moves < 0:
+        counts[buckets[i]] = at + UNSIGNED(1)
+    return n
+
+
+@jit
+def write_buckets(times, t_max, scale, last, buckets):
+    """Write the bucket of each input, at most `last`; return the highest of those that spike."""
+    highest = UNSIGNED(0)
+    for i in range(times.size):
+        bucket = times[i] * scale
+        buckets[i] = UNSIGNED(bucket if bucket < last else last)
+        highest = max(highest, buckets[i] if times[i] < t_max else UNSIGNED(0))
+    return np.int64(highest)
+
+
+@jit
+def is_sorted(times, order, n):
+    """Whether the inputs of an order spike one after the other."""
+    wrong = np.int32(0)
+    for k in range(UNSIGNED(1), UNSIGNED(n)):
+        early = times[UNSIGNED(order[k])] < times[UNSIGNED(order[k - UNSIGNED(1)])]
+        wrong += np.int32(1) if early else np.int32(0)
+    return wrong == 0
+
+
+@jit
+def sort_within_buckets(times, order, n):
+    """Put an almost sorted order right by insertion, one that is far from sorted by Shell's method."""
+    if not insert(times, order, n, 1, 16 * n):
+        gap = 1
+        while gap < n // 3:
+            gap = 3 * gap + 1
+        while gap > 0:
+            insert(times, order, n, gap, n * n)
+            gap //= 3
+
+
+@jit
+def insert(times, order, n, gap, most_moves):
+    """Sort every sequence of inputs that are `gap` apart, by time and index; False if it takes too long."""
+    moves = 0
+    for k in range(gap, n):
+        i, t, at = order[k], times[order[k]], k
+        while at >= gap:
+            before = order[at - gap]
+            if times[before] < t or (times[before] == t and before < i):
+                break
+            order[at] = before
+            at -= gap
+            moves += 1
+        order[at] = i
+        if moves > most_moves:
             return False
     return True
+
+
+class Events(NamedTuple):
+    """The input spikes of some samples, one sample after the other, earliest first.
+
+    Sample b has those up to ends[b]; the `inputs` spike at the times `when`.
+    """
+
+    inputs: np.ndarray
+    when: np.ndarray
+    ends: np.ndarray
+
+
+@jit
+def sort_batch(times, t_max, table, status):
+    """The events of the samples `times`; `status` tells of those with bad times, which have none.
+
+    `table` is the size of the counting sort's table.
+    """
+    samples, n_in = times.shape
+    spiking, counts = np.empty(n_in, np.int32), np.empty(table, np.int32)
+    inputs, when = np.empty(times.size, np.int32), np.empty(times.size, times.dtype)
+    ends, at = np.empty(samples, np.int64), 0
+    for b in range(samples):
+        n = sort_by_bucket(times[b], t_max, inputs[at:], spiking, counts)
+        if n < 0:
+            status[b], n = BAD_TIMES, 0
+        if not write_times(times[b], inputs[at : at + n], when[at : at + n]):
+            sort_within_buckets(times[b], inputs[at:], n)
+            write_times(times[b], inputs[at : at + n], when[at : at + n])
+        at += n
+        ends[b] = at
+    return Events(inputs, when, ends)
+
+
+@jit
+def write_times(times, inputs, when):
+    """When inputs spike; returns whether they do so one after the other."""
+    for k in range(UNSIGNED(inputs.size)):
+        when[k] = times[UNSIGNED(inputs[k])]
+    early = np.int32(0)
+    for k in range(UNSIGNED(1), UNSIGNED(inputs.size)):
+        early += np.int32(when[k] < when[k - UNSIGNED(1)])
+    return early == 0
 
 
 @jit

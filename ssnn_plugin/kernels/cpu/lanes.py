@@ -1,12 +1,12 @@
 """Short vectors of numbers that compiled kernels hold in registers.
 
 LLVM unrolls a loop over the few outputs of one location of a convolution before it could vectorise
-it, so that each number is added by itself. These vectors say outright what is meant; on any machine
-LLVM splits them into as many registers as it takes.
+it, so that each number is added by itself. These vectors say outright what is meant. A vector is as many
+registers as it takes, which are kept apart: LLVM makes slow code of one vector that is no power of two.
 
-`load`, `load_at`, `store`, `splat`, `where`, `least`, `any_of`, `set_lanes` and `total` work on them, as do
-`+`, `-`, `*`, `>` and `<=`, and `&` and `|` on masks. How many numbers a vector has is a constant of the code
-that uses it.
+`load`, `load_at`, `store`, `splat`, `where`, `least`, `any_of` and `total` work on them, as do `+`, `-`, `*`,
+`>` and `<=`, and `&`, `|` and `~` on masks. A width is a constant of the code that uses it, or, as a tuple, a
+number of registers, which hold 16 numbers or fewer by their type and the machine.
 Arrays are read and written without a check of bounds, as everywhere in compiled code.
 """
 
@@ -16,9 +16,27 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
+
+from .compile import jit, where_given
+
+_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2]
+#: bytes of the machine's vector registers; NEON and SSE have 16
+REGISTER = 64 if "+avx512f" in _FEATURES else 32 if "+avx" in _FEATURES else 16
+#: numbers of registers that a tile of outputs may take, as tuples: numba tells those apart by their length
+TILES = (0,), (0,) * 2, (0,) * (5 if REGISTER == 64 else 4)
+
+
+class Mask(types.Type):
+    """`width` truth values, as many a register as there are numbers."""
+
+    def __init__(self, width: int, in_register: int) -> None:
+        self.width, self.in_register = width, in_register
+        super().__init__(f"Mask({width}, {in_register})")
 
 
 class Lanes(types.Type):
@@ -26,21 +44,44 @@ class Lanes(types.Type):
 
     def __init__(self, dtype: types.Type, width: int) -> None:
         self.dtype, self.width = dtype, width
+        self.in_register = min(width, in_register(dtype))
         super().__init__(f"Lanes({dtype}, {width})")
 
+    @property
+    def mask(self) -> Mask:
+        return Mask(self.width, self.in_register)
 
-class Mask(types.Type):
-    """`width` truth values."""
 
-    def __init__(self, width: int) -> None:
-        self.width = width
-        super().__init__(f"Mask({width})")
+def tile_of(rows: np.ndarray, most: int = len(TILES)) -> tuple[int, ...]:
+    """The smallest tile that holds all outputs of these rows, or the widest one of the `most` smallest."""
+    width = rows.shape[-1] * rows.itemsize
+    return next((tile for tile in TILES[:most] if width <= len(tile) * REGISTER), TILES[most - 1])
+
+
+def width_of(tile: tuple[int, ...], itemsize: int) -> int:
+    """Outputs in a tile."""
+    return len(tile) * REGISTER // itemsize
+
+
+def in_register(dtype: types.Float) -> int:
+    """How many numbers a register holds."""
+    return int(REGISTER * 8 // dtype.bitwidth)
+
+
+def _lanes(dtype: types.Type, width: types.Type) -> Lanes | None:
+    """Of a width that is a literal, or a tuple of registers."""
+    if isinstance(width, types.BaseTuple):
+        return Lanes(dtype, len(width) * in_register(dtype))
+    lanes = Lanes(dtype, width.literal_value)
+    return None if lanes.width % lanes.in_register else lanes
 
 
 def _vector_model(element: Callable[[Any, Any], ir.Type]) -> type:
     class VectorModel(models.PrimitiveModel):
         def __init__(self, manager: Any, fe_type: Any) -> None:
-            super().__init__(manager, fe_type, ir.VectorType(element(manager, fe_type), fe_type.width))
+            vector = ir.VectorType(element(manager, fe_type), fe_type.in_register)
+            registers = [vector] * (fe_type.width // fe_type.in_register)
+            super().__init__(manager, fe_type, ir.LiteralStructType(registers))
 
     return VectorModel
 
@@ -49,11 +90,37 @@ register_model(Lanes)(_vector_model(lambda manager, lanes: manager[lanes.dtype].
 register_model(Mask)(_vector_model(lambda manager, mask: ir.IntType(1)))
 
 
-def _place(context: Any, builder: Any, array_type: Any, width: int, array: Any, index: Any) -> Any:
-    """Pointer to the vector that begins at an element of a contiguous array."""
+def _registers(builder: Any, value: Any) -> list[Any]:
+    return [builder.extract_value(value, k) for k in range(len(value.type.elements))]
+
+
+def _together(builder: Any, registers: Iterable[Any]) -> Any:
+    vectors = list(registers)
+    value = ir.Constant(ir.LiteralStructType([vector.type for vector in vectors]), ir.Undefined)
+    for k, vector in enumerate(vectors):
+        value = builder.insert_value(value, vector, k)
+    return value
+
+
+def _each(builder: Any, emit: Callable[..., Any], *values: Any) -> Any:
+    """Do the same to all registers of vectors."""
+    registers = (_registers(builder, value) for value in values)
+    return _together(builder, (emit(*vectors) for vectors in zip(*registers, strict=True)))
+
+
+def _places(context: Any, builder: Any, array_type: Any, lanes: Lanes, array: Any, index: Any) -> list[Any]:
+    """Pointers to the registers of the vector that begins at an element of a contiguous array."""
     data = context.make_array(array_type)(context, builder, array).data
-    vector = ir.VectorType(context.get_data_type(array_type.dtype), width)
-    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+    return _places_behind(context, builder, array_type, lanes, data, index)
+
+
+def _places_behind(
+    context: Any, builder: Any, array_type: Any, lanes: Lanes, data: Any, index: Any
+) -> list[Any]:
+    vector = ir.VectorType(context.get_data_type(array_type.dtype), lanes.in_register)
+    firsts = range(0, lanes.width, lanes.in_register)
+    at = (builder.add(index, ir.Constant(index.type, first)) for first in firsts)
+    return [builder.bitcast(builder.gep(data, [i]), vector.as_pointer()) for i in at]
 
 
 def _holds_lanes(array_type: Any) -> bool:
@@ -67,30 +134,49 @@ def _align(context: Any, array_type: Any) -> int:
 @intrinsic(prefer_literal=True)
 def load(typingctx, array, index, width):
     """The lanes that begin at element `index` of a contiguous array, counted through all axes."""
-    if not _holds_lanes(array):
+    if not _holds_lanes(array) or (lanes := _lanes(array.dtype, width)) is None:
         return None
 
     def generate(context, builder, signature, args):
-        place = _place(context, builder, array, width.literal_value, *args[:2])
-        return builder.load(place, align=_align(context, array))
+        places = _places(context, builder, array, lanes, *args[:2])
+        return _together(builder, (builder.load(place, align=_align(context, array)) for place in places))
 
-    return Lanes(array.dtype, width.literal_value)(array, types.intp, width), generate
+    return lanes(array, types.intp, width), generate
 
 
 @intrinsic(prefer_literal=True)
 def load_at(typingctx, like, address, index, width):
     """As `load`, from an array of the type of `like` that begins at an address; nothing keeps it alive."""
-    if not _holds_lanes(like):
+    if not _holds_lanes(like) or (lanes := _lanes(like.dtype, width)) is None:
         return None
 
     def generate(context, builder, signature, args):
-        number = context.get_data_type(like.dtype)
-        data = builder.inttoptr(args[1], number.as_pointer())
-        vector = ir.VectorType(number, width.literal_value)
-        place = builder.bitcast(builder.gep(data, [args[2]]), vector.as_pointer())
-        return builder.load(place, align=_align(context, like))
+        data = builder.inttoptr(args[1], context.get_data_type(like.dtype).as_pointer())
+        places = _places_behind(context, builder, like, lanes, data, args[2])
+        return _together(builder, (builder.load(place, align=_align(context, like)) for place in places))
 
-    return Lanes(like.dtype, width.literal_value)(like, types.intp, types.intp, width), generate
+    return lanes(like, types.intp, types.intp, width), generate
+
+
+@intrinsic
+def load_where(typingctx, mask, array, index, other):
+    """As `load`, where the mask is true; elsewhere nothing is read, and `other` is there."""
+    if not _holds_lanes(array):
+        return None
+
+    def generate(context, builder, signature, args):
+        places = _places(context, builder, array, other, *args[1:3])
+        align = ir.Constant(ir.IntType(32), _align(context, array))
+        masks, others = (_registers(builder, args[k]) for k in (0, 3))
+        parts = []
+        for place, part, vector in zip(places, masks, others, strict=True):
+            suffix = f"v{vector.type.count}f{array.dtype.bitwidth}.p0"
+            kind = ir.FunctionType(vector.type, (place.type, align.type, part.type, vector.type))
+            read = builder.module.declare_intrinsic(f"llvm.masked.load.{suffix}", (), kind)
+            parts.append(builder.call(read, [place, align, part, vector]))
+        return _together(builder, parts)
+
+    return other(mask, array, types.intp, other), generate
 
 
 @intrinsic
@@ -100,23 +186,75 @@ def store(typingctx, array, index, lanes):
         return None
 
     def generate(context, builder, signature, args):
-        place = _place(context, builder, array, lanes.width, *args[:2])
-        builder.store(args[2], place, align=_align(context, array))
+        places = _places(context, builder, array, lanes, *args[:2])
+        for place, vector in zip(places, _registers(builder, args[2]), strict=True):
+            builder.store(vector, place, align=_align(context, array))
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, Lanes(array.dtype, lanes.width)), generate
+    return types.void(array, types.intp, lanes), generate
+
+
+@intrinsic
+def store_where(typingctx, mask, array, index, lanes):
+    """As `store`, where the mask is true; elsewhere nothing is written."""
+    if not _holds_lanes(array):
+        return None
+
+    def generate(context, builder, signature, args):
+        places = _places(context, builder, array, lanes, *args[1:3])
+        align = ir.Constant(ir.IntType(32), _align(context, array))
+        for place, vector, part in zip(
+            places, _registers(builder, args[3]), _registers(builder, args[0]), strict=True
+        ):
+            kinds = vector.type, place.type, align.type, part.type
+            suffix = f"v{vector.type.count}f{array.dtype.bitwidth}.p0"
+            kind = ir.FunctionType(ir.VoidType(), kinds)
+            write = builder.module.declare_intrinsic(f"llvm.masked.store.{suffix}", (), kind)
+            builder.call(write, [vector, place, align, part])
+        return context.get_dummy_value()
+
+    return types.void(mask, array, types.intp, lanes), generate
 
 
 @intrinsic(prefer_literal=True)
 def splat(typingctx, number, width):
     """The same number in every lane."""
+    if (lanes := _lanes(number, width)) is None:
+        return None
 
     def generate(context, builder, signature, args):
-        empty = ir.Constant(ir.VectorType(args[0].type, width.literal_value), ir.Undefined)
-        first = builder.insert_element(empty, args[0], ir.Constant(ir.IntType(32), 0))
-        return builder.shuffle_vector(first, empty, _indices([0] * width.literal_value))
+        vector = _broadcast(builder, args[0], lanes.in_register)
+        return _together(builder, [vector] * (lanes.width // lanes.in_register))
 
-    return Lanes(number, width.literal_value)(number, width), generate
+    return lanes(number, width), generate
+
+
+@intrinsic
+def leading(typingctx, lanes, count):
+    """Mask of as many lanes as are given, from the first one on."""
+
+    def generate(context, builder, signature, args):
+        limit = _broadcast(builder, args[1], lanes.in_register)
+        firsts = range(0, lanes.width, lanes.in_register)
+        numbers = (range(first, first + lanes.in_register) for first in firsts)
+        parts = (ir.Constant(limit.type, list(part)) for part in numbers)
+        return _together(builder, (builder.icmp_signed("<", part, limit) for part in parts))
+
+    return lanes.mask(lanes, types.intp), generate
+
+
+def _broadcast(builder: Any, number: Any, width: int) -> Any:
+    empty = ir.Constant(ir.VectorType(number.type, width), ir.Undefined)
+    first = builder.insert_element(empty, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, empty, _indices([0] * width))
+
+
+@overload(len)
+def _(lanes):
+    if isinstance(lanes, Lanes):
+        width = lanes.width
+        return lambda lanes: width
+    return None
 
 
 @intrinsic
@@ -124,7 +262,7 @@ def where(typingctx, mask, chosen, other):
     """`chosen` where the mask is true, `other` elsewhere."""
 
     def generate(context, builder, signature, args):
-        return builder.select(*args)
+        return _each(builder, builder.select, *args)
 
     return chosen(mask, chosen, chosen), generate
 
@@ -134,7 +272,7 @@ def least(typingctx, lanes, other):
     """The lesser number in every lane."""
 
     def generate(context, builder, signature, args):
-        return builder.select(builder.fcmp_ordered("<", *args), *args)
+        return _each(builder, lambda a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b), *args)
 
     return lanes(lanes, lanes), generate
 
@@ -144,33 +282,13 @@ def any_of(typingctx, mask):
     """Whether the mask is true in any lane."""
 
     def generate(context, builder, signature, args):
-        bits = builder.bitcast(args[0], ir.IntType(mask.width))
+        some, *others = _registers(builder, args[0])
+        for other in others:
+            some = builder.or_(some, other)
+        bits = builder.bitcast(some, ir.IntType(mask.in_register))
         return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
 
     return types.boolean(mask), generate
-
-
-@intrinsic
-def set_lanes(typingctx, mask):
-    """The mask as a whole number, whose bits are the lanes; 64 of them at most."""
-    if mask.width > 64:
-        return None
-
-    def generate(context, builder, signature, args):
-        bits = builder.bitcast(args[0], ir.IntType(mask.width))
-        return builder.zext(bits, ir.IntType(64)) if mask.width < 64 else bits
-
-    return types.uint64(mask), generate
-
-
-@intrinsic
-def lowest_set_bit(typingctx, bits):
-    """Which bit of a whole number other than 0 is the lowest that is set."""
-
-    def generate(context, builder, signature, args):
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.uint64), generate
 
 
 @intrinsic
@@ -180,8 +298,12 @@ def total(typingctx, lanes):
         return None
 
     def generate(context, builder, signature, args):
-        (vector,) = args
-        width = lanes.width
+        registers = _registers(builder, args[0])
+        while len(registers) > 1:
+            half = len(registers) // 2
+            registers = [builder.fadd(registers[k], registers[half + k]) for k in range(half)]
+        (vector,) = registers
+        width = lanes.in_register
         while width > 1:
             width //= 2
             low, high = _indices(range(width)), _indices(range(width, 2 * width))
@@ -198,15 +320,15 @@ def _indices(lanes: Iterable[int]) -> ir.Constant:
     return ir.Constant(ir.VectorType(ir.IntType(32), len(numbers)), numbers)
 
 
-def _operator(of: Callable[..., Any], operand: type, result: type | None, emit: Callable[..., Any]) -> None:
+def _operator(of: Callable[..., Any], operand: type, compares: bool, emit: Callable[..., Any]) -> None:
     """Give lanes, or masks, a binary operator; its result is of the operands' type, or a mask."""
 
     @intrinsic
     def apply(typingctx, left, right):
         def generate(context, builder, signature, args):
-            return emit(builder, *args)
+            return _each(builder, lambda a, b: emit(builder, a, b), *args)
 
-        return (result(left.width) if result else left)(left, right), generate
+        return (left.mask if compares else left)(left, right), generate
 
     @overload(of, inline="always")
     def _(left, right):
@@ -215,10 +337,45 @@ def _operator(of: Callable[..., Any], operand: type, result: type | None, emit: 
         return None
 
 
-_operator(operator.add, Lanes, None, lambda builder, a, b: builder.fadd(a, b, flags=("contract",)))
-_operator(operator.sub, Lanes, None, lambda builder, a, b: builder.fsub(a, b, flags=("contract",)))
-_operator(operator.mul, Lanes, None, lambda builder, a, b: builder.fmul(a, b, flags=("contract",)))
-_operator(operator.gt, Lanes, Mask, lambda builder, a, b: builder.fcmp_ordered(">", a, b))
-_operator(operator.le, Lanes, Mask, lambda builder, a, b: builder.fcmp_ordered("<=", a, b))
-_operator(operator.and_, Mask, None, lambda builder, a, b: builder.and_(a, b))
-_operator(operator.or_, Mask, None, lambda builder, a, b: builder.or_(a, b))
+_operator(operator.add, Lanes, False, lambda builder, a, b: builder.fadd(a, b, flags=("contract",)))
+_operator(operator.sub, Lanes, False, lambda builder, a, b: builder.fsub(a, b, flags=("contract",)))
+_operator(operator.mul, Lanes, False, lambda builder, a, b: builder.fmul(a, b, flags=("contract",)))
+_operator(operator.gt, Lanes, True, lambda builder, a, b: builder.fcmp_ordered(">", a, b))
+_operator(operator.le, Lanes, True, lambda builder, a, b: builder.fcmp_ordered("<=", a, b))
+_operator(operator.and_, Mask, False, lambda builder, a, b: builder.and_(a, b))
+_operator(operator.or_, Mask, False, lambda builder, a, b: builder.or_(a, b))
+
+
+@intrinsic
+def _not(typingctx, mask):
+    def generate(context, builder, signature, args):
+        return _each(builder, builder.not_, *args)
+
+    return mask(mask), generate
+
+
+@overload(operator.invert, inline="always")
+def _(mask):
+    return (lambda mask: _not(mask)) if isinstance(mask, Mask) else None
+
+
+@jit
+def at_least_a_tile(rows, tile):
+    """Rows padded with zeros, if they are narrower than a tile."""
+    width = len(splat(rows.dtype.type(0), tile))
+    if rows.shape[1] >= width:
+        return rows
+    padded = np.zeros((len(rows), width), rows.dtype)
+    for i in range(len(rows)):
+        for j in range(rows.shape[1]):
+            padded[i, j] = rows[i, j]
+    return padded
+
+
+@where_given(lambda bias, rows: np.zeros(rows.shape[1], rows.dtype))
+def current_of(bias, rows):
+    """The current at time 0, of as many outputs as the rows have."""
+    current = np.zeros(rows.shape[1], rows.dtype)
+    for j in range(bias.size):
+        current[j] = bias[j]
+    return current

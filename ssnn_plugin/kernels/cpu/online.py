@@ -12,21 +12,10 @@ import math
 import numpy as np
 
 from .compile import jit
-from .events import sort_events
-from .steps import fire_if
-
-
-@jit
-def relative_targets(times, label, gamma, t_max, targets):
-    """S4NN's targets: the label at the earliest time, all others at least `gamma` later."""
-    earliest = times.min()
-    for j in range(times.size):
-        targets[j] = times[j]
-        if times[j] - earliest < gamma:
-            targets[j] = min(earliest + gamma, t_max)
-    targets[label] = earliest
-    if earliest == t_max:
-        targets[label] = t_max - gamma
+from .errors import relative_targets
+from .events import sort_batch
+from .lanes import any_of, load, splat, store, where
+from .steps import fire_tiles, limits_of
 
 
 @jit
@@ -34,46 +23,51 @@ def normalise(error):
     """Divide by the L2 norm in place; False where there is nothing to normalise."""
     norm = math.sqrt(np.sum(error * error))
     if norm == 0:
+        error[:] = 0
         return False
     error /= norm
     return True
 
 
 @jit
-def update(weight_t, step, times, order, n, fired):
+def update(rows, step, events, fired, tile):
     """w_ji -= step_j for every input i that was counted when output j fired.
 
     Outputs whose `fired` is `inf` are silent: all inputs are causal for them, as in S4NN's code.
     """
-    zero = step.dtype.type(0)
-    for k in range(n):
-        i = order[k]
-        t = times[i]
-        row = weight_t[i]
-        for j in range(step.size):
-            row[j] -= step[j] if t <= fired[j] else zero
+    none, stride = splat(rows.dtype.type(0), tile), rows.shape[1]
+    for lane in range(0, stride, len(none)):
+        steps, last = load(step, lane, tile), load(fired, lane, tile)
+        if any_of(steps > none) or any_of(none > steps):
+            for k in range(np.uint64(events.ends[0])):
+                at = np.int64(events.inputs[k]) * stride + lane
+                row = load(rows, at, tile)
+                store(rows, at, where(splat(events.when[k], tile) <= last, row - steps, row))
 
 
 @jit
-def backpropagate(weight_t, error, times, fired, error_in):
+def backpropagate(rows, error, times, fired, error_in):
     """Error of the spike times below: sum_j error_j w_ji over the outputs that counted spike i."""
     zero = error.dtype.type(0)
     for i in range(error_in.size):
         total = zero
         t = times[i]
         if t < np.inf:
-            row = weight_t[i]
+            row = rows[i]
             for j in range(error.size):
                 total += error[j] * row[j] if t <= fired[j] else zero
         error_in[i] = total
 
 
 @jit
-def s4nn_epoch(weights_t, images, labels, sequence, thresholds, rates, decay, gamma, t_max, drop, seed):
-    """Train `weights_t` in place on `images[sequence]`, one at a time.
+def s4nn_epoch(
+    layers, sizes, images, labels, sequence, thresholds, rates, decay, gamma, t_max, drop, seed, tile
+):  # fmt: skip
+    """Train `layers` in place on `images[sequence]`, one at a time.
 
     Args:
-        weights_t: tuple of [in, out] arrays, first layer first.
+        layers: tuple of [in, out] arrays, first layer first, padded to whole tiles of outputs.
+        sizes: outputs of each layer.
         images: [N, in] spike times; labels: [N] whole numbers.
         thresholds, rates, drop: one number per layer; `drop` is the probability that a spike of
             the layer is left out of a training step.
@@ -83,71 +77,51 @@ def s4nn_epoch(weights_t, images, labels, sequence, thresholds, rates, decay, ga
     """
     # Compiled code has NumPy's legacy generator without an object to pass around.
     np.random.seed(seed)  # noqa: NPY002
-    depth = len(weights_t)
-    dtype = weights_t[0].dtype
-    widest = images.shape[1]
-    for weight_t in weights_t:
-        widest = max(widest, weight_t.shape[1])
-    scale = np.ones(depth)
-    times = np.empty((depth + 1, widest), dtype)
-    fired = np.empty((depth, widest), dtype)
-    step = np.empty(widest, dtype)
-    v = np.empty((2, widest), dtype)
-    order = np.empty((depth, widest), np.int32)
-    spiking = np.empty(widest, np.int32)
-    n = np.empty(depth, np.int64)
-    counts = np.empty(math.ceil(t_max) + 1, np.int32)
-    error = np.empty((depth + 1, widest), dtype)
-    targets = np.empty(weights_t[-1].shape[1], dtype)
-    spikes = np.zeros((depth, widest), np.int64)
-    right = 0
-    loss = 0.0
+    depth, dtype, table = len(layers), layers[0].dtype, math.ceil(t_max) + 1
+    scale, status, widest = np.ones(depth), np.zeros(1, np.int8), 0
+    times, fired = [np.empty((1, images.shape[1]), dtype)], [np.empty((1, 0), dtype)]
+    for layer in range(depth):
+        n_out, width = sizes[layer], layers[layer].shape[1]
+        times.append(np.empty((1, n_out), dtype))
+        fired.append(np.empty(width, dtype)[:n_out].reshape(1, n_out))  # whole tiles are read
+        widest = max(widest, width)
+    step, v, targets = np.zeros(widest, dtype), np.empty((1, widest), dtype), np.empty(sizes[-1], dtype)
+    errors = [np.zeros(sizes[layer], dtype) for layer in range(depth)]
+    events = [sort_batch(times[0][:0], t_max, table, status) for layer in range(depth)]
+    spikes, right, loss = np.zeros((depth, widest), np.int64), 0, 0.0
 
     for sample in sequence:
         label = labels[sample]
-        times[0, : images.shape[1]] = images[sample]
+        times[0][0] = images[sample]
         for layer in range(depth):
-            n_in, n_out = weights_t[layer].shape
-            inputs, outputs = times[layer][:n_in], times[layer + 1][:n_out]
-            n[layer] = sort_events(inputs, t_max, order[layer], spiking, counts)
-            fire_if(
-                order[layer], n[layer], inputs, weights_t[layer],
-                thresholds[layer] / scale[layer], 1, t_max,
-                v[0][:n_out], fired[layer][:n_out], v[1][:n_out],
-            )  # fmt: skip
-            for j in range(n_out):
-                outputs[j] = fired[layer, j] + 1
+            events[layer] = sort_batch(times[layer], t_max, table, status)
+            limits = limits_of(events[layer], thresholds[layer] / scale[layer], 1, t_max)
+            fire_tiles(events[layer], limits, layers[layer], fired[layer + 1], v, status, tile)
+            crossings, outputs = fired[layer + 1][0], times[layer + 1][0]
+            for j in range(outputs.size):
+                outputs[j] = crossings[j] + 1
                 if outputs[j] < np.inf:
                     spikes[layer, j] += 1
                     if drop[layer] > 0 and np.random.random() < drop[layer]:  # noqa: NPY002
                         outputs[j] = np.inf
 
-        n_out = targets.size
-        decision = np.minimum(times[depth][:n_out], dtype.type(t_max))
+        decision = np.minimum(times[depth][0], dtype.type(t_max))
         relative_targets(decision, label, gamma, t_max, targets)
         right += decision[label] == decision.min() and decision[label] < t_max
-        e = error[depth][:n_out]
-        for j in range(n_out):
-            e[j] = (targets[j] - decision[j]) / t_max
-            loss += 0.5 * e[j] * e[j]
+        for j in range(targets.size):
+            errors[-1][j] = (targets[j] - decision[j]) / t_max
+            loss += 0.5 * errors[-1][j] * errors[-1][j]
 
         for layer in range(depth - 1, -1, -1):
-            n_in, n_out = weights_t[layer].shape
-            e = error[layer + 1][:n_out]
-            if not normalise(e):
-                e[:] = 0
-            else:
-                step[:n_out] = e * (rates[layer] / scale[layer])
-                update(
-                    weights_t[layer], step[:n_out],
-                    times[layer][:n_in], order[layer], n[layer], fired[layer][:n_out],
-                )  # fmt: skip
+            error, crossings = errors[layer], fired[layer + 1][0]
+            if normalise(error):
+                step[:] = 0
+                step[: error.size] = error * (rates[layer] / scale[layer])
+                update(layers[layer], step, events[layer], crossings, tile)
             scale[layer] *= 1 - rates[layer] * decay
             if layer > 0:
-                backpropagate(
-                    weights_t[layer], e, times[layer][:n_in], fired[layer][:n_out], error[layer][:n_in]
-                )
+                backpropagate(layers[layer], error, times[layer][0], crossings, errors[layer - 1])
 
     for layer in range(depth):
-        weights_t[layer][:] *= scale[layer]
+        layers[layer][:] *= scale[layer]
     return spikes, right, loss

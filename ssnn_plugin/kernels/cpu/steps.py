@@ -9,39 +9,15 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..geometry import Geometry, by_group, channels_last, synapse_table, weight_rows, whole_lanes
-from ..status import BAD_TIMES
+from ..status import BAD_TIMES, NAN_POTENTIAL
 from .compile import jit
-from .conv2d import LANES, find_spikes_by_location, positions_of_inputs
-from .events import has_bad_times, sort_events, status_of
-from .lanes import any_of, load, splat, store, where
-from .parallel import as_arrays, share_out
+from .events import MOST_EVENTS, sort_batch, sort_events, status_of
+from .lanes import any_of, at_least_a_tile, current_of, leading, load, splat, store_where, where
 
 # Above this many bins the counting sort's table would cost more than comparing times.
-MOST_BINS = 1 << 16
-
-
-def first_spike_linear(
-    times: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    neuron: Any,
-    t_max: float,
-    status: np.ndarray,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Crossings and potentials of a fully connected layer; `status` [batch] tells what is wrong."""
-    crossing = times.new_empty(len(times), len(weight))
-    potential = torch.empty_like(crossing)
-    current = weight.new_zeros(len(weight)) if bias is None else bias
-    arrays = as_arrays(times, weight.t(), current, crossing, potential)
-    work = times.numel() * len(weight) // 4
-    numbers = *numbers_of(neuron, t_max), bias is not None
-    share_out(len(times), work, _first_spike_linear, *arrays, status, *numbers)
-    return crossing, potential, crossing.new_empty(0)
+MOST_BINS = 1 << 10
 
 
 def numbers_of(neuron: Any, t_max: float) -> tuple[float, float, float, float, int]:
@@ -50,170 +26,102 @@ def numbers_of(neuron: Any, t_max: float) -> tuple[float, float, float, float, i
     return *numbers, min(math.ceil(t_max), MOST_BINS) + 1
 
 
+def kernel_of(neuron: Any, bias: Tensor | None) -> Any:
+    """Of a fully connected layer."""
+    return fire_linear if bias is None and neuron.beta == 1 else fire_linear_with_drift
+
+
 @jit
-def _first_spike_linear(
-    first, end, times, weight_t, current, spikes, potential, status,
-    threshold, beta, delay, t_max, bins, rising,
+def fire_linear(
+    first, end, times, weight_t, bias, spikes, potential, slope, status,
+    threshold, beta, delay, t_max, table, tile,
 ):  # fmt: skip
-    order = np.empty(times.shape[1], np.int32)
-    spiking = np.empty(times.shape[1], np.int32)
-    counts = np.empty(bins, np.int32)
-    v = np.empty(weight_t.shape[1], weight_t.dtype)
+    """First crossings of a fully connected layer without leak or `bias`; `weight_t` is [in, out]."""
+    rows, block = at_least_a_tile(weight_t, tile), max(1, MOST_EVENTS // max(1, times.shape[1]))
+    for b in range(first, end, block):
+        part = slice(b, min(b + block, end))
+        events = sort_batch(times[part], t_max, table, status[part])
+        fire_tiles(
+            events, limits_of(events, threshold, delay, t_max), rows, spikes[part], potential[part],
+            status[part], tile,
+        )  # fmt: skip
+
+
+@jit
+def limits_of(events, threshold, delay, t_max):
+    """What V has to exceed after each event: nothing exceeds `inf`, before all of one time have come."""
+    number, n = events.when.dtype.type, np.uint64(events.ends[-1])
+    limits = np.empty(n + np.uint64(1), events.when.dtype)
+    for k in range(n):
+        in_time = number(events.when[k] + number(delay)) < number(t_max)
+        limits[k] = number(threshold) if in_time else number(np.inf)
+    begin = np.uint64(0)
+    for end in events.ends:
+        for k in range(begin + np.uint64(1), np.uint64(end)):
+            more_to_come = events.when[k] == events.when[k - np.uint64(1)]
+            limits[k - np.uint64(1)] = number(np.inf) if more_to_come else limits[k - np.uint64(1)]
+        begin = np.uint64(end)
+    return limits
+
+
+@jit
+def fire_tiles(events, limits, rows, spikes, potential, status, tile):
+    """A tile of outputs at a time, in registers: all samples while its weights are at hand.
+
+    There is no branch at a crossing: a neuron that no longer waits keeps its V and its time.
+    """
+    (n_samples, n_out), stride = spikes.shape, rows.shape[1]
+    zero, silent = splat(rows.dtype.type(0), tile), splat(rows.dtype.type(np.inf), tile)
+    for start in range(0, n_out, len(zero)):
+        lane = min(start, stride - len(zero))
+        present = leading(zero, n_out - lane)
+        first = np.uint64(0)
+        for b in range(n_samples):
+            total, v, crossing, waiting, last = zero, zero, silent, present, np.uint64(events.ends[b])
+            while first < last and any_of(waiting):
+                pause = min(first + np.uint64(8), last)
+                for k in range(first, pause):
+                    row = load(rows, np.int64(events.inputs[k]) * stride + lane, tile)
+                    # A lone register would stand still until it is known which of its neurons wait.
+                    total = total + row if len(tile) == 1 else where(waiting, v + row, v)
+                    v = where(waiting, total, v) if len(tile) == 1 else total
+                    crossing = where(waiting, splat(events.when[k], tile), crossing)
+                    waiting = waiting & ~(v > splat(limits[k], tile))
+                first = pause
+            first = last
+            at = b * n_out + lane
+            store_where(present, spikes, at, where(waiting, silent, crossing))
+            store_where(present, potential, at, v)
+            if any_of(~(v <= silent)):
+                status[b] = NAN_POTENTIAL
+
+
+@jit
+def fire_linear_with_drift(
+    first, end, times, weight_t, bias, spikes, potential, slope, status,
+    threshold, beta, delay, t_max, table, tile,
+):  # fmt: skip
+    """As `fire_linear`, with a leak or a constant current `bias` [out]."""
+    order, spiking = np.empty(times.shape[1], np.int32), np.empty(times.shape[1], np.int32)
+    counts, v = np.empty(table, np.int32), np.empty(weight_t.shape[1], weight_t.dtype)
+    current = current_of(bias, weight_t)
     for b in range(first, end):
         n = sort_events(times[b], t_max, order, spiking, counts)
         if n < 0:
             status[b] = BAD_TIMES
             continue
-        if beta == 1 and not rising:
-            fire_if(order, n, times[b], weight_t, threshold, delay, t_max, v, spikes[b], potential[b])
-        else:
-            fire_if_with_drift(
-                order, n, times[b], weight_t, current, rising, beta, threshold, delay, t_max, v,
-                spikes[b], potential[b],
-            )  # fmt: skip
+        fire_if_with_drift(
+            order, n, times[b], weight_t, current, bias is not None, beta, threshold, delay, t_max, v,
+            spikes[b], potential[b],
+        )  # fmt: skip
         status[b] = status_of(potential[b])
-
-
-def first_spike_conv2d(
-    times: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    neuron: Any,
-    t_max: float,
-    status: np.ndarray,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `first_spike_linear`, of a convolution."""
-    groups, n_out = geometry.groups, len(weight) // geometry.groups
-    synapses = synapse_table(*times.shape[2:], *weight.shape[2:], *geometry.stride, *geometry.dilation)
-    rows = weight_rows(weight, groups).flatten(1, 2)
-    drift = bias is not None or neuron.beta != 1
-    rows = rows if drift else whole_lanes(rows, LANES)
-    crossing = times.new_empty(len(times), len(synapses.seen), groups, rows.shape[-1])
-    potential = torch.empty_like(crossing)
-    outputs = *as_arrays(crossing, potential), status
-    numbers = numbers_of(neuron, t_max)
-    work = len(times) * synapses.seen.size * weight.shape[1] * len(weight) // 4
-    if drift:
-        current = by_group(weight.new_zeros(len(weight)) if bias is None else bias, groups)
-        arrays, rest = as_arrays(channels_last(times), rows, current), (*numbers, bias is not None)
-        share_out(len(times), work, _first_spike_conv2d_with_drift, *arrays, *outputs, synapses.seen, *rest)
-    else:
-        arrays = as_arrays(channels_last(times), rows.flatten(0, 1))
-        share_out(len(times), work, _first_spike_conv2d, *arrays, *outputs, synapses[:3], *numbers)
-    crossing, potential = (x[..., :n_out].flatten(2).contiguous() for x in (crossing, potential))
-    return crossing, potential, crossing.new_empty(0)
-
-
-@jit
-def _first_spike_conv2d(
-    begin, end, times, rows, spikes, potential, status, synapses, threshold, beta, delay, t_max, bins
-):  # fmt: skip
-    position_of, groups = positions_of_inputs(times), spikes.shape[2]
-    order, spiking = np.empty(position_of.size, np.int32), np.empty(position_of.size, np.int32)
-    counts, n_events = np.empty(bins, np.int32), np.empty((times.shape[1], groups), np.int32)
-    ends = np.empty(spikes.shape[1] * groups, np.int64)
-    row, when = np.empty(0, np.int32), np.empty(0, times.dtype)
-    for b in range(begin, end):
-        n = sort_events(times[b].reshape(-1), t_max, order, spiking, counts)
-        if n < 0:
-            status[b] = BAD_TIMES
-            continue
-        row, when = find_spikes_by_location(
-            order, n, times[b], synapses, position_of, len(rows), groups, n_events, ends, row, when
-        )
-        fire_if_conv2d(ends, row, when, rows, threshold, delay, t_max, spikes[b], potential[b])
-        status[b] = status_of(potential[b].reshape(-1))
-
-
-@jit
-def _first_spike_conv2d_with_drift(
-    begin, end, times, rows, current, spikes, potential, status, seen,
-    threshold, beta, delay, t_max, bins, rising,
-):  # fmt: skip
-    """With a leak or a current every patch is a linear layer of its own."""
-    groups, n_rows, width = rows.shape
-    in_group = times.shape[2] // groups
-    patch, v = np.empty(n_rows, times.dtype), np.empty(width, rows.dtype)
-    order, spiking = np.empty(n_rows, np.int32), np.empty(n_rows, np.int32)
-    counts = np.empty(
-        min(bins, 4 * n_rows + 2), np.int32
-    )  # clearing them would cost more than the few spikes
-    for b in range(begin, end):
-        if has_bad_times(times[b].reshape(-1)):
-            status[b] = BAD_TIMES
-            continue
-        for location in range(len(seen)):
-            for group in range(groups):
-                for row in range(n_rows):
-                    patch[row] = times[b, seen[location, row // in_group], group * in_group + row % in_group]
-                n = sort_events(patch, t_max, order, spiking, counts)
-                fire_if_with_drift(
-                    order, n, patch, rows[group], current[group], rising, beta, threshold, delay, t_max, v,
-                    spikes[b, location, group], potential[b, location, group],
-                )  # fmt: skip
-        status[b] = status_of(potential[b].reshape(-1))
-
-
-@jit
-def fire_if_conv2d(ends, rows, when, weight_rows, threshold, delay, t_max, fired, potential):
-    """First crossing of step-PSP neurons at every location; `fired` is `inf` where there is none.
-
-    Potentials stay in registers while a location's spikes come in. The threshold counts once all
-    spikes of one time have come.
-    """
-    number = weight_rows.dtype.type
-    limit, silent, out = (
-        splat(number(threshold), LANES),
-        splat(number(np.inf), LANES),
-        splat(number(-np.inf), LANES),
-    )
-    width = weight_rows.shape[1]
-    for unit in range(ends.size):
-        first, last = ends[unit - 1] if unit > 0 else 0, ends[unit]
-        for lane in range(0, width, LANES):
-            v, crossing, level = splat(number(0), LANES), silent, silent
-            for k in range(first, last):
-                v = v + load(weight_rows, rows[k] * width + lane, LANES)
-                if any_of(v > limit):
-                    complete = k + 1 == last or when[k + 1] != when[k]
-                    if complete and when.dtype.type(when[k] + delay) < t_max:
-                        above = v > limit
-                        crossing = where(above, splat(when[k], LANES), crossing)
-                        level = where(above, v, level)
-                        v = where(above, out, v)
-            store(fired, unit * width + lane, crossing)
-            store(potential, unit * width + lane, where(silent <= crossing, v, level))
-
-
-@jit
-def fire_if(order, n, times, weight_t, threshold, delay, t_max, v, fired, potential):
-    """First crossing of a step-PSP neuron for each output; `fired` is `inf` where there is none.
-
-    `weight_t` is [in, out], so that an input spike adds one contiguous row. The threshold is
-    looked at once per distinct time, after all spikes of that time; nothing is read once every
-    output has fired.
-    """
-    v[:] = 0
-    fired[:] = np.inf
-    threshold = v.dtype.type(threshold)  # a wider type would halve the width of the comparison
-    waiting = fired.size
-    k = 0
-    while k < n and waiting > 0:
-        t = times[order[k]]
-        k, crossings = add_rows_of_time(t, k, order, n, times, weight_t, threshold, v)
-        if crossings > 0 and times.dtype.type(t + delay) < t_max:
-            waiting -= crossings
-            record_crossings(v, threshold, t, fired, potential)
-    for j in range(v.size):
-        potential[j] = v[j] if fired[j] == np.inf else potential[j]
 
 
 @jit
 def fire_if_with_drift(
     order, n, times, weight_t, current, rising, beta, threshold, delay, t_max, v, fired, potential
 ):  # fmt: skip
-    """As `fire_if`, with a leak or a constant current: V is an exponential or a line between inputs.
+    """First crossings of one sample with a leak or a current: V is an exponential or a line between inputs.
 
     `v` holds what the input spikes contribute, `current` is added in every bin from bin 0 on;
     `rising` says whether there is any. Times are whole bins.
@@ -344,13 +252,3 @@ def add_rows_of_time(t, k, order, n, times, weight_t, threshold, v):
             k += 1
         if k == n or times[order[k]] != t:
             return k, above
-
-
-@jit
-def record_crossings(v, threshold, t, fired, potential):
-    """Note time and potential of the outputs above threshold, and rule them out with V = -inf."""
-    for j in range(v.size):
-        above = v[j] > threshold
-        fired[j] = t if above else fired[j]
-        potential[j] = v[j] if above else potential[j]
-        v[j] = -np.inf if above else v[j]

@@ -1,0 +1,383 @@
+"""Compiled backward pass of convolutions, by the factors of their response.
+
+Each location is a small fully connected layer. It follows the side that has fewer: all inputs that it
+sees for each of its outputs with an error, or all outputs for each input spike that any of them counted.
+Where there is no error nothing is done. Every sum has a fixed order, whatever the number of threads: the
+input gradient belongs to one sample, and the weight gradient gives each thread a range of outputs.
+
+Channels come last: inputs are [batch, groups, height * width * in / groups], outputs [batch, locations,
+out], weights [out, runs, whole registers].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backends import Factors
+from ..geometry import Geometry, output_size, weight_rows, whole_lanes
+from .bits import bits_of, trailing_zeros
+from .compile import jit, where_given
+from .gradients import _optional_arrays, has_error, only_with, response, splat_in, value_of
+from .lanes import leading, load, load_where, splat, store, store_where, total, where, width_of
+from .parallel import as_arrays, share_out
+from .patches import by_position
+
+#: registers of inputs at a time, as tuples: of the weight gradient, and of the input gradient, which sums up
+ONE, TWO = (0,), (0,) * 2
+#: of so many locations one is looked at to tell whether errors or spikes are fewer
+ONE_OF = 7
+
+
+class Runs(NamedTuple):
+    """Where the inputs lie that a location sees: in runs of `length` neighbours.
+
+    Those of a location begin at `first[location] + run[k]`.
+    """
+
+    first: np.ndarray
+    run: np.ndarray
+    length: int
+
+
+@lru_cache(maxsize=64)
+def runs_of(height: int, width: int, channels: int, *kernel: int) -> Runs:
+    """Of `channels` inputs per position; `kernel` is size, stride and dilation, two numbers each."""
+    size, stride, dilation = kernel[:2], kernel[2:4], kernel[4:]
+    n_y, n_x = output_size([height, width], size, stride, dilation)
+    # Taps that lie side by side are one run.
+    taps, together = (1, size[1]) if dilation[1] == 1 else (size[1], 1)
+    first = np.add.outer(np.arange(n_y) * stride[0] * width, np.arange(n_x) * stride[1])
+    run = np.add.outer(np.arange(size[0]) * dilation[0] * width, np.arange(taps) * dilation[1])
+    return Runs(first.reshape(-1) * channels, run.reshape(-1) * channels, together * channels)
+
+
+def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Tensor:
+    """See `kernels.ops.weight_grad`."""
+    out, in_group, *_ = geometry.weight_shape(times, factors.p.shape[2], kernel_size)
+    arrays, runs, along_errors, work = _prepared(factors, times, kernel_size, geometry)
+    groups, n_runs, n_out = geometry.groups, runs.run.size, out // geometry.groups
+    if along_errors:
+        grad = times.new_zeros(out, n_runs, runs.length + -runs.length % width_of(ONE, times.itemsize))
+        share_out(out, work, _weights_along_errors, *arrays, *as_arrays(grad), runs)
+        rows = grad[:, :, : runs.length].reshape(out, *kernel_size, in_group)
+        return rows.permute(0, 3, 1, 2).contiguous()
+    width = width_of(TWO, times.itemsize)
+    tiles = -(-n_out // width)
+    grad = times.new_zeros(groups, n_runs * runs.length, tiles * width)
+    share_out(groups * tiles, work, _weights_along_spikes, *arrays, *as_arrays(grad), runs, n_out)
+    rows = grad[:, :, :n_out].reshape(groups, *kernel_size, in_group, n_out)
+    return rows.permute(0, 4, 3, 1, 2).reshape(out, in_group, *kernel_size)
+
+
+def input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """See `kernels.ops.input_grad`; in memory channels come last within a group."""
+    batch, channels, height, width = times.shape
+    groups, (out, *_) = geometry.groups, weight.shape
+    arrays, runs, along_errors, work = _prepared(factors, times, weight.shape[2:], geometry)
+    if along_errors:
+        kernel, rows = (
+            _times_along_errors,
+            weight.permute(0, 2, 3, 1).reshape(out, runs.run.size, runs.length),
+        )
+    else:
+        kernel, rows = _times_along_spikes, weight_rows(weight, groups).flatten(1, 2)
+    rows = whole_lanes(rows, width_of(TWO, times.itemsize))
+    grad = torch.zeros_like(by_position(times, groups), memory_format=torch.contiguous_format)
+    share_out(batch, work, kernel, *arrays, *as_arrays(rows, grad), runs, out // groups)
+    images = grad.reshape(batch, groups, height, width, channels // groups)
+    return images.permute(0, 1, 4, 2, 3).reshape(times.shape)
+
+
+def _prepared(
+    factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry
+) -> tuple[tuple[Any, ...], Runs, bool, int]:
+    """Arrays of factors and times, where they lie, whether errors are fewer, and about how many additions."""
+    stride, dilation, groups = geometry
+    out = factors.p.shape[2]
+    outputs = _optional_arrays(*(x if x is None else x.flatten() for x in factors[:3]))
+    inputs = _optional_arrays(
+        *(x if x is None else by_position(x, groups) for x in (factors.a, factors.b, times))
+    )
+    runs = runs_of(*times.shape[2:], times.shape[1] // groups, *kernel_size, *stride, *dilation)
+    along_errors, along_spikes = compare_directions(
+        *outputs, inputs[2], runs, out // groups, width_of(ONE, times.itemsize)
+    )
+    work = 2 * ONE_OF * min(along_errors, along_spikes)
+    return (*outputs, *inputs), runs, along_errors <= along_spikes, work
+
+
+@jit
+def compare_directions(p, q, until, times, runs, n_out, width):
+    """Additions along errors and along spikes of one location of `ONE_OF`; a register has `width` numbers."""
+    (groups, n_inputs), locations, flat = times.shape[1:], runs.first.size, times.reshape(-1)
+    padded, along_errors, along_spikes = runs.length + -runs.length % width, 0, 0
+    for unit in range(0, len(times) * locations * groups, ONE_OF):
+        group, place = unit % groups, unit // groups
+        first, n_errors, n_causal = unit * n_out, 0, 0
+        for j in range(first, first + n_out):
+            n_errors += has_error(q, p, until, j)
+        latest = latest_of_location(p, q, until, first, first + n_out)
+        image = (place // locations * groups + group) * n_inputs + runs.first[place % locations]
+        if n_errors > 0:
+            for run in runs.run:
+                for i in range(image + run, image + run + runs.length):
+                    n_causal += flat[i] < latest
+        along_errors += n_errors * runs.run.size * padded
+        along_spikes += n_causal * (n_out + 2 * width)
+    return along_errors, along_spikes
+
+
+@where_given(lambda factor, size: None)
+def room_like(factor, size):
+    """Scratch space for so many values of a factor; None stays."""
+    return np.empty(size, factor.dtype)
+
+
+@jit
+def room_for_errors(q, p, size):
+    """Scratch space for outputs with an error: which, their factors, and until when inputs count."""
+    return np.empty(size, np.int64), np.empty(size, p.dtype), room_like(q, size), np.empty(size, p.dtype)
+
+
+@where_given(lambda factor, k, n, values: None)
+def keep_value(factor, k, n, values):
+    """Note a factor of an output, if there is one."""
+    values[n] = factor[k]
+
+
+@jit
+def find_errors(p, q, until, at, first, end, errors):
+    """Note the outputs from `first` to `end` of a location that have an error; return how many.
+
+    The outputs of the location begin at `at`.
+    """
+    outputs, of_p, of_q, last = errors
+    none = splat(p.dtype.type(0), ONE)
+    n = 0
+    for block in range(first, end, len(none)):
+        inside = leading(none, end - block)
+        ends = load_where(inside, until, at + block, none)
+        some = may_differ(q, load_where(inside, p, at + block, none), at + block, inside, none)
+        found = bits_of(some & (ends <= ends))
+        while found != 0:
+            j = block + np.int64(trailing_zeros(found))
+            found &= found - np.uint64(1)
+            outputs[n], of_p[n], last[n] = j, p[at + j], until[at + j]
+            keep_value(q, at + j, n, of_q)
+            n += 1
+    return n
+
+
+@where_given(lambda q, p, at, inside, none: ~same(p, none))
+def may_differ(q, p, at, inside, none):
+    """Where any factor of the outputs is not 0."""
+    return ~(same(p, none) & same(load_where(inside, q, at, none), none))
+
+
+@jit
+def same(lanes, others):
+    return (lanes <= others) & (others <= lanes)
+
+
+@where_given(lambda factor, at, inside, none: 1)
+def factor_at(factor, at, inside, none):
+    """A factor of neighbouring inputs; 1 where there is none."""
+    return load_where(inside, factor, at, none)
+
+
+@jit
+def _weights_along_errors(first, end, p, q, until, a, b, times, grad, runs):
+    """The gradient of the weights of the outputs first ... end."""
+    (groups, n_inputs), locations = times.shape[1:], runs.first.size
+    out_group = len(grad) // groups
+    errors = room_for_errors(q, p, end - first)
+    for n in range(len(times)):
+        for group in range(first // out_group, (end - 1) // out_group + 1):
+            begin, last = max(first, group * out_group), min(end, (group + 1) * out_group)
+            image = (n * groups + group) * n_inputs
+            for location in range(locations):
+                at = (n * locations + location) * len(grad)
+                found = find_errors(p, q, until, at, begin, last, errors)
+                if found > 0:
+                    subtract_errors(errors, found, image + runs.first[location], runs, times, a, b, grad)
+
+
+@jit
+def subtract_errors(errors, found, first, runs, times, a, b, grad):
+    """Subtract what a location whose inputs begin at `first` adds to the weights of outputs with an error."""
+    outputs, p, q, until = errors
+    none, silent = splat(p.dtype.type(0), ONE), splat(p.dtype.type(np.inf), ONE)
+    _, n_runs, width = grad.shape
+    for k in range(n_runs):
+        for lane in range(0, runs.length, len(none)):
+            at, inside = first + runs.run[k] + lane, leading(none, runs.length - lane)
+            t = load_where(inside, times, at, silent)
+            of_a, of_b = factor_at(a, at, inside, none), factor_at(b, at, inside, none)
+            for e in range(found):
+                to, counts = (outputs[e] * n_runs + k) * width + lane, splat(until[e], ONE) > t
+                change = response(splat_in(q, e, ONE), splat(p[e], ONE), of_a, of_b)
+                store(grad, to, load(grad, to, ONE) - where(counts, change, none))
+
+
+@jit
+def _times_along_errors(first, end, p, q, until, a, b, times, rows, grad, runs, n_out):
+    """The inputs' gradient of the samples first ... end."""
+    (groups, n_inputs), locations = times.shape[1:], runs.first.size
+    errors = room_for_errors(q, p, n_out)
+    for n in range(first, end):
+        for group in range(groups):
+            begin, image = group * n_out, (n * groups + group) * n_inputs
+            for location in range(locations):
+                at = (n * locations + location) * len(rows)
+                found = find_errors(p, q, until, at, begin, begin + n_out, errors)
+                if found > 0:
+                    add_errors(errors, found, image + runs.first[location], runs, times, a, b, rows, grad)
+
+
+@jit
+def add_errors(errors, found, first, runs, times, a, b, rows, grad):
+    """Add the errors of a location to the inputs, from `first` on, that its outputs counted."""
+    outputs, p, q, until = errors
+    none, silent = splat(p.dtype.type(0), TWO), splat(p.dtype.type(np.inf), TWO)
+    _, n_runs, width = rows.shape
+    for k in range(n_runs):
+        for lane in range(0, runs.length, len(none)):
+            at, inside = first + runs.run[k] + lane, leading(none, runs.length - lane)
+            t, sum_p, sum_q = load_where(inside, times, at, silent), none, none
+            for e in range(found):
+                weights = load(rows, (outputs[e] * n_runs + k) * width + lane, TWO)
+                counts = splat(until[e], TWO) > t
+                sum_p = sum_p + where(counts, splat(p[e], TWO) * weights, none)
+                sum_q = add_where(q, sum_q, e, counts, weights, none)
+            of_a, of_b = factor_at(a, at, inside, none), factor_at(b, at, inside, none)
+            change = response(only_with(q, sum_q), sum_p, of_a, of_b)
+            store_where(inside, grad, at, load_where(inside, grad, at, none) + change)
+
+
+@where_given(lambda factor, so_far, e, counts, weights, none: so_far)
+def add_where(factor, so_far, e, counts, weights, none):
+    """Add what a factor of an output contributes, if there is one."""
+    return so_far + where(counts, splat(factor[e], TWO) * weights, none)
+
+
+@jit
+def room_for_spikes(p, runs):
+    """Scratch space for what a location sees: rows of weights, places, times."""
+    n = runs.run.size * runs.length + 1
+    return np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, p.dtype)
+
+
+@jit
+def find_causal(first, runs, times, latest, spikes):
+    """Note row of weights, place and time of each input of a location before `latest`; return how many."""
+    rows, places, when = spikes
+    last, silent = splat(latest, ONE), splat(times.dtype.type(np.inf), ONE)
+    flat, n = times.reshape(-1), 0
+    for k in range(runs.run.size):
+        for lane in range(0, runs.length, len(last)):
+            begin, inside = first + runs.run[k] + lane, leading(last, runs.length - lane)
+            causal = bits_of(last > load_where(inside, times, begin, silent))
+            while causal != 0:
+                i = np.int64(trailing_zeros(causal))
+                causal &= causal - np.uint64(1)
+                rows[n], places[n] = k * runs.length + lane + i, begin + i
+                when[n] = flat[np.uint64(begin + i)]
+                n += 1
+    return n
+
+
+@jit
+def latest_of_location(p, q, until, first, end):
+    """Until when inputs count for any output with an error; -inf if there is none."""
+    latest = p.dtype.type(-np.inf)
+    for j in range(first, end):
+        latest = max(latest, until[j] if has_error(q, p, until, j) else latest)
+    return latest
+
+
+@jit
+def _weights_along_spikes(first, end, p, q, until, a, b, times, grad, runs, n_out):
+    """The gradient of the weights of tiles of outputs, which are counted through all groups."""
+    (groups, n_inputs), locations = times.shape[1:], runs.first.size
+    spikes, none = room_for_spikes(p, runs), splat(p.dtype.type(0), TWO)
+    tiles = grad.shape[2] // len(none)
+    for n in range(len(times)):
+        for tile in range(first, end):
+            group, lane = tile // tiles, tile % tiles * len(none)
+            n_lanes, image = min(len(none), n_out - lane), (n * groups + group) * n_inputs
+            for location in range(locations):
+                at = ((n * locations + location) * groups + group) * n_out + lane
+                latest = latest_of_location(p, q, until, at, at + n_lanes)
+                found = find_causal(image + runs.first[location], runs, times, latest, spikes)
+                to = group * grad.shape[1] * grad.shape[2] + lane
+                subtract_spikes(p, q, until, at, n_lanes, spikes, found, a, b, to, grad)
+
+
+@jit
+def subtract_spikes(p, q, until, at, n_lanes, spikes, found, a, b, to, grad):
+    """Subtract what the spikes of a location add to the weights of a tile of its outputs."""
+    rows, places, when = spikes
+    none = splat(p.dtype.type(0), TWO)
+    inside = leading(none, n_lanes)
+    of_p, of_q = load_where(inside, p, at, none), part_of(q, at, inside, none)
+    last = load_where(inside, until, at, none)
+    for k in range(found):
+        row, place = to + rows[k] * grad.shape[2], places[k]
+        change = response(of_q, of_p, splat_in(flat_of(a), place, TWO), splat_in(flat_of(b), place, TWO))
+        store(grad, row, load(grad, row, TWO) - where(last > splat(when[k], TWO), change, none))
+
+
+@where_given(lambda factor, at, inside, none: None)
+def part_of(factor, at, inside, none):
+    """A factor of a tile of outputs; None stays."""
+    return load_where(inside, factor, at, none)
+
+
+@where_given(lambda factor: None)
+def flat_of(factor):
+    """A factor of all inputs in a row; None stays."""
+    return factor.reshape(-1)
+
+
+@jit
+def _times_along_spikes(first, end, p, q, until, a, b, times, rows, grad, runs, n_out):
+    """The inputs' gradient of the samples first ... end."""
+    (groups, n_inputs), locations = times.shape[1:], runs.first.size
+    spikes = room_for_spikes(p, runs)
+    for n in range(first, end):
+        for group in range(groups):
+            image = (n * groups + group) * n_inputs
+            for location in range(locations):
+                at = ((n * locations + location) * groups + group) * n_out
+                latest = latest_of_location(p, q, until, at, at + n_out)
+                found = find_causal(image + runs.first[location], runs, times, latest, spikes)
+                add_spikes(p, q, until, at, n_out, spikes, found, a, b, rows[group], grad)
+
+
+@jit
+def add_spikes(p, q, until, at, n_out, spikes, found, a, b, weights, grad):
+    """Give each spike of a location the errors of the outputs that counted it."""
+    rows, places, when = spikes
+    none, flat = splat(p.dtype.type(0), TWO), grad.reshape(-1)
+    for lane in range(0, n_out, len(none)):
+        inside = leading(none, n_out - lane)
+        of_p, of_q = load_where(inside, p, at + lane, none), part_of(q, at + lane, inside, none)
+        last = load_where(inside, until, at + lane, none)
+        for k in range(found):
+            counts = last > splat(when[k], TWO)
+            of_row = load(weights, rows[k] * weights.shape[1] + lane, TWO)
+            sum_p, sum_q = total(where(counts, of_p * of_row, none)), total_of(of_q, counts, of_row, none)
+            of_a, of_b = value_of(flat_of(a), places[k]), value_of(flat_of(b), places[k])
+            flat[places[k]] += response(sum_q, sum_p, of_a, of_b)
+
+
+@where_given(lambda factor, counts, weights, none: None)
+def total_of(factor, counts, weights, none):
+    """What a factor of a tile of outputs contributes, if there is one."""
+    return total(where(counts, factor * weights, none))

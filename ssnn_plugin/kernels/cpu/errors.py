@@ -1,0 +1,69 @@
+"""Compiled errors of spike times: S4NN's targets, and errors of unit norm."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .compile import jit
+
+# Of the exponent of a factor; within the range of single precision.
+MOST = 126
+
+
+@jit
+def relative_targets(times, label, gamma, t_max, targets):
+    """S4NN's targets: the label at the earliest time, all others at least `gamma` later."""
+    earliest = times.min()
+    for j in range(times.size):
+        targets[j] = times[j]
+        if times[j] - earliest < gamma:
+            targets[j] = min(earliest + gamma, t_max)
+    targets[label] = earliest
+    if earliest == t_max:
+        targets[label] = t_max - gamma
+
+
+@jit
+def relative_errors(times, labels, gamma, t_max, errors, losses):
+    """Errors (t - target) / t_max, and half the sum of their squares in each sample.
+
+    Returns whether all times and labels are valid, and whether any neuron fired.
+    """
+    n_classes, number, fired = times.shape[1], times.dtype.type, False
+    filled, targets = np.empty(n_classes, times.dtype), np.empty(n_classes, times.dtype)
+    for b in range(len(times)):
+        for j in range(n_classes):
+            if not times[b, j] >= 0:
+                return False, fired
+            filled[j] = min(times[b, j], number(t_max))
+            fired |= filled[j] < number(t_max)
+        if not 0 <= labels[b] < n_classes:
+            return False, fired
+        relative_targets(filled, labels[b], number(gamma), number(t_max), targets)
+        loss = number(0)
+        for j in range(n_classes):
+            errors[b, j] = (filled[j] - targets[j]) / number(t_max)
+            loss += errors[b, j] * errors[b, j]
+        losses[b] = loss / 2
+    return True, fired
+
+
+@jit
+def normalize_rows(rows, factor, unit):
+    """Write each row with the norm `factor`; one of zeros stays."""
+    number = rows.dtype.type
+    for b in range(len(rows)):
+        largest = 0.0
+        for j in range(rows.shape[1]):
+            largest = max(largest, abs(rows[b, j]))
+        # By a power of two, which rounds nothing, so that the squares stay within the dtype.
+        scale = number(math.ldexp(1.0, -min(max(math.frexp(largest)[1], -MOST), MOST)))
+        square = number(0)
+        for j in range(rows.shape[1]):
+            square += (scale * rows[b, j]) * (scale * rows[b, j])
+        norm = np.sqrt(square) / number(factor)
+        norm = norm if norm != 0 else number(1)
+        for j in range(rows.shape[1]):
+            unit[b, j] = scale * rows[b, j] / norm
