@@ -8,8 +8,8 @@ import numpy as np
 
 from .compile import jit
 
-# Of the exponent of a factor; within the range of single precision.
-MOST = 126
+# Exponents of factors within the range of single and of double precision.
+MOST = 126, 1021
 
 
 @jit
@@ -53,13 +53,13 @@ def relative_errors(times, labels, gamma, t_max, errors, losses):
 @jit
 def normalize_rows(rows, factor, unit):
     """Write each row with the norm `factor`; one of zeros stays."""
-    number = rows.dtype.type
+    number, most = rows.dtype.type, MOST[rows.itemsize // 8]
     for b in range(len(rows)):
         largest = 0.0
         for j in range(rows.shape[1]):
             largest = max(largest, abs(rows[b, j]))
         # By a power of two, which rounds nothing, so that the squares stay within the dtype.
-        scale = number(math.ldexp(1.0, -min(max(math.frexp(largest)[1], -MOST), MOST)))
+        scale = number(math.ldexp(1.0, -min(max(math.frexp(largest)[1], -most), most)))
         square = number(0)
         for j in range(rows.shape[1]):
             square += (scale * rows[b, j]) * (scale * rows[b, j])
