@@ -85,7 +85,8 @@ def _normalized(grad: Tensor, samples: int) -> Tensor:
         return unit.view(grad.shape)
     grad = _within_range(grad)
     norm = grad.flatten(1).norm(dim=1).reshape(-1, *[1] * (grad.ndim - 1))
-    return grad / (norm.masked_fill(norm == 0, 1) * samples)
+    normalized: Tensor = grad / (norm.masked_fill(norm == 0, 1) * samples)
+    return normalized
 
 
 def _within_range(grad: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def first_spike(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.ops.first_spike`."""
     status, kind = np.zeros(len(times), np.int8), steps if neuron.jumps else currents
-    outputs: tuple[Tensor, Tensor, Tensor]
+    outputs: Any
     if geometry.linear:
         shape = len(times), len(weight)
         outputs = *(times.new_empty(shape) for _ in range(2)), times.new_empty(0 if neuron.jumps else shape)
@@ -36,16 +36,18 @@ def first_spike(
         convolution = conv2d_steps if neuron.jumps else conv2d_currents
         outputs = convolution.first_spike(times, weight, bias, geometry, neuron, t_max, status)
     refuse_bad_samples(status.max(initial=0))
-    return outputs
+    return outputs  # type: ignore[no-any-return]
 
 
 def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Tensor:
     """See `kernels.ops.weight_grad`."""
-    kind = gradients if geometry.linear else conv2d_gradients
-    return kind.weight_grad(factors, times, kernel_size, geometry)
+    kind: Any = gradients if geometry.linear else conv2d_gradients
+    grad: Tensor = kind.weight_grad(factors, times, kernel_size, geometry)
+    return grad
 
 
 def input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """See `kernels.ops.input_grad`."""
-    kind = gradients if geometry.linear else conv2d_gradients
-    return kind.input_grad(factors, times, weight, geometry)
+    kind: Any = gradients if geometry.linear else conv2d_gradients
+    grad: Tensor = kind.input_grad(factors, times, weight, geometry)
+    return grad

@@ -184,7 +184,7 @@ def subtract_tiles(first, end, p, q, until, a, b, times, grad_weight_t, tile):
             begin = end_n
 
 
-@where_given(lambda q, p, none: any_of(p > none) or any_of(none > p))
+@where_given(lambda q, p, none: any_of(p > none) or any_of(none > p))  # type: ignore[call-arg]
 def may_matter(q, p, none):
     """Whether any output of a tile has an error."""
     return any_of(p > none) or any_of(none > p) or any_of(q > none) or any_of(none > q)

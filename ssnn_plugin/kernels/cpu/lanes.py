@@ -42,7 +42,7 @@ class Mask(types.Type):
 class Lanes(types.Type):
     """`width` numbers of one type."""
 
-    def __init__(self, dtype: types.Type, width: int) -> None:
+    def __init__(self, dtype: Any, width: int) -> None:
         self.dtype, self.width = dtype, width
         self.in_register = min(width, in_register(dtype))
         super().__init__(f"Lanes({dtype}, {width})")
@@ -52,7 +52,7 @@ class Lanes(types.Type):
         return Mask(self.width, self.in_register)
 
 
-def tile_of(rows: np.ndarray, most: int = len(TILES)) -> tuple[int, ...]:
+def tile_of(rows: Any, most: int = len(TILES)) -> tuple[int, ...]:
     """The smallest tile that holds all outputs of these rows, or the widest one of the `most` smallest."""
     width = rows.shape[-1] * rows.itemsize
     return next((tile for tile in TILES[:most] if width <= len(tile) * REGISTER), TILES[most - 1])
@@ -63,12 +63,12 @@ def width_of(tile: tuple[int, ...], itemsize: int) -> int:
     return len(tile) * REGISTER // itemsize
 
 
-def in_register(dtype: types.Float) -> int:
+def in_register(dtype: Any) -> int:
     """How many numbers a register holds."""
     return int(REGISTER * 8 // dtype.bitwidth)
 
 
-def _lanes(dtype: types.Type, width: types.Type) -> Lanes | None:
+def _lanes(dtype: Any, width: Any) -> Lanes | None:
     """Of a width that is a literal, or a tuple of registers."""
     if isinstance(width, types.BaseTuple):
         return Lanes(dtype, len(width) * in_register(dtype))

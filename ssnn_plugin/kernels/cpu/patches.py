@@ -92,7 +92,7 @@ def _tiles(height: int, width: int, channels: int, *kernel: int) -> Tiles:
         np.arange(size[1]) * dilation[1],
     )
     whole = (table.astype(np.uint32).reshape(-1) for table in tables)
-    return Tiles(*whole, tile_height, tile_width, width, channels)
+    return Tiles(*whole, tile_height, tile_width, width, channels)  # type: ignore[call-arg, arg-type]
 
 
 def _inputs(rows: int, columns: int, *kernel: int) -> tuple[int, int, int]:
