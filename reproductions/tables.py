@@ -268,7 +268,7 @@ def _row(runs: Sequence[Record], depth: int) -> Row:
     row |= _by_layer("until decision", [test.until_decision for test in tests], depth)
     row |= _spread("response", [test.response_time for test in tests])
     row["response unit"] = "bins" if isinstance(first.t_max, int) else "time constants"
-    row["multiplications"] = tests[0].multiplications
+    row["multiplications"] = tests[0].multiplications or 0
     row["ties %"] = 100 * mean(test.tied for test in tests)
     row["silent %"] = 100 * mean(test.silent for test in tests)
     return row | _against_published(runs, network)

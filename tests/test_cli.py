@@ -231,10 +231,8 @@ def test_the_quick_preset_trains_what_is_missing(call, tmp_path):
     quick = ("table", "--preset", "quick", "--workers", 1, "--results-dir", tmp_path / "quick")
     code, out, err = call(*quick)
     assert code == 0
-    assert "| 64-12-10  | 3 " in out
     assert "3/3 s4nn-digits seed 2: recorded" in err
     assert re.search(r"s4nn +64-12-10 +3 ", out)
-    assert "epoch 3/3" in err
     before = _mtimes(tmp_path / "quick")
     assert sorted(before) == [f"s4nn-digits-seed{seed}.json" for seed in range(3)]
     assert call(*quick)[1] == out

@@ -95,7 +95,9 @@ def test_every_import_is_a_declared_dependency(floors):
     packages = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - own
     distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
     distributions |= {"griffe": "mkdocstrings-python", "markdown": "mkdocs"}
-    assert {distributions.get(name, name) for name in packages} <= floors.keys()
+    # Triton comes with torch; benchmarks run the other libraries that they find.
+    found = {"triton", "spikingjelly", "sinabs", "exact_snn", "exact_event_adjoint"}
+    assert {distributions.get(name, name) for name in packages - found} <= floors.keys()
 
 
 def test_version_is_that_of_the_installed_package():
