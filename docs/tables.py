@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+import ssnn_plugin.suite  # noqa: F401  (finds the suite when this file is run by itself)
 from reproductions import records
 from reproductions.records import Record
 from reproductions.tables import comparison, few_labels_table, references, shown
