@@ -45,3 +45,13 @@ def test_samples_follow_one_another_and_bad_ones_have_no_events():
     assert events.inputs[:3].tolist() == [1, 0, 1]
     assert events.when[:3].tolist() == [1, 3, 2]
     assert status.tolist() == [0, BAD_TIMES, 0, BAD_TIMES]
+
+
+@pytest.mark.parametrize("bad", [np.nan, -1.0])
+@pytest.mark.parametrize("n", [1, 1000])
+def test_a_bad_sample_is_told_and_left_unsorted(bad, n):
+    times = np.zeros(n)
+    times[-1] = bad
+    order, spiking = np.full((2, n), 7, np.int32)
+    assert sort_events(times, 8.0, order, spiking, np.empty(9, np.int32)) == -1
+    assert (order == 7).all()

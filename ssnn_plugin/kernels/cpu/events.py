@@ -48,7 +48,7 @@ def sort_events(times, t_max, order, spiking, counts):
     Returns -1 for a NaN or negative time.
     """
     n = sort_by_bucket(times, t_max, order, spiking, counts)
-    if not is_sorted(times, order, n):
+    if n > 0 and not is_sorted(times, order, n):
         sort_within_buckets(times, order, n)
     return n
 
