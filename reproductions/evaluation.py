@@ -24,14 +24,18 @@ PARTS = 256
 
 
 class FirstSpikes(NamedTuple):
-    """Spike times of every layer of neurons, outputs last, and the potential of the outputs.
-
-    Where several neurons stand for a class, `classes` are the times of the classes, as the potential is.
-    """
+    """Spike times of every layer of neurons, outputs last, and the potential of the outputs."""
 
     layers: tuple[Tensor, ...]
     potential: Tensor
-    classes: Tensor | None = None
+
+
+class PopulationSpikes(NamedTuple):
+    """As `FirstSpikes`, where several outputs stand for a class: potential and times are of the `classes`."""
+
+    layers: tuple[Tensor, ...]
+    potential: Tensor
+    classes: Tensor
 
 
 class SpikeTotals(NamedTuple):
@@ -47,7 +51,7 @@ class SpikeTotals(NamedTuple):
     multiplications: int
 
 
-Prediction: TypeAlias = FirstSpikes | SpikeTotals | tuple[tuple[Tensor, ...], Tensor]
+Prediction: TypeAlias = FirstSpikes | PopulationSpikes | SpikeTotals | tuple[tuple[Tensor, ...], Tensor]
 
 
 class Predicts(Protocol):
@@ -83,11 +87,11 @@ class _FirstSpikeTally:
         self.example: Example | None = None
 
     def add(self, images: Images, times: Tensor, prediction: Any) -> None:
-        found = FirstSpikes(*prediction)
-        layers = tuple(layer.cpu() for layer in found.layers)
+        spikes, potential, *classes = prediction
+        layers = tuple(layer.cpu() for layer in spikes)
         self.counts.update(times, *layers)
-        self.outputs.append(layers[-1] if found.classes is None else found.classes.cpu())
-        self.potentials.append(found.potential.cpu())
+        self.outputs.append(classes[0].cpu() if classes else layers[-1])
+        self.potentials.append(potential.cpu())
         self.example = self.example or _example(images, (times, *layers))
 
     def evaluation(self, labels: Tensor) -> Evaluation:

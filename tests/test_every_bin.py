@@ -61,8 +61,8 @@ def train(method, epochs=4):
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss["kind"])
 @pytest.mark.parametrize("weights", ["standardized", "binary"])
 def test_it_learns_with_each_loss(loss, weights):
-    method = method_of({"weights": weights}, loss=loss, epochs=12)
-    train(method, 12)
+    method = method_of({"weights": weights}, loss=loss, epochs=24)
+    train(method, 24)
     (*_, outputs), _ = method.predict(images()[0])
     assert (outputs.argmin(1) == images()[1]).double().mean() > 0.8, "chance is a quarter"
 

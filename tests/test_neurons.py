@@ -304,7 +304,7 @@ def test_classes_of_one_name_are_told_apart():
 
 
 def test_the_kind_of_a_class_is_its_name():
-    assert IF().kind == "ssnn_plugin.neurons.step.IF"
+    assert IF().kind == "ssnn_plugin.neurons.step:IF"
 
 
 def test_layers_start_with_weights_also_where_the_threshold_is_0():

@@ -52,7 +52,7 @@ def test_the_commands_of_the_page_train_record_and_show_it(folder, call):
     assert (record.name, record.method, record.network_name) == ("margin-digits", "margin", "100")
     assert record.method_sha256 == methods.load(folder / "margin.py").sha256()
     assert record.test.accuracy["potential"] > 0.8
-    assert re.search(r"\| margin +\| 64-100-10 ", out)
+    assert re.search(r"margin +64-100-10 ", out)
 
 
 def test_it_is_as_short_as_the_page_says():

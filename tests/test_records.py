@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -261,17 +262,18 @@ def test_a_checkpoint_of_the_first_versions_has_no_digest(tmp_path):
         records.load_tensors(tmp_path / "some.pt", with_digest=True)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
-    """Files cannot grow beyond a few bytes."""
+    """Files cannot grow beyond a few bytes; nor could pytest's own, were its report one, outside the test."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize(
     "write",
     [
@@ -281,7 +283,8 @@ def full_disk():
     ids=["record", "checkpoint"],
 )
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, write):
-    with pytest.raises(SuiteError, match=rf"{tmp_path / 'some'}: cannot be written \(File too large\)"):
+    message = rf"{tmp_path / 'some'}: cannot be written \(File too large\)"
+    with full_disk(), pytest.raises(SuiteError, match=message):
         write(tmp_path / "some")
     assert list(tmp_path.iterdir()) == []
 

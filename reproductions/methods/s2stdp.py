@@ -29,7 +29,7 @@ from .. import config
 from ..compiled.competition import RULES, WINDOW, Rule, learn, run
 from ..config import Config, Fraction, Linear
 from ..errors import SuiteError
-from ..evaluation import FirstSpikes
+from ..evaluation import PopulationSpikes
 from ..records import EpochStatistics
 from . import random_seed
 
@@ -154,7 +154,7 @@ class S2STDP:
         self.accuracy = right / len(x)
         return EpochStatistics.of(loss, right, [torch.from_numpy(fired)], len(x))
 
-    def predict(self, inputs: Tensor) -> FirstSpikes:
+    def predict(self, inputs: Tensor) -> PopulationSpikes:
         x = silence_last(inputs)
         out = np.empty((len(x), len(self.thresholds)))
         v = np.empty_like(out)
@@ -177,12 +177,12 @@ def silence_last(times: Tensor) -> Any:
     return times.double().clamp(max=WINDOW).contiguous().numpy()
 
 
-def of_classes(times: Tensor, potential: Tensor, per_class: int) -> FirstSpikes:
+def of_classes(times: Tensor, potential: Tensor, per_class: int) -> PopulationSpikes:
     """A class fires with its first neuron, which is the one of the highest potential among equals."""
     groups, v = (x.reshape(len(x), -1, per_class) for x in (times, potential))
     first = groups.min(dim=2).values
     highest = v.masked_fill(groups > first.unsqueeze(2), -math.inf).max(dim=2).values
-    return FirstSpikes((times,), highest, first)
+    return PopulationSpikes((times,), highest, first)
 
 
 build = S2STDP

@@ -62,4 +62,5 @@ def _fire(
                         t_max, moves, state, spikes[b, location, outputs],
                         potential[b, location, outputs], slope[b, location, outputs],
                     )  # fmt: skip
-        status[b] = max(status[b], status_of(potential[b].reshape(-1)))
+        if status[b] != BAD_TIMES:  # which leave the potentials unwritten
+            status[b] = status_of(potential[b].reshape(-1))

@@ -100,7 +100,8 @@ def _fire(
                         spikes,
                         potential,
                     )
-        status[b] = max(status[b], status_of(potential[b].reshape(-1)))
+        if status[b] != BAD_TIMES:  # which leave the potentials unwritten
+            status[b] = status_of(potential[b].reshape(-1))
 
 
 @jit
@@ -187,4 +188,5 @@ def _fire_with_drift(
                         room.rows, seen, patch, rows[group], current[group], rising, beta, threshold, delay,
                         t_max, v, spikes[b, location, outputs], potential[b, location, outputs],
                     )  # fmt: skip
-        status[b] = max(status[b], status_of(potential[b].reshape(-1)))
+        if status[b] != BAD_TIMES:  # which leave the potentials unwritten
+            status[b] = status_of(potential[b].reshape(-1))
