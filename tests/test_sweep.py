@@ -90,7 +90,7 @@ def test_failures_are_listed_and_nothing_else_is_lost(tmp_path, monkeypatch):
         report(failures, 5)
     assert "2 of 5 runs failed; the same command goes on with them" in str(told.value)
     assert "broken seed 1: validation must be below the 1437 training samples" in str(told.value)
-    assert "AttributeError: 'NoneType' object has no attribute 'times'" in str(told.value)
+    assert "AttributeError: 'NoneType' object has no attribute 'code'" in str(told.value)
     report([], 5)
 
 
