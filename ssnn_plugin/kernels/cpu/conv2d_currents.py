@@ -11,7 +11,7 @@ from ..geometry import Geometry, by_group, weight_rows, whole_lanes
 from ..status import BAD_TIMES
 from .compile import jit, told_apart
 from .currents import BUCKETS, LANES, fire_currents
-from .events import has_bad_times, status_of
+from .events import has_bad_times, judge
 from .parallel import as_arrays, share_out
 from .patches import by_position, rank_spikes, read_patch, room_for, tiles_of
 
@@ -62,5 +62,4 @@ def _fire(
                         t_max, moves, state, spikes[b, location, outputs],
                         potential[b, location, outputs], slope[b, location, outputs],
                     )  # fmt: skip
-        if status[b] != BAD_TIMES:  # which leave the potentials unwritten
-            status[b] = status_of(potential[b].reshape(-1))
+        judge(b, potential, status)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..geometry import Geometry, by_group, weight_rows
 from ..status import BAD_TIMES
 from .compile import jit
-from .events import has_bad_times, status_of
+from .events import has_bad_times, judge
 from .lanes import any_of, leading, load, splat, store, store_where, where, width_of
 from .parallel import as_arrays, share_out
 from .patches import BEYOND, by_position, rank_spikes, read_patch, room_for, tiles_of
@@ -100,8 +100,7 @@ def _fire(
                         spikes,
                         potential,
                     )
-        if status[b] != BAD_TIMES:  # which leave the potentials unwritten
-            status[b] = status_of(potential[b].reshape(-1))
+        judge(b, potential, status)
 
 
 @jit
@@ -188,5 +187,4 @@ def _fire_with_drift(
                         room.rows, seen, patch, rows[group], current[group], rising, beta, threshold, delay,
                         t_max, v, spikes[b, location, outputs], potential[b, location, outputs],
                     )  # fmt: skip
-        if status[b] != BAD_TIMES:  # which leave the potentials unwritten
-            status[b] = status_of(potential[b].reshape(-1))
+        judge(b, potential, status)

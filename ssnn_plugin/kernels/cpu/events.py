@@ -182,3 +182,10 @@ def status_of(potential):
     for j in range(potential.size):
         nans += np.int32(0) if potential[j] == potential[j] else np.int32(1)
     return NAN_POTENTIAL if nans > 0 else 0
+
+
+@jit
+def judge(b, potential, status):
+    """Note whether all potentials of a sample are numbers; bad times left them unwritten."""
+    if status[b] != BAD_TIMES:
+        status[b] = status_of(potential[b].reshape(-1))
