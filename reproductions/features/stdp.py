@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from ssnn_plugin.nn import MinMaxScaling
 
-from ..compiled.stdp_convolution import first_spikes, learn_patches
-
 SIZE, WINDOW = 5, 4
 INIT = 0.5, 0.01
 THRESHOLD, LOWEST = 5.0, 2.0
@@ -58,6 +56,9 @@ class STDPConvolution(nn.Module):
 
     def learn(self, images: Tensor, seed: int) -> None:
         """Learn from images [samples, 1, height, width] in 0 ... 1, in file order."""
+        # Numba, which every command of the suite would wait for, is loaded by those that learn alone.
+        from ..compiled.stdp_convolution import learn_patches
+
         maps = self.contrast(images)
         self.scaling = MinMaxScaling(maps[0].numel()).fit(maps.flatten(1))
         times = self.times(maps)
@@ -83,6 +84,8 @@ class STDPConvolution(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [batch, 1, height, width] in 0 ... 1 to features [batch, filters x rows x columns]."""
+        from ..compiled.stdp_convolution import first_spikes
+
         times = self.times(self.contrast(images))
         places = [(n - SIZE + 1) // WINDOW for n in times.shape[2:]]
         out = np.empty((len(times), *places, self.settings.filters), dtype=np.float32)
