@@ -153,6 +153,13 @@ def test_standardized_weights_have_no_mean_and_keep_the_norm_they_were_assigned(
     torch.testing.assert_close(norms, torch.full((3,), centred.flatten(1).norm(dim=1).mean()))
 
 
+def test_standardized_weights_have_the_gradient_of_what_they_are():
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(3, 2, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    gain = torch.randn(3, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(StandardizedWeights().double(), (direction, gain))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -233,7 +233,7 @@ class Minibatch:
         if self.training.optimizer == "sgd":
             return torch.optim.SGD(groups, momentum=self.training.momentum, weight_decay=decay)
         kind = torch.optim.Adam if self.training.optimizer == "adam" else torch.optim.AdamW
-        return kind(groups, weight_decay=decay)
+        return kind(groups, weight_decay=decay, fused=True)
 
     def _set_rates(self, progress: float) -> None:
         factor = self.training.schedule.factor(progress, self.training.epochs)
