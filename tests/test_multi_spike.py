@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from marks import needs_compiler
 from torch import nn
 
 from reproductions import evaluation, methods
@@ -19,6 +20,8 @@ OWN = {
     "rate_backprop": ({"beta": 0.2}, {"gradient": "rate"}),
     "time_based": ({}, {"loss": "count-plus"}),
 }
+
+UNDISTURBED = {"ltmd": {"moderate_dropout": 0.0}}
 
 
 def build(implementation, network=None, training=None, seed=0):
@@ -52,6 +55,23 @@ def test_a_method_learns_and_resumes(implementation):
     other.load_state_dict(method.state_dict())
     for a, b in zip(method.predict(images)[:2], other.predict(images)[:2], strict=True):
         assert torch.equal(a, b)
+
+
+@needs_compiler
+@pytest.mark.parametrize("implementation", OWN)
+def test_a_compiled_method_learns_the_same(implementation):
+    images, labels = samples(8)
+    method = build(implementation, training={"compiled": True} | UNDISTURBED.get(implementation, {}))
+    method.network.train()
+    of_labels = (labels,) if implementation == "time_based" else ()
+    learners = [method.learn, method.learner(images)]
+    assert method.learner(images[1:]) == method.learn  # another size is not compiled anew
+    runs = [learn(images, *of_labels) for learn in learners]
+    sums = [(outputs * torch.arange(3)).sum() for _, outputs in runs]
+    parameters = list(method.network.parameters())
+    plain, compiled = (torch.autograd.grad(total, parameters, allow_unused=True) for total in sums)
+    for a, b in zip(runs[0][0] + list(plain), runs[1][0] + list(compiled), strict=True):
+        torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("implementation", OWN)

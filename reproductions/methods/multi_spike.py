@@ -7,6 +7,7 @@ are the mean over the steps of what the last connection passes on; the highest o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import snntorch
@@ -50,9 +51,12 @@ class Network(layered.Network):
 
 
 class Training(minibatch.Training):
-    """What every method here asks of its training."""
+    """`compiled`: `torch.compile` fuses the steps, which takes a C++ compiler and a minute before the first
+    batch, and learns three to nine times as fast on a CPU.
+    """
 
     precision: Literal["float32", "bfloat16"] = "float32"
+    compiled: bool = False
 
 
 class Settings(Config):
@@ -124,6 +128,7 @@ class MultiSpike(Minibatch):
         first = parse(settings.network.layers[0])
         assert not isinstance(first, Pool)
         self.multiplications = multiplications(first, shape)
+        self.compiled = torch.compile(self.learn, dynamic=False) if self.training.compiled else self.learn
 
     def norm(self, number: int, channels: int, spatial: bool) -> nn.Module:
         """Of the currents [T * batch, channels, *] of the layer with that number."""
@@ -172,11 +177,15 @@ class MultiSpike(Minibatch):
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
         half = self.training.precision == "bfloat16"
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=half):
-            spikes, outputs = self.learn(inputs)
+            spikes, outputs = self.learner(inputs)(inputs)
         loss = self.criterion(outputs, labels)
         self._learn(loss)
         right = (self.scores(outputs).argmax(1) == labels).sum().item()
         return Done(loss.item(), right, [count.detach().sum(0).cpu() for count in spikes])
+
+    def learner(self, inputs: Tensor) -> Callable[..., tuple[list[Tensor], Tensor]]:
+        """`learn`, compiled for whole mini-batches: another size would be compiled anew."""
+        return self.compiled if len(inputs) == self.training.batch_size else self.learn
 
     def predict(self, inputs: Tensor) -> SpikeTotals:
         self.network.eval()

@@ -285,10 +285,10 @@ class TimeBased(MultiSpike):
             layer.take_gain()
 
     def run(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        trains, _ = self.spikes_of(images)
+        trains, _ = self.learn(images)
         return trains[:-1], trains[-1]
 
-    def spikes_of(self, images: Tensor, labels: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+    def learn(self, images: Tensor, labels: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Spikes of every layer [T, batch, *], and those of the outputs that learn."""
         trains, values = [], self.shaped(images)
         for layer, stage in zip(self.layers, self.stages, strict=True):
@@ -305,7 +305,7 @@ class TimeBased(MultiSpike):
         return torch.einsum("tbc,t->bc", outputs, early)
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
-        trains, outputs = self.spikes_of(inputs, labels)
+        trains, outputs = self.learner(inputs)(inputs, labels)
         loss, errors = self.errors(outputs.detach(), labels)
         self._learn((outputs * errors).sum())
         right = (self.scores(trains[-1]).argmax(1) == labels).sum().item()
