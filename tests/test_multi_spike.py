@@ -66,12 +66,14 @@ def test_a_compiled_method_learns_the_same(implementation):
     of_labels = (labels,) if implementation == "time_based" else ()
     learners = [method.learn, method.learner(images)]
     assert method.learner(images[1:]) == method.learn  # another size is not compiled anew
-    runs = [learn(images, *of_labels) for learn in learners]
-    sums = [(outputs * torch.arange(3)).sum() for _, outputs in runs]
-    parameters = list(method.network.parameters())
-    plain, compiled = (torch.autograd.grad(total, parameters, allow_unused=True) for total in sums)
-    for a, b in zip(runs[0][0] + list(plain), runs[1][0] + list(compiled), strict=True):
-        torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-4)
+    found = []
+    for learn in learners:
+        counts, outputs = learn(images, *of_labels)
+        total = (outputs * torch.arange(3)).sum()
+        grads = torch.autograd.grad(total, list(method.network.parameters()), allow_unused=True)
+        found.append([*counts, *grads])
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("implementation", OWN)
