@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from ._builder import check_plain_weights

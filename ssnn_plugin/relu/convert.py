@@ -32,23 +32,23 @@ def from_relu(
     """The network of neurons that fire at most once with the same outputs as a trained ReLU network.
 
     A layer of `WindowedRamp` neurons is a layer of ReLUs in spike times, exactly. The forward of the model is
-    followed symbolically: Conv2d, Linear, BatchNorm1d and BatchNorm2d, folded, ReLU and ReLU6, max-pools, which are
-    the earliest spike, average pools and means, Flatten, Dropout, residual additions, concatenations,
-    constants. All that is affine between two layers of neurons is one connection, computed factor by factor.
-    The model is left as it is; the network has copies of its parameters, and can be trained further.
+    followed symbolically: Conv2d, Linear, BatchNorm1d and BatchNorm2d, folded, ReLU and ReLU6, max-pools,
+    which are the earliest spike, average pools and means, Flatten, Dropout, residual additions,
+    concatenations, constants. All that is affine between two layers of neurons is one connection, computed
+    factor by factor. The model is left as it is; the network has copies of its parameters, and can be trained further.
 
     Args:
         model: takes one tensor [batch, *] and returns one; what it does in evaluation mode is converted.
-        calibrate_on: inputs [batch, *] as the network shall take them, on which windows are set and the outputs
-            of both are compared.
+        calibrate_on: inputs [batch, *] as the network shall take them, on which windows are set and the
+            outputs of both are compared.
         margin: by which windows exceed the highest potentials on `calibrate_on`: (1 + margin) times. A
             higher one is clipped to the start of the window, with a `ClippedSpikesWarning`. The window
             of a ReLU6 is its 6.
         x_max: the greatest input, which spikes at 0; x spikes at x_max - x.
         signed: whether inputs go from -x_max to x_max; each then has two neurons, one for either sign.
         normalize: (mean, std), numbers or one per channel, where the model was trained on normalised images,
-            (x - mean) / std, and the network is to take x. They become part of the first connection, zero padding
-            included, which pads with the mean.
+            (x - mean) / std, and the network is to take x. They become part of the first connection, zero
+            padding included, which pads with the mean.
 
     Returns:
         A `RampNetwork` in evaluation mode.
@@ -71,7 +71,7 @@ def from_relu(
     _checks.positive("x_max", x_max)
     _checks.floating("calibrate_on", calibrate_on)
     original = copy.deepcopy(unwrapped(model)).eval()
-    _check_dtype(original, calibrate_on)
+    _check_samples(original, calibrate_on)
     body = trace(copy.deepcopy(original))
     if normalize is not None:
         _prepend(body, normalize, calibrate_on)
@@ -82,7 +82,9 @@ def from_relu(
     return network
 
 
-def _check_dtype(model: nn.Module, inputs: Tensor) -> None:
+def _check_samples(model: nn.Module, inputs: Tensor) -> None:
+    if not len(inputs):
+        raise ValueError("calibrate_on must hold at least one sample, got none")
     first = next(model.parameters(), None)
     if first is None:
         raise ValueError("model must have parameters, got none")
@@ -131,6 +133,6 @@ def _compare(network: RampNetwork, model: nn.Module, inputs: Tensor, normalize: 
     difference = float((found - expected).abs().amax() / expected.abs().amax())
     if not difference <= MOST_DIFFERENCE[inputs.dtype]:
         raise NoTimeMode(
-            f"the outputs of the network differ from those of {type(model).__name__} by {difference:.2g} of the "
-            "largest one: its forward does what its graph does not show, as hooks and random numbers do"
+            f"the outputs of the network differ from those of {type(model).__name__} by {difference:.2g} of "
+            "the largest one: its forward does what its graph does not show, as hooks and random numbers do"
         )

@@ -1,8 +1,8 @@
 """From the graph of a ReLU network to that of windowed ramps.
 
 Between two layers of neurons everything is an affine map of leads, which is one connection: convolutions,
-averages, folded normalisations, sums with shortcuts. So the graph stays, computed factor by factor; ReLUs become
-neurons, and what else is not affine is refused.
+averages, folded normalisations, sums with shortcuts. So the graph stays, computed factor by factor; ReLUs
+become neurons, and what else is not affine is refused.
 """
 
 from __future__ import annotations
@@ -198,10 +198,10 @@ class Follower:
         name = operations.operation(node)
         if name in ("getattr", "size", "dim"):
             return self._size(node)
+        if not self._tensors(node) and getattr(node.target, "__module__", "") == "_operator":
+            return Kind.CONSTANT
         if name is None:
             raise ValueError(operations.remedy(getattr(node.target, "__name__", str(node.target))))
-        if not self._tensors(node):
-            return Kind.CONSTANT
         handlers: dict[str, Callable[[fx.Node], Kind | None]] = {
             **dict.fromkeys(("add", "sub"), self._sum),
             **dict.fromkeys(("neg", "avg_pool2d", "adaptive_avg_pool2d", "linear", "conv2d"), self._affine),
@@ -267,14 +267,17 @@ class Follower:
         tensors = self._tensors(node)
         if len(tensors) > 1 or (operations.operation(node) == "div" and tensors != [node.args[0]]):
             raise ValueError(
-                "it multiplies or divides activations, as gates, attention and squeeze-and-excitation do, which "
-                "is no affine map: use a model without"
+                "it multiplies or divides activations, as gates, attention and squeeze-and-excitation do, "
+                "which is no affine map: use a model without"
             )
         return Kind.CURRENTS
 
     def _concatenation(self, node: fx.Node) -> Kind:
         parts = operations.argument(node, 0, "tensors")
-        if operations.argument(node, 1, "dim", operations.argument(node, 1, "axis", 0)) in (0, -len(self.sizes[node])):
+        if operations.argument(node, 1, "dim", operations.argument(node, 1, "axis", 0)) in (
+            0,
+            -len(self.sizes[node]),
+        ):
             raise ValueError("it joins samples: join channels, dim=1")
         if any(self.kinds[part] is not Kind.SPIKES for part in parts):
             return Kind.CURRENTS
@@ -304,8 +307,8 @@ class Follower:
         before, after = self.sizes[x], self.sizes[node]
         if after != (before[0], math.prod(before[1:])):
             raise ValueError(
-                f"it makes {list(after)} of {list(before)}; only the features of a sample can be flattened, as by "
-                "flatten(1)"
+                f"it makes {list(after)} of {list(before)}; only the features of a sample can be flattened, "
+                "as by flatten(1)"
             )
         node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (x, 1), {}
         return self._as_it_is(node)
@@ -336,8 +339,8 @@ class Follower:
             caps = {self._cap_behind(user) for user in node.users}
             if len(caps) != 1 or math.nan in caps:
                 raise ValueError(
-                    "it takes the maximum of values that may be negative, and of which no spikes are made first: "
-                    "put it behind a ReLU, or right in front of one"
+                    "it takes the maximum of values that may be negative, and of which no spikes are made "
+                    "first: put it behind a ReLU, or right in front of one"
                 )
             with self.graph.inserting_before(node):
                 neurons = self._neurons(x, caps.pop(), f"{node.name}_relu", node)
@@ -406,7 +409,11 @@ class Follower:
 
     def _takes_up(self, x: fx.Node, connection: nn.Module | None) -> bool:
         """Whether what follows can be folded into a connection: nobody else reads it, nor its weights."""
-        if not isinstance(connection, operations.WEIGHTS) or len(x.users) > 1 or self.calls[str(x.target)] > 1:
+        if (
+            not isinstance(connection, operations.WEIGHTS)
+            or len(x.users) > 1
+            or self.calls[str(x.target)] > 1
+        ):
             return False
         try:
             check_plain_weights(connection)

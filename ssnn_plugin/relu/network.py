@@ -61,8 +61,8 @@ class RampNetwork(nn.Module):
     """Windowed ramps that compute what a ReLU network does, as `from_relu` makes them.
 
     Every layer of neurons has a window, which begins when those of all its sources have ended: until then a
-    neuron adds up the ramps of its inputs, and in it fires once, the earlier the more they are, or not at all.
-    Spikes of layers whose windows ended earlier, as those of shortcuts, arrive with a delay. Calling the
+    neuron adds up the ramps of its inputs, and in it fires once, the earlier the more they are, or not at
+    all. Spikes of layers whose windows ended earlier, as those of shortcuts, arrive with a delay. Calling the
     network returns the potentials of its outputs, the logits of the ReLU network.
 
     Layers hand on leads, how long before the end of its window a spike comes, which is what the next
@@ -175,9 +175,9 @@ class RampNetwork(nn.Module):
     def calibrate(self, inputs: Tensor, margin: float = 0.5) -> None:
         """Set the windows anew, as they should be after further training.
 
-        The window of a layer is (1 + margin) times the highest potential of its neurons on these inputs, but the cap
-        of a ReLU6. That of the outputs goes from the lowest to the highest logit, and beyond by `margin` times
-        the difference on either side. Dropout is left out.
+        The window of a layer is (1 + margin) times the highest potential of its neurons on these inputs; that
+        of ReLU6 stays. That of the outputs goes from the lowest to the highest logit, and beyond by `margin`
+        times the difference on either side. Dropout is left out.
 
         Args:
             inputs: [batch, *], as the network takes them.
@@ -238,8 +238,9 @@ class RampNetwork(nn.Module):
         least = -self.x_max if self.signed else 0.0
         if not (least <= low and high <= self.x_max):
             raise ValueError(
-                f"inputs must lie in {least:g} ... {self.x_max:g}, as a spike at t = x_max - x can say, got values "
-                f"in {low:.4g} ... {high:.4g}. Pass x_max=, and signed=True or normalize=(mean, std), to from_relu"
+                f"inputs must lie in {least:g} ... {self.x_max:g}, as a spike at t = x_max - x can say, got "
+                f"values in {low:.4g} ... {high:.4g}. Pass x_max=, and signed=True or normalize=(mean, std), "
+                "to from_relu"
             )
 
     def extra_repr(self) -> str:

@@ -11,9 +11,14 @@ from torch import fx, nn
 from torch.nn import functional
 
 SUPPORTED = (
-    "Conv2d, Linear, BatchNorm1d, BatchNorm2d, ReLU, ReLU6, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten, "
-    "Dropout, Identity, additions, concatenations and products with constants"
+    "Conv2d, Linear, BatchNorm1d, BatchNorm2d, ReLU, ReLU6, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, "
+    "Flatten, Dropout, Identity, additions, concatenations and products with constants"
 )
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
 
 # By what is done with them; `Hardtanh` includes ReLU6.
 WEIGHTS = (nn.Conv2d, nn.Linear)
@@ -23,10 +28,10 @@ MAX_POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
 MEANS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 DROPOUTS = (nn.Dropout, nn.Dropout2d)
 
-_NAMES = (
+_NAMES = _words(
     "add sub mul truediv div neg cat concat relu relu6 hardtanh clamp clip max_pool2d adaptive_max_pool2d "
-    "avg_pool2d adaptive_avg_pool2d flatten reshape squeeze mean dropout dropout2d linear conv2d getitem eq"
-).split()
+    "avg_pool2d adaptive_avg_pool2d flatten reshape squeeze mean dropout dropout2d linear conv2d getitem"
+)
 _OUT_OF_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -52,11 +57,13 @@ _REMEDIES = {
     "softmax": _SOFTMAX,
     "log_softmax": _SOFTMAX,
     **dict.fromkeys(
-        "leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish hardsigmoid sigmoid log_sigmoid tanh "
-        "softplus softsign threshold glu".split(),
+        _words(
+            "leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish hardsigmoid sigmoid log_sigmoid "
+            "tanh softplus softsign threshold glu"
+        ),
         _CURVED,
     ),
-    **dict.fromkeys("group_norm layer_norm instance_norm local_response_norm rms_norm".split(), _PER_SAMPLE),
+    **dict.fromkeys(_words("group_norm layer_norm instance_norm local_response_norm rms_norm"), _PER_SAMPLE),
 }
 
 
