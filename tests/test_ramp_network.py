@@ -17,7 +17,7 @@ from ssnn_plugin.nn import EarliestSpikePool2d, SpikeConv2d, SpikeLinear
 from ssnn_plugin.relu import RampNeurons
 
 INF = math.inf
-STEPS = 20_000
+STEPS = 10_000
 
 
 class Small(nn.Module):
@@ -39,20 +39,18 @@ def small():
     return Small().double().eval()
 
 
-def ramps_in_small_steps(spikes, bias, layer):
-    """Spike times of neurons whose V is integrated by Euler's method; spikes: (time, weight) of each."""
-    threshold, dt = layer.window, layer.t_max / STEPS
-    arrivals = [np.array([time for time, _ in neuron]) for neuron in spikes]
-    weights = [np.array([weight for _, weight in neuron]) for neuron in spikes]
-    v, fired = np.array(bias, dtype=float), np.full(len(spikes), INF)
-    for step in range(STEPS):
-        t = step * dt
+def ramps_in_small_steps(synapses, bias, layer):
+    """Spike times of neurons whose V is integrated by Euler's method; synapses: (time, weight) of each."""
+    dt, most = layer.t_max / STEPS, max(map(len, synapses))
+    padded = np.array([[*neuron, *[(INF, 0.0)] * (most - len(neuron))] for neuron in synapses])
+    arrivals, weights = padded[..., 0], padded[..., 1]
+    v, fired = np.array(bias, dtype=float), np.full(len(synapses), INF)
+    for t in np.arange(STEPS) * dt:
         if t < layer.start:
-            slope = [w[a <= t].sum() for a, w in zip(arrivals, weights, strict=True)]
+            v += dt * ((arrivals <= t) * weights).sum(1)
         else:
-            slope = np.ones(len(spikes))
-            fired = np.where((v >= threshold) & np.isinf(fired), t, fired)
-        v = v + dt * np.asarray(slope)
+            fired = np.where((v >= layer.window) & np.isinf(fired), t, fired)
+            v += dt
     return fired
 
 

@@ -35,7 +35,8 @@ def from_relu(
     followed symbolically: Conv2d, Linear, BatchNorm1d and BatchNorm2d, folded, ReLU and ReLU6, max-pools,
     which are the earliest spike, average pools and means, Flatten, Dropout, residual additions,
     concatenations, constants. All that is affine between two layers of neurons is one connection, computed
-    factor by factor. The model is left as it is; the network has copies of its parameters, and can be trained further.
+    factor by factor. The model is left as it is; the network has copies of its parameters, and can be trained
+    further.
 
     Args:
         model: takes one tensor [batch, *] and returns one; what it does in evaluation mode is converted.

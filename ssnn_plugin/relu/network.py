@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from .. import _checks, decode
 from ..nn import Decision
 from ..nn.decision import decision_of
 from .follow import INPUT, OUTPUT
-from .neurons import RampNeurons
+from .neurons import RampNeurons, spike_times
 
 
 @dataclass(frozen=True)
@@ -23,24 +24,34 @@ class Activity:
 
     Args:
         potential: of the outputs [batch, *]: the logits.
-        times: spike times by layer [batch, *], `inf` = silent; "input" first, "output" last. In this order
-            `metrics.SpikeCounts` takes them.
-        early: of the hidden layers, how early each spike comes, as a part of its window: 1 at its start, 0 at
-            its end and for silence.
+        leads: by layer [batch, *], how long before the end of its window each neuron fires, 0 for silence;
+            "input" first, "output" last.
+        windows: by layer, how long its window is, and when it ends.
         clipped: by layer, how many neurons had a potential above their window, and fired at its start.
     """
 
     potential: Tensor
-    times: dict[str, Tensor]
-    early: dict[str, Tensor]
+    leads: dict[str, Tensor]
+    windows: dict[str, tuple[float, float]]
     clipped: dict[str, int]
+
+    @cached_property
+    def times(self) -> dict[str, Tensor]:
+        """Spike times by layer [batch, *], `inf` = silent, in the order of `metrics.SpikeCounts.update`."""
+        return {name: spike_times(leads, self.windows[name][1]) for name, leads in self.leads.items()}
 
     def spike_cost(self) -> Tensor:
         """How early the hidden spikes come, summed over a sample, its mean over the batch.
 
-        A price on it, added to a loss, makes neurons fire later and silent.
+        Each counts as the part of its window that it comes before the end, 1 at the start and 0 for
+        silence. A price on it, added to a loss, makes neurons fire later and silent.
         """
-        return torch.stack([early.sum() for early in self.early.values()]).sum() / len(self.potential)
+        costs = [
+            leads.sum() / self.windows[name][0]
+            for name, leads in self.leads.items()
+            if name not in (INPUT, OUTPUT)
+        ]
+        return torch.stack(costs).sum() / len(self.potential)
 
 
 class _Watch(fx.Interpreter):
@@ -134,27 +145,28 @@ class RampNetwork(nn.Module):
         second one for the magnitude of negative ones.
         """
         self._check(inputs)
-        leads = torch.cat([inputs.relu(), (-inputs).relu()], 1) if self.signed else inputs
-        return (self.x_max - leads).masked_fill(leads == 0, math.inf)
+        return spike_times(self._input_leads(inputs), self.x_max)
+
+    def _input_leads(self, inputs: Tensor) -> Tensor:
+        return torch.cat([inputs.relu(), (-inputs).relu()], 1) if self.signed else inputs
 
     def activity(self, inputs: Tensor) -> Activity:
         """The spikes of all neurons [batch, *], to be measured or priced.
 
         Raises: as calling the network. Clipped spikes are counted here, without a warning.
         """
-        times, early, clipped = {INPUT: self.encode(inputs)}, {}, {}
+        self._check(inputs)
+        leads, clipped = {INPUT: self._input_leads(inputs)}, {}
+        windows = {INPUT: (self.x_max, self.x_max)}
 
         def see(name: str, neurons: RampNeurons, v: Tensor) -> Tensor:
-            clipped[name] = neurons.clipped(v)
-            leads = neurons.fire(v)
-            times[name] = neurons.times(leads)
-            if name != OUTPUT:
-                early[name] = leads / neurons.window
-            return leads
+            clipped[name], windows[name] = neurons.clipped(v), (neurons.window, neurons.t_max)
+            leads[name] = neurons.fire(v)
+            return leads[name]
 
         potential: Tensor = _Watch(self.body, see).run(inputs)
         see(OUTPUT, self.readout, potential + self.shift)
-        return Activity(potential, times, early, clipped)
+        return Activity(potential, leads, windows, clipped)
 
     @torch.no_grad()
     def decide(self, inputs: Tensor, *, tie: str = "potential", all_silent: str | None = None) -> Decision:

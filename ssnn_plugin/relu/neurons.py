@@ -17,6 +17,15 @@ class ClippedSpikesWarning(UserWarning):
     """Neurons whose potential exceeds their window: they fire at its start, not in proportion to it."""
 
 
+def spike_times(leads: Tensor, t_max: float) -> Tensor:
+    """When spikes come that are this much before `t_max`, `inf` for 0.
+
+    >>> spike_times(torch.tensor([0.0, 0.5, 3.0]), 3.0)
+    tensor([   inf, 2.5000, 0.0000])
+    """
+    return (t_max - leads).masked_fill_(leads == 0, math.inf)
+
+
 class RampNeurons(nn.Module):
     """`WindowedRamp` neurons: V at the start of their window -> their leads.
 
@@ -77,11 +86,13 @@ class RampNeurons(nn.Module):
 
     def times(self, leads: Tensor) -> Tensor:
         """Spike times of leads, `inf` for a lead of 0."""
-        return (self.t_max - leads).masked_fill(leads == 0, math.inf)
+        return spike_times(leads, self.t_max)
 
     def clipped(self, v: Tensor) -> int:
         """How many of the spikes are clipped to the start of a window that was set on samples."""
-        return 0 if self.cap is not None else int((v > self.window).sum())
+        if self.cap is not None or not v.numel() or bool(v.detach().amax() <= self.window):
+            return 0
+        return int((v > self.window).sum())
 
     def _beyond(self, v: Tensor, peak: Tensor) -> None:
         if bool(peak.isnan()):
