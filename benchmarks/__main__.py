@@ -526,6 +526,30 @@ def gradients(
         rules.draw(audits, figure)
 
 
+@app.command("from-relu")
+def from_relu_(
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = BATCH,
+    rounds: Annotated[int, typer.Option(min=3, help="Timed calls of each.")] = 10,
+    network: Annotated[str | None, typer.Option(help="One of the networks; default: all.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Inference of converted networks, on images of 32 x 32, against the ReLU networks they were made of."""
+    from . import relu as networks
+
+    if network is not None and network not in networks.NETWORKS:
+        raise SuiteError(f"the network must be one of {', '.join(networks.NETWORKS)}, got {network!r}")
+    _set_threads(threads)
+    columns = *_TAKEN, "p10 / ReLU's", "median / ReLU's", "p10 / folded's", "median / folded's"
+    table = Table("network", f"inference, batch {batch}", *columns)
+    for name in [network] if network else networks.NETWORKS:
+        timings = networks.measure(name, batch, rounds)
+        for run, taken in timings.items():
+            cells = _cells(taken, timings[networks.MODEL])[:-1]
+            folded = _cells(taken, timings[networks.FOLDED])[3:-1]
+            table.add_row(name, run, *cells, *folded)
+    _print(table, cells="")
+
+
 @app.command()
 def gpu(
     repeats: Annotated[int, typer.Option(min=10, help="Timed calls of each.")] = 50,

@@ -4,6 +4,7 @@ from .convert import to_event_driven, to_step_mode
 from .fold import fold_batchnorm
 from .functional.silent import SilentNetworkWarning
 from .neurons import IF, LIF, AlphaPSP, CurrentNeuron, ExpPSP, Neuron, ReLPSP, WindowedRamp
+from .relu import ClippedSpikesWarning, RampNetwork, from_relu
 from .replace import Replacement, replace_neurons
 from .verification import Verification, verify
 
@@ -13,10 +14,12 @@ __all__ = [
     "IF",
     "LIF",
     "AlphaPSP",
+    "ClippedSpikesWarning",
     "CurrentNeuron",
     "ExpPSP",
     "Neuron",
     "NoTimeMode",
+    "RampNetwork",
     "ReLPSP",
     "Replacement",
     "SilentNetworkWarning",
@@ -25,6 +28,7 @@ __all__ = [
     "decode",
     "encode",
     "fold_batchnorm",
+    "from_relu",
     "functional",
     "losses",
     "metrics",

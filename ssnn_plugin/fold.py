@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-import torch
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+from torch import Tensor, nn
 
 from ._builder import check_plain_weights
 
@@ -54,7 +52,7 @@ def fold_batchnorm(model: nn.Module) -> list[str]:
             if not isinstance(child, nn.Identity):
                 before = child
     for _, parent, name, connection, norm in pairs:
-        _fold(connection, norm)
+        fold_into(connection, norm)
         setattr(parent, name, nn.Identity().train(norm.training))
     return [where for where, *_ in pairs]
 
@@ -76,14 +74,19 @@ def _check(norm: nn.BatchNorm1d | nn.BatchNorm2d, before: nn.Module | None, mode
     return before
 
 
-def _fold(connection: Connection, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+def fold_into(connection: nn.Linear | nn.Conv1d | nn.Conv2d, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+    """Make a normalisation, as it is in evaluation mode, part of the weights in front of it."""
+    factor, shift = factor_and_shift(norm)
+    weight = connection.weight * factor.view(-1, *[1] * (connection.weight.ndim - 1))
+    bias = shift if connection.bias is None else connection.bias * factor + shift
+    connection.weight, connection.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+
+
+def factor_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a normalisation with running statistics does to each channel in evaluation mode."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    factor = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight
-    shift = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
-    statistics = norm.running_mean, norm.running_var, norm.eps, factor, shift
-    if isinstance(connection, nn.Linear):
-        weight, bias = fuse_linear_bn_weights(connection.weight, connection.bias, *statistics)
-    else:
-        weight, bias = fuse_conv_bn_weights(connection.weight, connection.bias, *statistics)
-    connection.weight, connection.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+    factor = (norm.running_var + norm.eps).rsqrt()
+    factor = factor if norm.weight is None else factor * norm.weight
+    shift = -norm.running_mean * factor
+    return factor.detach(), (shift if norm.bias is None else shift + norm.bias).detach()

@@ -17,6 +17,7 @@ from ..decode import TIES
 from ..neurons import IF
 from ..nn import EarliestSpikePool2d, SpikeConv2d, SpikeSequential
 from ..nn.connection import SpikeConnection
+from ..relu import RampNetwork
 from .graphs import as_array, integrators_behind_a_bias
 from .readers import for_reader, time_step
 
@@ -63,6 +64,7 @@ def to_nir(
             behind a bias without a reader and with a dt other than 1: whether the bias counts once a
             bin or dt times is left open by NIR.
         TypeError: a layer that is none of `ssnn_plugin.nn`.
+        ValueError: a `RampNetwork`.
 
     >>> from ssnn_plugin import IF
     >>> from ssnn_plugin.nn import SpikeLinear
@@ -71,6 +73,11 @@ def to_nir(
     {'input': 'Input', 'linear': 'Linear', 'if': 'IF', 'output': 'Output'}
     """
     _checks.one_of("tie_rule", tie_rule, TIES)
+    if isinstance(model, RampNetwork):
+        raise ValueError(
+            "NIR has no neuron whose slope changes at a given time, as that of a ramp in a window does: "
+            "write the ReLU network with an exporter for such networks, or use IF neurons"
+        )
     dt = time_step(reader, dt)
     if any(isinstance(module, SpikeConnection) for module in model.modules()):
         network = as_network(model)

@@ -91,6 +91,13 @@ def decide_layer_by_layer(network: SpikeSequential, inputs: Tensor, tie: str, by
     finally:
         for handle in handles:
             handle.remove()
+    return decision_of(layers, outputs, potential, tie, by_potential)
+
+
+def decision_of(
+    layers: list[Tensor], outputs: Tensor, potential: Tensor, tie: str, by_potential: bool
+) -> Decision:
+    """The decision of a network whose layers, inputs first and outputs last, have these spikes."""
     all_silent = "potential" if by_potential else "undecided"
     winner = decode.first_to_fire(outputs, potential, tie=tie, all_silent=all_silent)
     time = outputs.amin(1)
