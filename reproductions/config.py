@@ -50,11 +50,13 @@ class Strict(BaseModel):
 class Schedule(Strict):
     """Factor on the learning rates: 1 before epoch `begin`, then down.
 
+    In the first `warm_up` epochs it rises from 0.
     "linear" and "cosine" reach 0 at the last epoch; "exponential" multiplies by `decay` per epoch.
     """
 
     kind: Literal["constant", "linear", "cosine", "exponential"] = "constant"
     begin: NonNegativeInt = 0
+    warm_up: NonNegativeFloat = 0.0
     decay: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
@@ -69,6 +71,11 @@ class Schedule(Strict):
 
     def factor(self, progress: float, epochs: int) -> float:
         """Factor at a moment of training; `progress` counts epochs and fractions of one."""
+        if progress < self.warm_up:
+            return progress / self.warm_up
+        return self._after_warm_up(progress, epochs)
+
+    def _after_warm_up(self, progress: float, epochs: int) -> float:
         if self.kind == "constant" or progress < self.begin:
             return 1.0
         if self.kind == "exponential":
@@ -194,7 +201,13 @@ class Config(Strict):
     method: str
     implementation: str
     dataset: Literal[
-        "digits", "mnist", "fashion-mnist", "eth80", "eth80-leave-objects-out", "caltech-face-motorbike"
+        "digits",
+        "mnist",
+        "fashion-mnist",
+        "cifar10",
+        "eth80",
+        "eth80-leave-objects-out",
+        "caltech-face-motorbike",
     ]
     description: str
     validation: NonNegativeInt

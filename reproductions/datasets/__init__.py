@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..errors import SuiteError
-from . import archives, folders
+from . import archives, cifar10, folders
 from .cache import default_cache
 from .folders import Form
 from .images import SPLIT_SEED, Images, hold_out
@@ -15,7 +15,7 @@ from .images import SPLIT_SEED, Images, hold_out
 __all__ = ["FOLDERS", "NAMES", "Form", "Images", "default_cache", "hold_out", "load"]
 
 FOLDERS = tuple(folders.KINDS)
-NAMES = ("digits", "mnist", "fashion-mnist", *FOLDERS)
+NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", *FOLDERS)
 AS_THEY_COME = Form()
 
 
@@ -29,7 +29,7 @@ def load(
 ) -> Images:
     """Load "train" or "test" of a data set.
 
-    "digits", "mnist" and "fashion-mnist" have one split, that of their publishers (of "digits":
+    "digits", "mnist", "fashion-mnist" and "cifar10" have one split, that of their publishers (of "digits":
     ours). The others are split by `seed`: "eth80" at random, views of one object on both sides;
     "eth80-leave-objects-out", five objects of each class on either side; "caltech-face-motorbike",
     200 images per class for training. Only these, the `FOLDERS` of image files, can be had in another
@@ -49,6 +49,8 @@ def load(
         return _digits(split)
     if name in FOLDERS:
         return folders.load(name, split, data_root, cache or default_cache(), seed, form)
+    if name == "cifar10":
+        return cifar10.load(split, data_root, cache or default_cache())
     return archives.load(name, split, data_root, cache or default_cache())
 
 

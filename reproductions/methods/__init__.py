@@ -33,6 +33,7 @@ IMPLEMENTATIONS = (
     "every_bin",
     "mostafa",
     "sparse_ramp",
+    "converted_relu",
     "tebn",
     "ltmd",
     "rate_backprop",

@@ -46,6 +46,7 @@ class Training(config.Training):
     batch_size: PositiveInt
     optimizer: Literal["sgd", "adam", "adamw"]
     momentum: Fraction = 0.0
+    nesterov: bool = False
     learning_rates: list[PositiveFloat] = Field(min_length=1)
     weight_decay: Fraction = 0.0
     augment: Augment | None = None
@@ -54,6 +55,8 @@ class Training(config.Training):
     def _momentum_is_used(self) -> Training:
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum is an option of optimizer 'sgd', got optimizer {self.optimizer!r}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov goes with a momentum above 0")
         return self
 
 
@@ -231,7 +234,8 @@ class Minibatch:
     def _optimizer(self) -> torch.optim.Optimizer:
         groups, decay = self.parameter_groups(), self.training.weight_decay
         if self.training.optimizer == "sgd":
-            return torch.optim.SGD(groups, momentum=self.training.momentum, weight_decay=decay)
+            momentum, nesterov = self.training.momentum, self.training.nesterov
+            return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, weight_decay=decay)
         kind = torch.optim.Adam if self.training.optimizer == "adam" else torch.optim.AdamW
         return kind(groups, weight_decay=decay, fused=True)
 
