@@ -18,7 +18,8 @@ def describe(entry: Epoch) -> str:
         if accuracy:
             text += f", {part} {accuracy['lenient']:.2%} lenient / {accuracy['potential']:.2%} potential"
     for name, form in (("spikes", ".0f"), ("silent", ".0%"), ("dead", "d")):
-        text += f", {name} " + " + ".join(f"{value:{form}}" for value in getattr(train, name))
+        if values := getattr(train, name):
+            text += f", {name} " + " + ".join(f"{value:{form}}" for value in values)
     return text
 
 

@@ -74,8 +74,8 @@ class Machine(Stored):
 class EpochStatistics(Stored):
     """Means over the training samples of an epoch; from `spikes` on, one number per layer of neurons.
 
-    `silent` is the fraction of (sample, neuron) pairs without a spike, `dead` the number of neurons
-    that no sample made fire; the first records have neither.
+    `silent` is the fraction of (sample, neuron) pairs without a spike, of neurons that fire at most once;
+    `dead` is the number of neurons that no sample made fire. The first records have neither.
     """
 
     loss: float
@@ -85,14 +85,17 @@ class EpochStatistics(Stored):
     dead: list[int] = []
 
     @classmethod
-    def of(cls, loss: float, right: float, spikes: Sequence[Tensor], samples: int) -> EpochStatistics:
+    def of(
+        cls, loss: float, right: float, spikes: Sequence[Tensor], samples: int, *, fire_once: bool = True
+    ) -> EpochStatistics:
         """From sums over the samples; `spikes` counts those of every neuron, layer by layer."""
         per_sample = [layer.sum().item() / samples for layer in spikes]
+        silent = [1 - fired / layer.numel() for fired, layer in zip(per_sample, spikes, strict=True)]
         return cls(
             loss=loss / samples,
             accuracy=right / samples,
             spikes=per_sample,
-            silent=[1 - fired / layer.numel() for fired, layer in zip(per_sample, spikes, strict=True)],
+            silent=silent if fire_once else [],
             dead=[int((layer == 0).sum()) for layer in spikes],
         )
 

@@ -94,7 +94,7 @@ class Minibatch:
 
     A method passes its stages and defines `loss`. It may add `costs`, shape what is `passed_on` and the
     gradients `after_backward`, project the weights `after_step`, or define `forward` anew. `stream` is the
-    purpose whose random numbers torch's modules draw from in training.
+    purpose whose random numbers torch's modules draw from in training; `fire_once` says whether neurons do.
 
     Args:
         settings: with a `Training` of this module.
@@ -105,6 +105,7 @@ class Minibatch:
     """
 
     stream = MODULES
+    fire_once = True
 
     def __init__(
         self, settings: Config, stages: Sequence[nn.Module], shape: tuple[int, ...], seed: int, device: str
@@ -191,7 +192,7 @@ class Minibatch:
         self.spikes = spikes
         if self.training.averages(epoch):
             self.average.update_parameters(self.network)
-        return EpochStatistics.of(loss, right, spikes, len(order))
+        return EpochStatistics.of(loss, right, spikes, len(order), fire_once=self.fire_once)
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
         """Learn from a mini-batch."""

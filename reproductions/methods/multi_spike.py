@@ -117,6 +117,7 @@ class MultiSpike(Minibatch):
     settings: Settings
     training: Training
     layer = SpikingLayer
+    fire_once = False
 
     def __init__(
         self, settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str

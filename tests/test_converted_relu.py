@@ -1,0 +1,135 @@
+"""ReLU networks of the suite that decide by single spikes."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from reproductions import methods
+from reproductions.catalog import validated
+from reproductions.errors import SuiteError
+from reproductions.methods.converted_relu import whiten
+
+CLASSES = 3
+
+
+def build(network=None, training=None, shape=(2, 8, 8), encoding=None):
+    content = {
+        "method": "tiny",
+        "implementation": "converted_relu",
+        "dataset": "digits",
+        "description": "",
+        "validation": 0,
+        "encoding": {"kind": "linear", "scale": 1.0} | (encoding or {}),
+        "network": {"layers": ["6C3p1", "P2", "8C3", "A2", "5"], "t_max": 500.0} | (network or {}),
+        "training": {"batch_size": 8, "optimizer": "sgd", "momentum": 0.9, "nesterov": True, "epochs": 4}
+        | {"learning_rates": [0.05], "schedule": {"kind": "linear", "warm_up": 1.0}}
+        | (training or {}),
+    }
+    return methods.build(validated(content, "test"), shape, CLASSES, 0, "cpu")
+
+
+def samples(n=24, features=128):
+    generator = torch.Generator().manual_seed(0)
+    times = torch.rand(n, features, generator=generator)
+    return times.masked_fill(times > 0.8, math.inf), torch.arange(n) % CLASSES
+
+
+def learn(method, times, labels, epochs=4):
+    return [method.train_epoch(epoch, times, labels, lambda n: None) for epoch in range(epochs)]
+
+
+def test_it_decides_as_the_relu_network_does_and_resumes():
+    times, labels = samples()
+    method = build()
+    history = learn(method, times, labels)
+    assert history[-1].loss < history[0].loss
+    layers, potential = method.predict(times)
+    method.network.eval()
+    values = method.images(times)
+    for stage, spikes in zip(method.stages[:-1], layers[:-1], strict=True):
+        activations = stage.neurons(values)
+        assert torch.equal(spikes.isfinite(), activations > 0)
+        values = stage.after(activations)
+    torch.testing.assert_close(potential, method.stages[-1].neurons(values), atol=1e-4, rtol=1e-4)
+    assert torch.equal(layers[-1].argmin(1), potential.argmax(1))
+
+    other = build()
+    other.load_state_dict(method.state_dict())
+    assert torch.equal(other.predict(times)[1], potential)
+
+
+def test_spikes_of_an_epoch_are_counted_neuron_by_neuron():
+    times, labels = samples()
+    method = build(training={"learning_rates": [1e-9]})
+    (epoch,) = learn(method, times, labels, epochs=1)
+    assert len(epoch.spikes) == 3
+    assert epoch.spikes[0] == pytest.approx((1 - epoch.silent[0]) * 6 * 64)
+    assert 0 < epoch.silent[0] < 1
+
+
+def test_a_price_silences_neurons():
+    times, labels = samples()
+    spikes = [
+        learn(build(training={"spike_price": price}), times, labels, 4)[-1].spikes for price in (0, 0.1)
+    ]
+    assert sum(spikes[1]) < 0.9 * sum(spikes[0])
+
+
+def test_the_mean_of_the_weights_decides():
+    times, labels = samples()
+    method = build(training={"mean_decay": 0.9})
+    learn(method, times, labels)
+    mean = {name: value.clone() for name, value in method.average.module.state_dict().items()}
+    before = method.predict(times)[1]
+    with torch.no_grad():
+        for parameter in method.network.parameters():
+            parameter.zero_()
+    method.converted = None
+    assert torch.equal(method.predict(times)[1], before)
+    assert any(not torch.equal(mean[name], value) for name, value in method.network.state_dict().items())
+
+
+def test_whitened_patches_have_no_covariance():
+    images = torch.rand(200, 2, 6, 6, generator=torch.Generator().manual_seed(0)).cumsum(3)
+    convolution = nn.Conv2d(2, 16, 2)
+    whiten(convolution, images)
+    responses = convolution(images).movedim(1, -1).flatten(0, 2)
+    torch.testing.assert_close(responses[:, :8].T.cov(), torch.eye(8), atol=0.02, rtol=0)
+    torch.testing.assert_close(responses[:, 8:], -responses[:, :8], atol=1e-4, rtol=0)
+    torch.testing.assert_close(responses.mean(0), torch.zeros(16), atol=1e-3, rtol=0)
+
+
+def test_whitening_filters_do_not_learn():
+    times, labels = samples()
+    method = build(network={"layers": ["16C2", "8C3", "A2", "5"], "whiten": True})
+    learn(method, times, labels, epochs=1)
+    expected = nn.Conv2d(2, 16, 2)
+    whiten(expected, method.images(times))
+    torch.testing.assert_close(method.stages[0].neurons[0].weight, expected.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoding": {"scale": 2.0}}, "encoding must have scale 1"),
+        ({"network": {"layers": ["5"], "whiten": True}}, "whiten needs a convolution as first layer"),
+        ({"network": {"layers": ["4C9"]}}, "'4C9' does not fit what is left"),
+        ({"training": {"momentum": 0.0}}, "nesterov goes with a momentum above 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(SuiteError, match=message):
+        build(**change)
+
+
+def test_what_can_only_be_known_later_is_refused_then():
+    times, labels = samples()
+    method = build(network={"layers": ["7C2", "5"], "whiten": True})
+    with pytest.raises(SuiteError, match=r"network\.whiten needs 16 filters"):
+        learn(method, times, labels, epochs=1)
+    method = build(network={"t_max": 2.0})
+    learn(method, times, labels, epochs=1)
+    with pytest.raises(SuiteError, match=r"network.t_max must be at least .* got 2.0"):
+        method.predict(times)
