@@ -196,9 +196,8 @@ def _stages(network: Network, shape: tuple[int, ...], classes: int) -> list[Stag
 def _fired(activations: Tensor) -> Tensor:
     """How often each neuron fired; a product is far faster than a sum of booleans, and exact up to 256."""
     fired = activations.sign().movedim(1, -1).flatten(1)
-    return torch.stack([(part.new_ones(1, len(part)) @ part).float() for part in torch.split(fired, 256)]).sum(
-        (0, 1)
-    )
+    counts = [(part.new_ones(1, len(part)) @ part).float() for part in torch.split(fired, 256)]
+    return torch.cat(counts).sum(0)
 
 
 def _without_gain(norm: nn.Module) -> nn.Module:
