@@ -22,7 +22,7 @@ from ..config import Config, Direct, Fraction
 from ..evaluation import SpikeTotals
 from . import layered, minibatch
 from .architecture import Convolution, Layers, Pool, build_stages, neuron_layers, parse
-from .minibatch import Done, Minibatch
+from .minibatch import Done, Minibatch, MixedPrecision
 
 # Samples that are predicted at once.
 CHUNK = 250
@@ -49,10 +49,8 @@ class Network(layered.Network):
         return layers
 
 
-class Training(minibatch.Training):
+class Training(MixedPrecision, minibatch.Training):
     """What every method here asks of its training."""
-
-    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Settings(Config):
@@ -170,8 +168,7 @@ class MultiSpike(Minibatch):
         return outputs.mean(0)
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
-        half = self.training.precision == "bfloat16"
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=half):
+        with self.training.autocast(inputs.device):
             spikes, outputs = self.learn(inputs)
         loss = self.criterion(outputs, labels)
         self._learn(loss)
