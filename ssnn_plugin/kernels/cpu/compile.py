@@ -36,8 +36,7 @@ def exact_jit(function: Callable[..., Any]) -> Any:
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Any:
-    # Nothing calls a kernel from C, and a wrapper for that takes a fifth of the time of compiling.
-    compiled = nb.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)(function)
+    compiled = nb.njit(nogil=True, error_model="numpy", **options)(function)
     try:
         compiled._cache = _Cache(function)
     except RuntimeError:
