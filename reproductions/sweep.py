@@ -159,7 +159,8 @@ def sweep(runs: Sequence[Run], engine: Engine, board: Board) -> list[Failure]:
     restarts = 0
     with board.over(runs):
         while left and restarts <= MOST_RESTARTS:
-            waiting = list(left.values())
+            # The longest first, as far as a config tells: one that starts last is waited for alone.
+            waiting = sorted(left.values(), key=lambda run: -run.config.training.epochs)
             with engine.open() as over:
                 try:
                     for key, why in over(_run_one, waiting, [engine.threads] * len(waiting)):

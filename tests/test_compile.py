@@ -1,8 +1,10 @@
 """How kernels are compiled, and where their machine code is kept."""
 
+import shutil
 import warnings
 from typing import NamedTuple
 
+import numba
 import numpy as np
 import pytest
 
@@ -26,6 +28,38 @@ def test_without_a_folder_that_can_be_written_kernels_are_kept_in_memory(monkeyp
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert compiling.jit(double)(4.0) == 8.0
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """The files of machine code that are kept of a function compiled for whole and for real numbers."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    compiled = compiling.jit(double)
+    assert (compiled(3), compiled(1.5)) == (6, 3.0)
+    return sorted(tmp_path.rglob("*.nbc"))
+
+
+def _hits(compiled):
+    return sum(compiled.stats.cache_hits.values())
+
+
+def test_machine_code_is_kept(kept):
+    compiled = compiling.jit(double)
+    assert (compiled(3), compiled(1.5), _hits(compiled)) == (6, 3.0, 2)
+
+
+def test_machine_code_is_compiled_anew_after_any_source_file_changed(kept, monkeypatch):
+    monkeypatch.setattr(compiling, "_digest_of_sources", lambda: "another")
+    compiled = compiling.jit(double)
+    assert (compiled(3), _hits(compiled)) == (6, 0)
+
+
+def test_machine_code_of_other_types_is_not_used(kept):
+    """As it lies there after two processes wrote the first file of a function at once."""
+    whole, real = kept
+    shutil.copyfile(whole, real)
+    compiled = compiling.jit(double)
+    assert (compiled(1.5), compiled(3)) == (3.0, 6)
 
 
 def test_types_of_one_name_are_told_apart():

@@ -110,7 +110,7 @@ def test_what_is_lost_is_listed(neuron, lost):
 
 def _charge(model, weights):
     """Which neurons fire in the long run after inputs in the first bin."""
-    currents = torch.zeros(4000, *weights.shape).double()
+    currents = torch.zeros(201, *weights.shape).double()
     currents[0] = weights
     return _first_spikes(model, currents).isfinite()
 

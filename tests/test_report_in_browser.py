@@ -123,15 +123,16 @@ def test_columns_are_chosen(page):
     assert _column(page, "mnist", "network") == []
 
 
-@pytest.mark.xfail(reason="in a driven browser the tooltip of a curve does not appear; not understood yet")
 @pytest.mark.parametrize(
     ("title", "point"), [("Accuracy if stopped at time t", [1 / 16, 100]), ("Learning curves", [2, 30])]
 )
 def test_a_point_is_told_when_the_pointer_is_over_it(page, title, point):
     place = _drawn(page, "mnist", title)
     x, y = place.evaluate(
-        "(place, [x, y]) => { const view = views.get(place), [left, top] = view.origin();"
-        " return [left + view.scale('x')(x), top + view.scale('y')(y)]; }",
+        # Vega counts the origin from inside the padding of the canvas.
+        "(place, [x, y]) => {"
+        " const view = views.get(place), [left, top] = view.origin(), padding = view.padding();"
+        " return [padding.left + left + view.scale('x')(x), padding.top + top + view.scale('y')(y)]; }",
         point,
     )
     place.locator("canvas").hover(position={"x": x, "y": y})

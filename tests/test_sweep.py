@@ -76,6 +76,14 @@ def test_a_sweep_goes_on_with_what_is_half_done_and_leaves_what_is_recorded(tmp_
     assert _numbers(runs) == _one_by_one(tmp_path / "single", runs)
 
 
+def test_the_runs_of_most_epochs_start_first(tmp_path):
+    chosen = {0: 2, 1: 1, 2: 3, 3: 2}
+    runs = [run for seed, n in chosen.items() for run in _runs(tmp_path, [seed], config(epochs=n))]
+    board = Told()
+    assert sweep(runs, Engine(), board) == []
+    assert board.ended == [(2, None), (0, None), (3, None), (1, None)]
+
+
 def test_failures_are_listed_and_nothing_else_is_lost(tmp_path, monkeypatch):
     runs, board = _runs(tmp_path / "swept"), Told()
     broken = Run(

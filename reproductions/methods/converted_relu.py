@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
@@ -29,7 +29,7 @@ from ..evaluation import FirstSpikes
 from . import layered, minibatch
 from .architecture import Convolution, Pool, parse
 from .layered import SAMPLE
-from .minibatch import Done, Minibatch, Stage
+from .minibatch import Done, Minibatch, MixedPrecision, Stage
 
 # Images whose patches are whitened, and the ridge.
 WHITENED, RIDGE = 1000, 5e-4
@@ -56,13 +56,12 @@ class Network(layered.Network):
         return self
 
 
-class Training(minibatch.Training):
+class Training(MixedPrecision, minibatch.Training):
     """`spike_price`: cost of a hidden activation, in units of the deviation of what its ReLU gets."""
 
     spike_price: NonNegativeFloat = 0.0
     label_smoothing: Fraction = 0.0
     mean_decay: Fraction = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Settings(Config):
@@ -110,11 +109,10 @@ class ConvertedReLU(Minibatch):
         return next(module for module in network.modules() if isinstance(module, nn.Conv2d))
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
-        half = self.training.precision == "bfloat16"
         layers, values = [], self.images(inputs)
         # The gradient of what activations cost, where they are not 0; a sum of them would be far slower.
         price = self.training.spike_price / len(labels)
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=half):
+        with self.training.autocast(inputs.device):
             for stage in self.stages[:-1]:
                 layers.append(stage.neurons(values))
                 if price:

@@ -29,6 +29,7 @@ from ..config import Config, Fraction, Latency, Strict
 from . import layered
 from .architecture import neuron_layers
 from .layered import Layered
+from .minibatch import MixedPrecision
 
 # Spread at first of the directions, in units of 1 / sqrt(inputs), and of the real weights behind binary ones.
 DIRECTION_STD = 0.58
@@ -83,7 +84,7 @@ class Network(layered.Network):
     weights: Literal["standardized", "binary"] = "standardized"
 
 
-class Training(layered.Training):
+class Training(MixedPrecision, layered.Training):
     """`potential_loss` weighs a cross-entropy on twice V of the outputs at the end of the hidden window.
 
     `sharpness` is that of the arctan; `spike_price` is that of a hidden spike, whenever it comes.
@@ -92,7 +93,6 @@ class Training(layered.Training):
     loss: Loss
     potential_loss: NonNegativeFloat = 0.0
     sharpness: PositiveFloat = 2.0
-    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Settings(Config):
@@ -161,10 +161,9 @@ class EveryBin(Layered):
     def forward(self, times: Tensor) -> tuple[list[Tensor], Tensor]:
         if not self.network.training:
             return super().forward(times)
-        half = self.training.precision == "bfloat16"
         bins, self.fired = Bins(times_to_bins(times, self.settings.bins)), []
         layers: list[Tensor] = []
-        with torch.autocast(times.device.type, torch.bfloat16, enabled=half):
+        with self.training.autocast(times.device):
             for stage in self.stages[:-1]:
                 bins = in_bins(stage.neurons, bins, self.gradient)
                 self.fired.append(bins.activations[-1])

@@ -60,6 +60,16 @@ class Training(config.Training):
         return self
 
 
+class MixedPrecision(Strict):
+    """For the `Training` of a method whose dense operations may be done in half precision."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """What the operations of a training step are done in."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
 class Stage(nn.Module):
     """A layer of neurons, and what its spikes pass on their way to the next stage, such as a pool."""
 

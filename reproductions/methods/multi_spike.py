@@ -23,7 +23,7 @@ from ..config import Config, Direct, Fraction
 from ..evaluation import SpikeTotals
 from . import layered, minibatch
 from .architecture import Convolution, Layers, Pool, build_stages, neuron_layers, parse
-from .minibatch import Done, Minibatch
+from .minibatch import Done, Minibatch, MixedPrecision
 
 # Samples that are predicted at once.
 CHUNK = 250
@@ -50,12 +50,11 @@ class Network(layered.Network):
         return layers
 
 
-class Training(minibatch.Training):
+class Training(MixedPrecision, minibatch.Training):
     """`compiled`: `torch.compile` fuses the steps, which takes a C++ compiler and a minute before the first
     batch, and learns three to nine times as fast on a CPU.
     """
 
-    precision: Literal["float32", "bfloat16"] = "float32"
     compiled: bool = False
 
 
@@ -176,8 +175,7 @@ class MultiSpike(Minibatch):
         return outputs.mean(0)
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
-        half = self.training.precision == "bfloat16"
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=half):
+        with self.training.autocast(inputs.device):
             spikes, outputs = self.learner(inputs)(inputs)
         loss = self.criterion(outputs, labels)
         self._learn(loss)

@@ -12,7 +12,6 @@ from ..backends import Factors
 from ..geometry import Geometry
 from ..status import refuse_bad_samples
 from . import conv2d_currents, conv2d_gradients, conv2d_steps, currents, gradients, steps
-from .lanes import tile_of
 from .parallel import as_arrays, share_out
 
 __all__ = ["first_spike", "input_grad", "weight_grad"]
@@ -28,10 +27,12 @@ def first_spike(
         shape = len(times), len(weight)
         outputs = *(times.new_empty(shape) for _ in range(2)), times.new_empty(0 if neuron.jumps else shape)
         rows, *arrays = as_arrays(weight.t(), times, *outputs)
-        current = None if bias is None else as_arrays(bias)[0]
+        # An array in any case: code for None would be compiled beside that for arrays.
+        (current,) = as_arrays(times.new_empty(0) if bias is None else bias)
         numbers, work = kind.numbers_of(neuron, t_max), times.numel() * len(weight) // 4
-        given = arrays[0], rows, current, *arrays[1:], status, *numbers, tile_of(rows)
-        share_out(len(times), work, kind.kernel_of(neuron, bias), *given)
+        kernel, tile = kind.kernel_of(neuron, bias, rows)
+        given = arrays[0], rows, current, *arrays[1:], status, *numbers, tile
+        share_out(len(times), work, kernel, *given)
     else:
         convolution = conv2d_steps if neuron.jumps else conv2d_currents
         outputs = convolution.first_spike(times, weight, bias, geometry, neuron, t_max, status)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba as nb
 from numba.core import types
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.extending import overload
 
 NAMED_TUPLES = types.NamedTuple, types.NamedUniTuple
@@ -83,14 +85,32 @@ class _Cache(FunctionCache):
     """Numba's cache on disk, without what is compiled for neurons of other packages.
 
     Its index names the types of all arguments, and could not be read where such a package is missing.
+    What was compiled is used as long as no file has changed that it may have taken a function from.
     """
 
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        stamp = self._impl.locator.get_source_stamp(), _digest_of_sources()
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        return None if _is_foreign(sig) else super().load_overload(sig, target_context)
+        if _is_foreign(sig):
+            return None
+        found = super().load_overload(sig, target_context)
+        # Processes that write at once can leave the index of one beside the code of another.
+        return found if found is not None and found.signature.args == tuple(sig) else None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         if not _is_foreign(data.signature.args):
             super().save_overload(sig, data)
+
+
+@cache
+def _digest_of_sources() -> str:
+    """Of the files of this package that have compiled functions."""
+    package = Path(__file__).parents[2]
+    files = sorted(path for folder in ("kernels", "neurons") for path in (package / folder).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _is_foreign(argument_types: Any) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .compile import jit, told_apart
 from .events import MOST_EVENTS, sort_batch, status_of
-from .lanes import TILES, any_of, at_least_a_tile, current_of, leading, load, splat, store, where
+from .lanes import TILES, any_of, at_least_a_tile, current_of, leading, load, splat, store, tile_of, where
 
 LANES = 32  # whole of these hold the outputs of a convolution
 PAIR = TILES[1]  # of registers: no more than `LANES`
@@ -117,16 +117,16 @@ def numbers_of(neuron: Any, t_max: float) -> tuple[Any, ...]:
     return told_apart(neuron.compiled()), float(neuron.threshold), t_max
 
 
-def kernel_of(neuron: Any, bias: Tensor | None) -> Any:
-    """Of a fully connected layer."""
-    return fire_linear
+def kernel_of(neuron: Any, bias: Tensor | None, rows: np.ndarray) -> tuple[Any, tuple[int, ...]]:
+    """Of a fully connected layer, and the tile of outputs that it is compiled for."""
+    return fire_linear, tile_of(rows)
 
 
 @jit
 def fire_linear(
     first, end, times, weight_t, bias, spikes, potential, slope, status, response, threshold, t_max, tile
 ):  # fmt: skip
-    """First crossings of a fully connected layer; `weight_t` is [in, out], `bias` [out] or None."""
+    """First crossings of a fully connected layer; `weight_t` is [in, out], `bias` [out], or empty."""
     rows, n_out = at_least_a_tile(weight_t, tile), spikes.shape[1]
     current, block = current_of(bias, rows), max(1, MOST_EVENTS // max(1, times.shape[1]))
     width = len(splat(rows.dtype.type(0), tile))

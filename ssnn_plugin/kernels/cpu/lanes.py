@@ -22,7 +22,7 @@ from numba import types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
 
-from .compile import jit, where_given
+from .compile import jit
 
 _FEATURES = cpu_target.target_context.codegen().magic_tuple()[2]
 #: bytes of the machine's vector registers; NEON and SSE have 16
@@ -372,9 +372,9 @@ def at_least_a_tile(rows, tile):
     return padded
 
 
-@where_given(lambda bias, rows: np.zeros(rows.shape[1], rows.dtype))
+@jit
 def current_of(bias, rows):
-    """The current at time 0, of as many outputs as the rows have."""
+    """The current at time 0, of as many outputs as the rows have; 0 where `bias` is empty."""
     current = np.zeros(rows.shape[1], rows.dtype)
     for j in range(bias.size):
         current[j] = bias[j]

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..status import BAD_TIMES, NAN_POTENTIAL
 from .compile import jit
 from .events import MOST_EVENTS, sort_batch, sort_events, status_of
-from .lanes import any_of, at_least_a_tile, current_of, leading, load, splat, store_where, where
+from .lanes import any_of, at_least_a_tile, current_of, leading, load, splat, store_where, tile_of, where
 
 # Above this many bins the counting sort's table would cost more than comparing times.
 MOST_BINS = 1 << 10
@@ -26,9 +26,11 @@ def numbers_of(neuron: Any, t_max: float) -> tuple[float, float, float, float, i
     return *numbers, min(math.ceil(t_max), MOST_BINS) + 1
 
 
-def kernel_of(neuron: Any, bias: Tensor | None) -> Any:
-    """Of a fully connected layer."""
-    return fire_linear if bias is None and neuron.beta == 1 else fire_linear_with_drift
+def kernel_of(neuron: Any, bias: Tensor | None, rows: np.ndarray) -> tuple[Any, tuple[int, ...]]:
+    """Of a fully connected layer, and the tile of outputs that it is compiled for, if it has tiles."""
+    if bias is None and neuron.beta == 1:
+        return fire_linear, tile_of(rows)
+    return fire_linear_with_drift, ()
 
 
 @jit
@@ -101,7 +103,7 @@ def fire_linear_with_drift(
     first, end, times, weight_t, bias, spikes, potential, slope, status,
     threshold, beta, delay, t_max, table, tile,
 ):  # fmt: skip
-    """As `fire_linear`, with a leak or a constant current `bias` [out]."""
+    """As `fire_linear`, with a leak or a constant current `bias` [out], empty if there is none."""
     order, spiking = np.empty(times.shape[1], np.int32), np.empty(times.shape[1], np.int32)
     counts, v = np.empty(table, np.int32), np.empty(weight_t.shape[1], weight_t.dtype)
     current = current_of(bias, weight_t)
@@ -111,7 +113,7 @@ def fire_linear_with_drift(
             status[b] = BAD_TIMES
             continue
         fire_if_with_drift(
-            order, n, times[b], weight_t, current, bias is not None, beta, threshold, delay, t_max, v,
+            order, n, times[b], weight_t, current, bias.size > 0, beta, threshold, delay, t_max, v,
             spikes[b], potential[b],
         )  # fmt: skip
         status[b] = status_of(potential[b])
