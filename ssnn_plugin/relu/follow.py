@@ -198,7 +198,8 @@ class Follower:
         name = operations.operation(node)
         if name in ("getattr", "size", "dim"):
             return self._size(node)
-        if not self._tensors(node) and getattr(node.target, "__module__", "") == "_operator":
+        known = name is not None and not name.startswith("dropout")
+        if not self._tensors(node) and (known or getattr(node.target, "__module__", "") == "_operator"):
             return Kind.CONSTANT
         if name is None:
             raise ValueError(operations.remedy(getattr(node.target, "__name__", str(node.target))))
@@ -221,6 +222,8 @@ class Follower:
     def _of_module(self, node: fx.Node, module: nn.Module) -> Kind | None:
         if len(node.all_input_nodes) != 1 or node.kwargs or node.args != (node.all_input_nodes[0],):
             raise ValueError("it must be called with one tensor")
+        if not self._tensors(node):
+            raise ValueError("it must be called with what depends on the input")
         handlers: tuple[tuple[tuple[type, ...], Callable[[fx.Node], Kind | None]], ...] = (
             (operations.RECTIFIERS, self._rectifier),
             (operations.NORMS, self._norm),
@@ -228,6 +231,7 @@ class Follower:
             ((*operations.WEIGHTS, *operations.MEANS, ChannelAffine), self._affine),
             (operations.DROPOUTS, self._dropout),
             ((nn.Flatten,), self._flatten),
+            ((nn.Unflatten,), self._as_it_is),
             ((nn.Identity,), self._gone),
         )
         if _is_normalize(module):
@@ -401,7 +405,7 @@ class Follower:
         if norm.running_mean is None:
             raise ValueError("it has no running statistics: use track_running_stats=True")
         (x,) = self._tensors(node)
-        connection = self._module(x)
+        connection = self._now(x) if x.op == "call_module" else None
         if self._takes_up(x, connection):
             fold_into(connection, norm)  # type: ignore[arg-type]
             return self._gone(node)

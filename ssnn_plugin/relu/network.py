@@ -213,11 +213,12 @@ class RampNetwork(nn.Module):
             windows[name] = widest if neurons.cap is None else neurons.cap
             return v.clamp(0, neurons.cap)
 
-        training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         try:
             outputs = _Watch(self.eval().body, see).run(inputs.clone())
         finally:
-            self.train(training)
+            for module, training in modes:
+                module.training = training
         low, high = (float(extreme) for extreme in outputs.aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"inputs must lead to finite outputs, got {low} ... {high}")

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm1d, BatchNorm2d, ReLU, ReLU6, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, "
-    "Flatten, Dropout, Identity, additions, concatenations and products with constants"
+    "Flatten, Unflatten, Dropout, Identity, additions, concatenations and products with constants"
 )
 
 
