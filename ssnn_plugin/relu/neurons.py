@@ -23,7 +23,8 @@ def spike_times(leads: Tensor, t_max: float) -> Tensor:
     >>> spike_times(torch.tensor([0.0, 0.5, 3.0]), 3.0)
     tensor([   inf, 2.5000, 0.0000])
     """
-    return (t_max - leads).masked_fill_(leads == 0, math.inf)
+    # In place of `where`, which takes five times as long.
+    return t_max - nn.functional.threshold(leads, 0.0, -math.inf)
 
 
 class RampNeurons(nn.Module):
