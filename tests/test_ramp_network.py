@@ -177,11 +177,15 @@ def test_the_window_of_a_relu6_clips_without_a_warning():
 
 
 def test_nan_weights_are_refused():
-    network = line()
-    with torch.no_grad():
-        network.body.get_submodule("0").weight.fill_(math.nan)
-    with pytest.raises(ValueError, match="NaN"):
-        network(torch.ones(1, 1).double())
+    for network, inputs, path in (
+        (line(), torch.ones(1, 1).double(), "0"),
+        (from_relu(build("bottlenecks"), calibrate_on=images()), images(), "stem.0"),
+    ):
+        with torch.no_grad():
+            network.body.get_submodule(path).weight.fill_(math.nan)
+        for call in (network, network.activity, network.first_spikes):
+            with pytest.raises(ValueError, match="NaN"):
+                call(inputs)
 
 
 def test_the_first_spike_decides_as_the_highest_logit():
