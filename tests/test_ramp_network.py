@@ -346,3 +346,12 @@ def test_neurons_by_hand():
     assert torch.autograd.grad(neurons(v).sum(), v)[0].tolist() == [0, 0, 1, 0, 0]
     assert neurons.times(neurons(v)).tolist() == [INF, INF, 1.5, 0, 0]
     assert RampNeurons()(torch.empty(0, 3)).shape == (0, 3)
+
+
+@pytest.mark.slow
+def test_it_compiles_exports_and_maps():
+    network, inputs = from_relu(build("in place"), calibrate_on=images()), images(seed=3)
+    expected = network(inputs)
+    assert torch.equal(torch.compile(network, backend="eager", fullgraph=True)(inputs), expected)
+    assert torch.equal(torch.export.export(network, (inputs,)).module()(inputs), expected)
+    torch.testing.assert_close(torch.func.vmap(lambda x: network(x[None])[0])(inputs), expected)
