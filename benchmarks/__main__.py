@@ -539,14 +539,15 @@ def from_relu_(
     if network is not None and network not in networks.NETWORKS:
         raise SuiteError(f"the network must be one of {', '.join(networks.NETWORKS)}, got {network!r}")
     _set_threads(threads)
-    columns = *_TAKEN, "p10 / ReLU's", "median / ReLU's", "p10 / folded's", "median / folded's"
-    table = Table("network", f"inference, batch {batch}", *columns)
+    columns = "ms", "of the ReLU network's", "of the folded one's"
+    title = "p10 / median / thread p10"
+    table = Table("network", f"inference, batch {batch}", *columns, title=title)
     for name in [network] if network else networks.NETWORKS:
         timings = networks.measure(name, batch, rounds)
         for run, taken in timings.items():
-            cells = _cells(taken, timings[networks.MODEL])[:-1]
-            folded = _cells(taken, timings[networks.FOLDED])[3:-1]
-            table.add_row(name, run, *cells, *folded)
+            of_model, of_folded = (_cells(taken, timings[base]) for base in (networks.MODEL, networks.FOLDED))
+            parts = of_model[:3], of_model[3:], of_folded[3:]
+            table.add_row(name, run, *(" / ".join(part) for part in parts))
     _print(table, cells="")
 
 

@@ -114,6 +114,20 @@ class Bottlenecks(nn.Module):
         return self.fc(x.mean([2, 3]))
 
 
+class NormAfter(nn.Module):
+    """Normalisations behind ReLUs and dropout, a learned factor that is rectified itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.scale, self.norm2, self.fc = nn.Parameter(torch.tensor(0.5)), nn.BatchNorm1d(4), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.norm(F.relu(self.conv(x))) * F.relu(self.scale)
+        x = F.dropout(F.adaptive_avg_pool2d(x, 1).squeeze(), 0.1, self.training)
+        return self.fc(self.norm2(x) / 2 - self.scale)
+
+
 class Branches(nn.Module):
     """Branches of different depth side by side, and an activation that two layers read."""
 
@@ -154,6 +168,7 @@ MODELS = {
     "pre-activation": PreActivation,
     "bottlenecks": Bottlenecks,
     "branches": Branches,
+    "norm after": NormAfter,
     "perceptron": perceptron,
     "pooled before": pooled_before,
 }

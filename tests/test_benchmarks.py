@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from benchmarks import bins, gpu, growth, memory, peers
+from benchmarks import bins, gpu, growth, memory, peers, relu
 from benchmarks.__main__ import app
 from benchmarks.timing import in_turn, tenth
 from reproductions.errors import SuiteError
@@ -123,3 +123,14 @@ def test_growth_is_measured_and_drawn(tmp_path):
         assert all(timing.p10 > 0 for timing in timings.values())
     growth.draw({"batch": rows, "bins": rows}, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 5000
+
+
+def test_converted_relu_networks_are_timed_on_the_same_outputs():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        runs = relu.runs("MobileNetV2", torch.rand(4, 3, 32, 32))
+        expected = runs[relu.MODEL]()
+        for name in (relu.FOLDED, "ramps, logits"):
+            torch.testing.assert_close(runs[name](), expected, rtol=1e-3, atol=1e-4)
+        assert torch.equal(runs["ramps, first spikes"]()[0].argmin(1), expected.argmax(1))
+        assert runs["ramps, all spike times"]()["output"].shape == (4, 10)

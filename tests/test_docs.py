@@ -19,6 +19,7 @@ SELF_CONTAINED = [
     *(
         ROOT / "docs" / f"{name}.md"
         for name in (
+            "from-relu",
             "getting-started",
             "hosts",
             "learning-in-depth",

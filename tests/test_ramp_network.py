@@ -177,11 +177,15 @@ def test_the_window_of_a_relu6_clips_without_a_warning():
 
 
 def test_nan_weights_are_refused():
-    network = line()
-    with torch.no_grad():
-        network.body.get_submodule("0").weight.fill_(math.nan)
-    with pytest.raises(ValueError, match="NaN"):
-        network(torch.ones(1, 1).double())
+    for network, inputs, path in (
+        (line(), torch.ones(1, 1).double(), "0"),
+        (from_relu(build("bottlenecks"), calibrate_on=images()), images(), "stem.0"),
+    ):
+        with torch.no_grad():
+            network.body.get_submodule(path).weight.fill_(math.nan)
+        for call in (network, network.activity, network.first_spikes):
+            with pytest.raises(ValueError, match="NaN"):
+                call(inputs)
 
 
 def test_the_first_spike_decides_as_the_highest_logit():
@@ -342,3 +346,12 @@ def test_neurons_by_hand():
     assert torch.autograd.grad(neurons(v).sum(), v)[0].tolist() == [0, 0, 1, 0, 0]
     assert neurons.times(neurons(v)).tolist() == [INF, INF, 1.5, 0, 0]
     assert RampNeurons()(torch.empty(0, 3)).shape == (0, 3)
+
+
+@pytest.mark.slow
+def test_it_compiles_exports_and_maps():
+    network, inputs = from_relu(build("in place"), calibrate_on=images()), images(seed=3)
+    expected = network(inputs)
+    assert torch.equal(torch.compile(network, backend="eager", fullgraph=True)(inputs), expected)
+    assert torch.equal(torch.export.export(network, (inputs,)).module()(inputs), expected)
+    torch.testing.assert_close(torch.func.vmap(lambda x: network(x[None])[0])(inputs), expected)

@@ -10,9 +10,10 @@ from torch import Tensor, fx, nn
 
 from .. import _checks
 from .._trace import NoTimeMode, unwrapped
-from .follow import OUTPUT, Follower, as_channels, shapes, trace
+from .follow import OUTPUT, Follower, as_channels
 from .network import RampNetwork
 from .neurons import ChannelAffine
+from .trace import shapes, trace
 
 # Of the largest output; folding batch normalisations rounds otherwise.
 MOST_DIFFERENCE = {torch.float32: 1e-3, torch.float64: 1e-9}

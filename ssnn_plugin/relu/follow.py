@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import Enum
-from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from .._trace import NoTimeMode
 from ..fold import factor_and_shift, fold_into
 from . import operations
 from .neurons import ChannelAffine, RampNeurons
+from .trace import is_normalize
 
 INPUT, OUTPUT = "input", "output"
 
@@ -32,56 +32,6 @@ class Kind(Enum):
     CONSTANT = "a constant"
     SPIKES = "leads of spikes"
     CURRENTS = "an affine map of leads"
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _is_normalize(m) or super().is_leaf_module(m, module_qualified_name)
-
-
-def trace(model: nn.Module) -> fx.GraphModule:
-    """The graph of a model in evaluation mode, whose further arguments have their defaults.
-
-    Raises:
-        NoTimeMode: a forward that cannot be followed.
-    """
-    parameters = list(signature(model.forward).parameters.values())[1:]
-    defaults = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
-    try:
-        graph = _Tracer().trace(model, defaults)
-    except Exception as error:
-        raise NoTimeMode(
-            f"the forward of {type(model).__name__} cannot be followed ({type(error).__name__}: {error}). "
-            "Put its modules into an nn.Sequential, without decisions that depend on values"
-        ) from error
-    for node in reversed(graph.nodes):
-        asserts = getattr(node.target, "__name__", "") in ("_assert", "_assert_is_none", "eq")
-        further = node.op == "placeholder" and node.prev.op == "placeholder"
-        if (asserts or further) and not node.users:
-            graph.erase_node(node)
-    return fx.GraphModule(model, graph)
-
-
-class _Shapes(fx.Interpreter):
-    """Notes the shape of every tensor."""
-
-    def __init__(self, model: fx.GraphModule) -> None:
-        super().__init__(model)
-        self.of: dict[fx.Node, torch.Size] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.of[n] = result.shape
-        return result
-
-
-@torch.no_grad()
-def shapes(model: fx.GraphModule, sample: Tensor) -> dict[fx.Node, torch.Size]:
-    """The shape of every tensor of a graph."""
-    noted = _Shapes(model)
-    noted.run(sample.clone())
-    return noted.of
 
 
 class Follower:
@@ -198,7 +148,8 @@ class Follower:
         name = operations.operation(node)
         if name in ("getattr", "size", "dim"):
             return self._size(node)
-        if not self._tensors(node) and getattr(node.target, "__module__", "") == "_operator":
+        known = name is not None and not name.startswith("dropout")
+        if not self._tensors(node) and (known or getattr(node.target, "__module__", "") == "_operator"):
             return Kind.CONSTANT
         if name is None:
             raise ValueError(operations.remedy(getattr(node.target, "__name__", str(node.target))))
@@ -221,6 +172,8 @@ class Follower:
     def _of_module(self, node: fx.Node, module: nn.Module) -> Kind | None:
         if len(node.all_input_nodes) != 1 or node.kwargs or node.args != (node.all_input_nodes[0],):
             raise ValueError("it must be called with one tensor")
+        if not self._tensors(node):
+            raise ValueError("it must be called with what depends on the input")
         handlers: tuple[tuple[tuple[type, ...], Callable[[fx.Node], Kind | None]], ...] = (
             (operations.RECTIFIERS, self._rectifier),
             (operations.NORMS, self._norm),
@@ -228,9 +181,10 @@ class Follower:
             ((*operations.WEIGHTS, *operations.MEANS, ChannelAffine), self._affine),
             (operations.DROPOUTS, self._dropout),
             ((nn.Flatten,), self._flatten),
+            ((nn.Unflatten,), self._as_it_is),
             ((nn.Identity,), self._gone),
         )
-        if _is_normalize(module):
+        if is_normalize(module):
             return self._normalize(node)
         for kinds, handler in handlers:
             if isinstance(module, kinds):
@@ -401,10 +355,11 @@ class Follower:
         if norm.running_mean is None:
             raise ValueError("it has no running statistics: use track_running_stats=True")
         (x,) = self._tensors(node)
-        connection = self._module(x)
+        connection = self._now(x) if x.op == "call_module" else None
         if self._takes_up(x, connection):
             fold_into(connection, norm)  # type: ignore[arg-type]
-            return self._gone(node)
+            self._gone(node)
+            return None
         return self._channel_affine(node, *factor_and_shift(norm), learned=norm.affine)
 
     def _takes_up(self, x: fx.Node, connection: nn.Module | None) -> bool:
@@ -437,8 +392,3 @@ class Follower:
 def as_channels(values: float | Sequence[float] | Tensor, like: Tensor, channels: int) -> Tensor:
     """One value per channel, of the dtype and on the device of `like`."""
     return torch.as_tensor(values, dtype=like.dtype, device=like.device).flatten().expand(channels).clone()
-
-
-def _is_normalize(module: nn.Module) -> bool:
-    kind = type(module)
-    return kind.__name__ == "Normalize" and kind.__module__.startswith("torchvision.transforms")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import _checks, decode
+from ..kernels.status import NAN_POTENTIAL, refuse_bad_samples
 from ..nn import Decision
 from ..nn.decision import decision_of
 from .follow import INPUT, OUTPUT
@@ -125,7 +126,7 @@ class RampNetwork(nn.Module):
             ClippedSpikesWarning: potentials above their window.
         """
         self._check(inputs)
-        return self.body(inputs)  # type: ignore[no-any-return]
+        return _without_nan(self.body(inputs))
 
     def first_spikes(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [batch, *] -> spike times of the outputs and their potentials, the logits.
@@ -164,7 +165,7 @@ class RampNetwork(nn.Module):
             leads[name] = neurons.fire(v)
             return leads[name]
 
-        potential: Tensor = _Watch(self.body, see).run(inputs)
+        potential = _without_nan(_Watch(self.body, see).run(inputs))
         see(OUTPUT, self.readout, potential + self.shift)
         return Activity(potential, leads, windows, clipped)
 
@@ -213,11 +214,12 @@ class RampNetwork(nn.Module):
             windows[name] = widest if neurons.cap is None else neurons.cap
             return v.clamp(0, neurons.cap)
 
-        training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         try:
             outputs = _Watch(self.eval().body, see).run(inputs.clone())
         finally:
-            self.train(training)
+            for module, training in modes:
+                module.training = training
         low, high = (float(extreme) for extreme in outputs.aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"inputs must lead to finite outputs, got {low} ... {high}")
@@ -257,3 +259,9 @@ class RampNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         return f"x_max={self.x_max:g}, signed={self.signed}, t_max={self.t_max:.6g}"
+
+
+def _without_nan(potential: Tensor) -> Tensor:
+    if _checks.has_values(potential) and bool(potential.isnan().any()):
+        refuse_bad_samples(NAN_POTENTIAL)
+    return potential

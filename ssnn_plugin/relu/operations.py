@@ -12,7 +12,7 @@ from torch.nn import functional
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm1d, BatchNorm2d, ReLU, ReLU6, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, "
-    "Flatten, Dropout, Identity, additions, concatenations and products with constants"
+    "Flatten, Unflatten, Dropout, Identity, additions, concatenations and products with constants"
 )
 
 
@@ -83,6 +83,8 @@ def out_of_place(target: Any) -> Any:
 
 def operation(node: fx.Node) -> str | None:
     """The name that functions and methods share which do the same; None for unknown ones."""
+    if node.op not in ("call_function", "call_method"):
+        return None
     target = out_of_place(node.target)
     name = target if isinstance(target, str) else _FUNCTIONS.get(target)
     if isinstance(target, str) and target not in _METHODS:
