@@ -80,6 +80,7 @@ def _difference(table: pd.DataFrame, rule: str) -> pd.DataFrame:
 COLUMNS: dict[str, Pick] = {
     "method": _kept("method"),
     "network": _kept("network"),
+    "neurons-fire": _kept("neurons fire"),
     "seeds": _kept("seeds"),
     "epochs": _kept("epochs"),
     "accuracy": _accuracy,
@@ -89,6 +90,7 @@ COLUMNS: dict[str, Pick] = {
     "until-decision": _of_all_layers("until decision"),
     "until-decision-by-layer": _by_layer("until decision"),
     "response": _kept("response", "response unit", renamed="mean response"),
+    "steps": _kept("steps"),
     "multiplications": _kept("multiplications"),
     "ties": _kept("ties %", "silent %"),
     "published": _kept("published %", "published certainty", "published network", renamed="published"),
@@ -98,6 +100,7 @@ LEGEND = {
     "accuracy": "{rule}: accuracy on the test set under this rule, mean ± deviation over seeds.",
     "spikes": "Spikes: per image, of all layers.",
     "response": "Response: time of the first output spike; tau: time constants.",
+    "steps": "Steps: of the window, in discrete time.",
     "multiplications": "Multiplications: of real-valued pixels, per image; none with spikes.",
     "published": "Published: mostly under the rule lenient; *: of another network.",
     "difference": "Difference: from the published accuracy, in points.",

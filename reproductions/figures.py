@@ -97,18 +97,26 @@ def learning_curves(runs: Sequence[Record]) -> Figure:
 def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
     """Test accuracy (potential rule) against all spikes until the decision; open marks: whole window.
 
-    The front is drawn through the means over the seeds: nothing is both better and sparser.
+    Squares are networks whose neurons fire repeatedly, a dotted line is one without spikes. The front is
+    drawn through the means over the seeds: nothing is both better and sparser.
     """
-    figure, axes = _figure()
+    figure, axes = _figure(entries=len(by_config(runs, runs[0].dataset)) + 3)
     means = []
     for color, name, group in _colored_groups(runs):
         accuracy = [100 * run.test.accuracy["potential"] for run in group]
+        kind = group[0].test.neurons_fire
+        if kind == "never":
+            axes.axhline(mean(accuracy), color=color, lw=1, ls=":", label=f"{name} (no spikes)")
+            continue
         early, all_ = ([sum(getattr(run.test, key)) for run in group] for key in ("until_decision", "total"))
         means.append((mean(early), mean(accuracy)))
+        mark = {"marker": "s" if kind == "repeatedly" else "o", "s": 36}
         axes.plot([early, all_], [accuracy, accuracy], color=color, lw=0.6, alpha=0.5)
-        axes.scatter(early, accuracy, color=color, s=36, label=name)
-        axes.scatter(all_, accuracy, edgecolors=color, facecolors="white", s=36, zorder=3)
+        axes.scatter(all_, accuracy, edgecolors=color, facecolors="white", zorder=3, **mark)
+        whole = early == all_
+        axes.scatter(early, accuracy, color=color, zorder=4 if whole else 2, label=name, **mark)
     axes.scatter([], [], edgecolors="0.4", facecolors="none", s=36, label="whole window")
+    axes.scatter([], [], color="0.4", marker="s", s=36, label="squares: fire repeatedly")
     axes.step(
         *zip(*front(means), strict=True), where="post", color="0.6", lw=1, ls="--", label="front", zorder=0
     )
@@ -227,8 +235,9 @@ def _legend_beside(axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _figure() -> tuple[Figure, Axes]:
-    return plt.subplots(figsize=(8.5, 4.5), layout="constrained")
+def _figure(entries: int = 0) -> tuple[Figure, Axes]:
+    """Axes with room for that many entries of a legend beside them."""
+    return plt.subplots(figsize=(8.5, max(4.5, 0.21 * entries)), layout="constrained")
 
 
 def _colored_groups(runs: Sequence[Record]) -> Iterator[tuple[str, str, list[Record]]]:

@@ -133,6 +133,13 @@ class Evaluation(Stored):
     example: Example
     multiplications: int | None = None
 
+    @property
+    def neurons_fire(self) -> Literal["once", "repeatedly", "never"]:
+        """How often a neuron fires; those that fire repeatedly are read after all steps, of every sample."""
+        if not any(self.total):
+            return "never"
+        return "repeatedly" if self.response_histogram[-2] == self.samples else "once"
+
     @model_validator(mode="after")
     def _layers_and_samples_agree(self) -> Evaluation:
         layers = {len(self.total), len(self.until_decision), len(self.example.times)}

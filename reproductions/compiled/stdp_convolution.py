@@ -103,7 +103,7 @@ def first_spikes(times, weight, thresholds, window, out):
 @njit(cache=True, nogil=True)
 def share_out(times, size, spikes, moments, fired):
     """Give every patch its spikes in order, as numbers of its inputs and times; sorted once for them all."""
-    channels, height, width = times.shape
+    height, width = times.shape[1:]
     rows, columns = fired.shape
     flat = times.reshape(-1)
     places = np.flatnonzero(flat < 1)
