@@ -80,6 +80,7 @@ def _difference(table: pd.DataFrame, rule: str) -> pd.DataFrame:
 COLUMNS: dict[str, Pick] = {
     "method": _kept("method"),
     "network": _kept("network"),
+    "features": _kept("features"),
     "neurons-fire": _kept("neurons fire"),
     "seeds": _kept("seeds"),
     "epochs": _kept("epochs"),

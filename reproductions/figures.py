@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import matplotlib
 
@@ -97,10 +98,11 @@ def learning_curves(runs: Sequence[Record]) -> Figure:
 def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
     """Test accuracy (potential rule) against all spikes until the decision; open marks: whole window.
 
-    Squares are networks whose neurons fire repeatedly, a dotted line is one without spikes. The front is
-    drawn through the means over the seeds: nothing is both better and sparser.
+    Squares are networks whose neurons fire repeatedly, triangles those on features, in front of which more
+    goes on than is counted; a dotted line has no spikes. The front is drawn through the means over the seeds:
+    no other network on the images themselves is both better and sparser.
     """
-    figure, axes = _figure(entries=len(by_config(runs, runs[0].dataset)) + 3)
+    figure, axes = _figure(entries=len(by_config(runs, runs[0].dataset)) + 4)
     means = []
     for color, name, group in _colored_groups(runs):
         accuracy = [100 * run.test.accuracy["potential"] for run in group]
@@ -109,17 +111,19 @@ def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
             axes.axhline(mean(accuracy), color=color, lw=1, ls=":", label=f"{name} (no spikes)")
             continue
         early, all_ = ([sum(getattr(run.test, key)) for run in group] for key in ("until_decision", "total"))
-        means.append((mean(early), mean(accuracy)))
-        mark = {"marker": "s" if kind == "repeatedly" else "o", "s": 36}
+        if group[0].counts_all_spikes:
+            means.append((mean(early), mean(accuracy)))
+        shape = "^" if group[0].features else "s" if kind == "repeatedly" else "o"
+        mark: dict[str, Any] = {"marker": shape, "s": 36}
         axes.plot([early, all_], [accuracy, accuracy], color=color, lw=0.6, alpha=0.5)
         axes.scatter(all_, accuracy, edgecolors=color, facecolors="white", zorder=3, **mark)
         whole = early == all_
         axes.scatter(early, accuracy, color=color, zorder=4 if whole else 2, label=name, **mark)
     axes.scatter([], [], edgecolors="0.4", facecolors="none", s=36, label="whole window")
-    axes.scatter([], [], color="0.4", marker="s", s=36, label="squares: fire repeatedly")
-    axes.step(
-        *zip(*front(means), strict=True), where="post", color="0.6", lw=1, ls="--", label="front", zorder=0
-    )
+    axes.scatter([], [], color="0.4", marker="s", s=36, label="fires repeatedly")
+    axes.scatter([], [], color="0.4", marker="^", s=36, label="on features")
+    steps = np.array(front(means)).reshape(-1, 2)
+    axes.step(*steps.T, where="post", color="0.6", lw=1, ls="--", label="front", zorder=0)
     axes.set(
         xlabel="spikes per image, input + hidden + output",
         xscale="log",

@@ -215,6 +215,17 @@ class Record(Stored):
     data_sha256: str | None = None
     method_sha256: str | None = None
 
+    @property
+    def features(self) -> str | None:
+        """The extractor in front of the network, if there is one."""
+        features = self.config.get("features")
+        return str(features["extractor"]) if isinstance(features, dict) else None
+
+    @property
+    def counts_all_spikes(self) -> bool:
+        """Whether the network fires, and nothing in front of it does that is not counted."""
+        return self.features is None and self.test.neurons_fire != "never"
+
 
 class FewLabelsResult(Stored):
     """Test accuracy of a classifier; `per_class` None is for all images. Spikes are those per image."""

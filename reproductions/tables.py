@@ -247,7 +247,7 @@ SHOWN: dict[str, tuple[str, Callable[[Row], str]]] = {
         lambda row: "" if row["difference"] is None else f"{row['difference']:+.2f}",
     ),
 }
-PARTS = "response unit", "silent %", "published certainty", "published network"
+PARTS = "counts all spikes", "response unit", "silent %", "published certainty", "published network"
 
 
 def _escaped_for_latex(table: pd.DataFrame) -> Any:
@@ -259,7 +259,8 @@ def _row(runs: Sequence[Record], depth: int) -> Row:
     inputs, classes = (len(tests[0].example.times[layer]) for layer in (0, -1))
     network = "-".join(filter(None, [str(inputs), first.network_name, str(classes)]))
     row: Row = {"method": _method(first), "network": network}
-    row |= {"neurons fire": tests[0].neurons_fire, "seeds": len(runs), "epochs": len(first.history)}
+    row |= {"features": first.features, "neurons fire": tests[0].neurons_fire}
+    row |= {"counts all spikes": first.counts_all_spikes, "seeds": len(runs), "epochs": len(first.history)}
     for rule in RULES:
         row |= _spread(accuracy_column(rule), [100 * test.accuracy[rule] for test in tests])
     best = [100 * run.best_test_epoch.accuracy["lenient"] for run in runs if run.best_test_epoch]

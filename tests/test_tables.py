@@ -165,7 +165,9 @@ def test_a_cell_of_csv_holds_a_number():
     )
     words = {
         "network",
+        "features",
         "neurons fire",
+        "counts all spikes",
         "response unit",
         "published certainty",
         "published network",

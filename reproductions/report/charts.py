@@ -166,7 +166,7 @@ def _front_rows(records: Sequence[Record], dataset: str) -> Iterator[Spec]:
                 100 * mean(run.test.accuracy[rule] for run in runs),
             )
             for _, runs in configs
-            if runs[0].test.neurons_fire != "never"
+            if runs[0].counts_all_spikes
         ]
         yield from ({"rule": rule, "spikes": spikes, "accuracy": best} for spikes, best in front(means))
 
