@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
 from .columns import DEVIATION
 from .records import FewLabels, Record, require_writable
@@ -26,6 +26,34 @@ from .tables import by_config, few_labels_table
 
 # Of the histogram of response times, over the whole window.
 BARS = 32
+# Ticks of the axis of accuracies (%), of which the many are for a narrow range; 100 has a place on it.
+FEW = [10, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9]
+MANY = [
+    81,
+    83,
+    85,
+    87,
+    88,
+    89,
+    90,
+    91,
+    92,
+    93,
+    94,
+    95,
+    96,
+    97,
+    97.5,
+    98,
+    98.5,
+    99,
+    99.3,
+    99.5,
+    99.7,
+    99.8,
+    99.9,
+]
+PERFECT = 100.01
 
 
 def draw_all(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -103,6 +131,7 @@ def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
     no other network on the images themselves is both better and sparser.
     """
     figure, axes = _figure(entries=len(by_config(runs, runs[0].dataset)) + 4)
+    _stretch(axes)
     means = []
     for color, name, group in _colored_groups(runs):
         accuracy = [100 * run.test.accuracy["potential"] for run in group]
@@ -133,8 +162,17 @@ def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(FixedLocator(MANY if axes.get_ylim()[0] > 80 else FEW))
+    axes.yaxis.set_major_formatter("{x:g}")
     _legend_beside(axes)
     return figure
+
+
+def _stretch(axes: Axes) -> None:
+    """Halving the error takes the same way up everywhere, so that networks at 70 % and at 99 % fit in."""
+    axes.set_yscale(
+        "function", functions=(lambda y: -np.log10(np.maximum(PERFECT - y, 1e-3)), lambda z: PERFECT - 10**-z)
+    )
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
