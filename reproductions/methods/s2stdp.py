@@ -113,7 +113,7 @@ class S2STDP:
         self.thresholds = np.full(size[1], network.threshold)
         self.mass = abs(self.weight).sum() / size[1] if network.normalize_weights else 0.0
         self.accuracy = 1 / classes
-        self.times, self.inputs = torch.empty(0), Inputs.of(np.empty((0, size[0])))
+        self.sorted: tuple[Tensor, Inputs] | None = None
 
     def rule(self, epoch: int) -> Rule:
         training, network = self.training, self.settings.network
@@ -136,9 +136,7 @@ class S2STDP:
         self, epoch: int, times: Tensor, labels: Tensor, advance: Callable[[int], None]
     ) -> EpochStatistics:
         training, rule = self.training, self.rule(epoch)
-        if self.times is not times:
-            self.times, self.inputs = times, Inputs.of(silence_last(times))
-        y = labels.numpy()
+        inputs, y = self.in_order(times), labels.numpy()
         raised = self.thresholds.copy()
         rate = training.threshold_rate * training.threshold_annealing**epoch
         floor = self.settings.network.threshold if training.thresholds == "two" else -math.inf
@@ -146,7 +144,7 @@ class S2STDP:
         fired = np.zeros(len(self.thresholds), dtype=np.int64)
         right, loss = 0, 0.0
         for start in range(0, len(y), CHUNK):
-            part, of_part = self.inputs.part(start, start + CHUNK), y[start : start + CHUNK]
+            part, of_part = inputs.part(start, start + CHUNK), y[start : start + CHUNK]
             dropped = random.random((len(of_part), len(raised))) < training.output_dropout
             one = training.thresholds == "one"
             competition = raised, rate, floor, one, dropped, self.accuracy
@@ -157,6 +155,12 @@ class S2STDP:
             self.thresholds = raised
         self.accuracy = right / len(y)
         return EpochStatistics.of(loss, right, [torch.from_numpy(fired)], len(y))
+
+    def in_order(self, times: Tensor) -> Inputs:
+        """The training samples with their spikes sorted, once for all epochs."""
+        if self.sorted is None or self.sorted[0] is not times:
+            self.sorted = times, Inputs.of(silence_last(times))
+        return self.sorted[1]
 
     def predict(self, inputs: Tensor) -> PopulationSpikes:
         x = silence_last(inputs)
