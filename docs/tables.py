@@ -1,4 +1,4 @@
-"""Writes the tables of results into README.md and the pages from the records: `python docs/tables.py`.
+"""Writes the tables of results, and their figures, from the records: `python docs/tables.py`.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. NAME is "first page", or a kind
 and a data set, such as "short mnist".
@@ -14,11 +14,25 @@ import pandas as pd
 
 import ssnn_plugin.suite  # noqa: F401  (finds the suite when this file is run by itself)
 from reproductions import records
+from reproductions.columns import COLUMNS
 from reproductions.records import Record
 from reproductions.tables import comparison, few_labels_table, references, shown
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+ALL = {
+    "method": "method",
+    "features": "features",
+    "neurons fire": "neurons fire",
+    "steps": "steps",
+    "potential %": "accuracy %, `potential`",
+    "spikes": "spikes",
+    "until decision": "until the decision",
+    "multiplications": "multiplications of pixels",
+    "network": "network",
+    "seeds": "seeds",
+    "published %": "published %",
+}
 SHORT = {
     "method": "method",
     "potential %": "accuracy %, `potential`",
@@ -49,6 +63,30 @@ def renewed(text: str) -> str:
 def _table(name: str, runs: Sequence[Record]) -> str:
     kind, _, dataset = name.rpartition(" ")
     return KINDS[kind](runs, dataset).to_markdown(index=False, disable_numparse=True)
+
+
+def _all(runs: Sequence[Record], dataset: str) -> pd.DataFrame:
+    """Methods of all kinds, their spikes summed over the layers; neurons that fire once first, best first."""
+    return shown(_ranked(runs, dataset))[list(ALL)].rename(columns=ALL)
+
+
+def _front(runs: Sequence[Record], dataset: str) -> pd.DataFrame:
+    """The networks on images that no other beats in both accuracy and spikes, fewest spikes first."""
+    table = _ranked(runs, dataset)
+    table = table[table["counts all spikes"]].sort_values("all until decision")
+    accuracy = table["potential %"]
+    table = table[accuracy > accuracy.cummax().shift(fill_value=0)]
+    kept = ["method", "neurons fire", "potential %", "until decision", "network"]
+    return shown(table)[kept].rename(columns=ALL)
+
+
+def _ranked(runs: Sequence[Record], dataset: str) -> pd.DataFrame:
+    table = comparison(runs, dataset)
+    sums = [COLUMNS[name](table, "potential") for name in ("spikes", "until-decision")]
+    order = table["neurons fire"].map(["once", "repeatedly", "never"].index)
+    table = pd.concat([table, *sums], axis="columns").assign(order=order)
+    table = table.sort_values(["order", "potential %"], ascending=[True, False])
+    return table.drop(columns="order")
 
 
 def _short(runs: Sequence[Record], dataset: str) -> pd.DataFrame:
@@ -91,6 +129,8 @@ def _first_page(runs: Sequence[Record], _: str) -> pd.DataFrame:
 
 
 KINDS: dict[str, Callable[[Sequence[Record], str], pd.DataFrame]] = {
+    "all": _all,
+    "front": _front,
     "short": _short,
     "full": _full,
     "published": _published,
@@ -99,7 +139,18 @@ KINDS: dict[str, Callable[[Sequence[Record], str], pd.DataFrame]] = {
 }
 
 
+def draw() -> None:
+    """The figures of accuracy against spikes that the pages show."""
+    from reproductions.figures import accuracy_against_spikes  # matplotlib, which tables do without
+
+    runs = records.read_all(records.RESULTS)
+    for dataset in ("mnist", "fashion-mnist"):
+        figure = accuracy_against_spikes([run for run in runs if run.dataset == dataset])
+        figure.savefig(ROOT / "docs" / "figures" / f"accuracy-spikes-{dataset}.png", dpi=150)
+
+
 def main() -> None:
+    draw()
     for page in pages():
         text = page.read_text(encoding="utf-8")
         if (new := renewed(text)) != text:

@@ -38,6 +38,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+# Images; codes are made in double precision, of which a whole data set of features would need gigabytes.
+ENCODED_AT_ONCE = 2000
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -235,7 +237,9 @@ class Config(Strict):
 
     def encode(self, images: Images) -> Tensor:
         """Spike times, or real-valued pixels, [samples, features] of images, in the network's precision."""
-        return self.encoding.code(images, self.network.t_max).to(self.network.torch_dtype)
+        parts = torch.arange(len(images)).split(ENCODED_AT_ONCE)
+        coded = (self.encoding.code(images.select(part), self.network.t_max) for part in parts)
+        return torch.cat([part.to(self.network.torch_dtype) for part in coded])
 
     def digest(self) -> str:
         """Hash of everything that changes a run; the description does not."""

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import matplotlib
 
@@ -17,7 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
 from .columns import DEVIATION
 from .records import FewLabels, Record, require_writable
@@ -25,6 +26,34 @@ from .tables import by_config, few_labels_table
 
 # Of the histogram of response times, over the whole window.
 BARS = 32
+# Ticks of the axis of accuracies (%), of which the many are for a narrow range; 100 has a place on it.
+FEW = [10, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9]
+MANY = [
+    81,
+    83,
+    85,
+    87,
+    88,
+    89,
+    90,
+    91,
+    92,
+    93,
+    94,
+    95,
+    96,
+    97,
+    97.5,
+    98,
+    98.5,
+    99,
+    99.3,
+    99.5,
+    99.7,
+    99.8,
+    99.9,
+]
+PERFECT = 100.01
 
 
 def draw_all(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -97,21 +126,33 @@ def learning_curves(runs: Sequence[Record]) -> Figure:
 def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
     """Test accuracy (potential rule) against all spikes until the decision; open marks: whole window.
 
-    The front is drawn through the means over the seeds: nothing is both better and sparser.
+    Squares are networks whose neurons fire repeatedly, triangles those on features, in front of which more
+    goes on than is counted; a dotted line has no spikes. The front is drawn through the means over the seeds:
+    no other network on the images themselves is both better and sparser.
     """
-    figure, axes = _figure()
+    figure, axes = _figure(entries=len(by_config(runs, runs[0].dataset)) + 4)
+    _stretch(axes)
     means = []
     for color, name, group in _colored_groups(runs):
         accuracy = [100 * run.test.accuracy["potential"] for run in group]
+        kind = group[0].test.neurons_fire
+        if kind == "never":
+            axes.axhline(mean(accuracy), color=color, lw=1, ls=":", label=f"{name} (no spikes)")
+            continue
         early, all_ = ([sum(getattr(run.test, key)) for run in group] for key in ("until_decision", "total"))
-        means.append((mean(early), mean(accuracy)))
+        if group[0].counts_all_spikes:
+            means.append((mean(early), mean(accuracy)))
+        shape = "^" if group[0].features else "s" if kind == "repeatedly" else "o"
+        mark: dict[str, Any] = {"marker": shape, "s": 36}
         axes.plot([early, all_], [accuracy, accuracy], color=color, lw=0.6, alpha=0.5)
-        axes.scatter(early, accuracy, color=color, s=36, label=name)
-        axes.scatter(all_, accuracy, edgecolors=color, facecolors="white", s=36, zorder=3)
+        axes.scatter(all_, accuracy, edgecolors=color, facecolors="white", zorder=3, **mark)
+        whole = early == all_
+        axes.scatter(early, accuracy, color=color, zorder=4 if whole else 2, label=name, **mark)
     axes.scatter([], [], edgecolors="0.4", facecolors="none", s=36, label="whole window")
-    axes.step(
-        *zip(*front(means), strict=True), where="post", color="0.6", lw=1, ls="--", label="front", zorder=0
-    )
+    axes.scatter([], [], color="0.4", marker="s", s=36, label="fires repeatedly")
+    axes.scatter([], [], color="0.4", marker="^", s=36, label="on features")
+    steps = np.array(front(means)).reshape(-1, 2)
+    axes.step(*steps.T, where="post", color="0.6", lw=1, ls="--", label="front", zorder=0)
     axes.set(
         xlabel="spikes per image, input + hidden + output",
         xscale="log",
@@ -121,8 +162,17 @@ def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(FixedLocator(MANY if axes.get_ylim()[0] > 80 else FEW))
+    axes.yaxis.set_major_formatter("{x:g}")
     _legend_beside(axes)
     return figure
+
+
+def _stretch(axes: Axes) -> None:
+    """Halving the error takes the same way up everywhere, so that networks at 70 % and at 99 % fit in."""
+    axes.set_yscale(
+        "function", functions=(lambda y: -np.log10(np.maximum(PERFECT - y, 1e-3)), lambda z: PERFECT - 10**-z)
+    )
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -227,8 +277,9 @@ def _legend_beside(axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _figure() -> tuple[Figure, Axes]:
-    return plt.subplots(figsize=(8.5, 4.5), layout="constrained")
+def _figure(entries: int = 0) -> tuple[Figure, Axes]:
+    """Axes with room for that many entries of a legend beside them."""
+    return plt.subplots(figsize=(8.5, max(4.5, 0.21 * entries)), layout="constrained")
 
 
 def _colored_groups(runs: Sequence[Record]) -> Iterator[tuple[str, str, list[Record]]]:

@@ -136,6 +136,13 @@ class Evaluation(Stored):
     example: Example
     multiplications: int | None = None
 
+    @property
+    def neurons_fire(self) -> Literal["once", "repeatedly", "never"]:
+        """How often a neuron fires; those that fire repeatedly are read after all steps, of every sample."""
+        if not any(self.total):
+            return "never"
+        return "repeatedly" if self.response_histogram[-2] == self.samples else "once"
+
     @model_validator(mode="after")
     def _layers_and_samples_agree(self) -> Evaluation:
         layers = {len(self.total), len(self.until_decision), len(self.example.times)}
@@ -210,6 +217,17 @@ class Record(Stored):
     extractor: Extractor | None = None
     data_sha256: str | None = None
     method_sha256: str | None = None
+
+    @property
+    def features(self) -> str | None:
+        """The extractor in front of the network, if there is one."""
+        features = self.config.get("features")
+        return str(features["extractor"]) if isinstance(features, dict) else None
+
+    @property
+    def counts_all_spikes(self) -> bool:
+        """Whether the network fires, and nothing in front of it does that is not counted."""
+        return self.features is None and self.test.neurons_fire != "never"
 
 
 class FewLabelsResult(Stored):

@@ -234,6 +234,7 @@ SHOWN: dict[str, tuple[str, Callable[[Row], str]]] = {
     "spikes: input": ("spikes: input + hidden + output", _layers("spikes")),
     "until decision: input": ("of these until the decision", _layers("until decision")),
     "response": ("response", _response),
+    "steps": ("steps", lambda row: "" if row["steps"] is None else f"{row['steps']:.0f}"),
     "ties %": ("ties / silent %", lambda row: f"{row['ties %']:.1f} / {row['silent %']:.1f}"),
     "published %": ("published %", _published),
     "lenient minus published": ("lenient against published", _verdict),
@@ -246,7 +247,7 @@ SHOWN: dict[str, tuple[str, Callable[[Row], str]]] = {
         lambda row: "" if row["difference"] is None else f"{row['difference']:+.2f}",
     ),
 }
-PARTS = "response unit", "silent %", "published certainty", "published network"
+PARTS = "counts all spikes", "response unit", "silent %", "published certainty", "published network"
 
 
 def _escaped_for_latex(table: pd.DataFrame) -> Any:
@@ -258,7 +259,8 @@ def _row(runs: Sequence[Record], depth: int) -> Row:
     inputs, classes = (len(tests[0].example.times[layer]) for layer in (0, -1))
     network = "-".join(filter(None, [str(inputs), first.network_name, str(classes)]))
     row: Row = {"method": _method(first), "network": network}
-    row |= {"seeds": len(runs), "epochs": len(first.history)}
+    row |= {"features": first.features, "neurons fire": tests[0].neurons_fire}
+    row |= {"counts all spikes": first.counts_all_spikes, "seeds": len(runs), "epochs": len(first.history)}
     for rule in RULES:
         row |= _spread(accuracy_column(rule), [100 * test.accuracy[rule] for test in tests])
     best = [100 * run.best_test_epoch.accuracy["lenient"] for run in runs if run.best_test_epoch]
@@ -268,6 +270,7 @@ def _row(runs: Sequence[Record], depth: int) -> Row:
     row |= _by_layer("until decision", [test.until_decision for test in tests], depth)
     row |= _spread("response", [test.response_time for test in tests])
     row["response unit"] = "bins" if isinstance(first.t_max, int) else "time constants"
+    row["steps"] = first.t_max if isinstance(first.t_max, int) else nan
     row["multiplications"] = tests[0].multiplications or 0
     row["ties %"] = 100 * mean(test.tied for test in tests)
     row["silent %"] = 100 * mean(test.silent for test in tests)
@@ -280,7 +283,7 @@ def _against_published(runs: Sequence[Record], network: str) -> Row:
     method = _paper(runs[0].method, set(table["method"]))
     rows = table[
         (table["method"] == method) & (table["dataset"] == runs[0].dataset)
-        & (table["metric"] == "accuracy") & table["certainty"].str.startswith(("P", "X"))
+        & (table["metric"] == "accuracy") & (table["certainty"] != "M")
     ]  # fmt: skip
     known = None if rows.empty else rows.iloc[0]
     ours = 100 * mean(run.test.accuracy["lenient"] for run in runs)

@@ -73,7 +73,7 @@ def first(candidates, out, v):
 def naive_epoch(method, times, labels):
     """One epoch of the published rules, in plain Python."""
     s, network = method.training, method.settings.network
-    per, skip, weight = network.per_class, network.non_target, method.weight.copy()
+    per, skip, weight = network.per_class, network.non_target, method.weight.T.copy()
     thresholds, raised = method.thresholds.copy(), method.thresholds.copy()
     accuracy, rate = method.accuracy, s.threshold_rate
     for x, label in zip(np.minimum(times.numpy(), 1.0), labels.tolist(), strict=True):
@@ -146,7 +146,7 @@ def test_an_epoch_is_that_of_the_published_rules(options):
     before = method.weight.copy()
     method.train_epoch(0, times, labels, lambda n: None)
     assert not np.array_equal(before, method.weight)
-    np.testing.assert_allclose(method.weight, expected, atol=1e-12)
+    np.testing.assert_allclose(method.weight.T, expected, atol=1e-12)
     if method.training.thresholds == "one":
         np.testing.assert_allclose(method.thresholds, raised, atol=1e-12)
     else:
@@ -157,7 +157,7 @@ def test_predictions_are_spike_by_spike_and_a_class_fires_with_its_first_neuron(
     method, (times, _) = build(), samples(6)
     found = method.predict(times)
     for n in range(6):
-        out, v = fire(np.minimum(times[n].numpy(), 1).tolist(), method.weight.tolist(), [1.0] * 9)
+        out, v = fire(np.minimum(times[n].numpy(), 1).tolist(), method.weight.T.tolist(), [1.0] * 9)
         expected = [math.inf if t == 1 else t for t in out]
         assert found.layers[0][n].tolist() == expected
         for c in range(CLASSES):

@@ -30,27 +30,53 @@ class Rule(NamedTuple):
     mass: float  # of a neuron's weights, which is kept; 0 where it is not
 
 
+class Inputs(NamedTuple):
+    """Samples in the form that they are run in: of each, all times, and which inputs fire, in order."""
+
+    times: np.ndarray  # [samples, inputs]; 1 is silence
+    order: np.ndarray  # [samples, inputs]; the first `fired` of a row count
+    fired: np.ndarray  # [samples]
+
+    @classmethod
+    def of(cls, times: np.ndarray) -> Inputs:
+        """Sorted once, for all epochs."""
+        order = np.empty(times.shape, np.min_scalar_type(times.shape[1]))
+        fired = np.empty(len(times), dtype=np.int64)
+        sort(times, order, fired)
+        return cls(times, order, fired)
+
+    def part(self, start: int, stop: int) -> Inputs:
+        """Some of the samples."""
+        return Inputs(*(array[start:stop] for array in self))
+
+
+@njit(cache=True, nogil=True)
+def sort(times, order, fired):
+    """Inputs of each sample in the order of their spikes, those of one time as they come."""
+    for n in range(len(times)):
+        spikes = np.flatnonzero(times[n] < WINDOW)
+        fired[n] = len(spikes)
+        order[n, : len(spikes)] = spikes[np.argsort(times[n][spikes], kind="mergesort")]
+
+
 @njit(cache=True, nogil=True)
 def fire(order, times, weight, thresholds, out, v):
-    """Spike times and potentials of one sample: inputs in order, weights [inputs, neurons]; 1 is silence.
+    """Spike times and potentials of one sample: inputs in order, weights [neurons, inputs]; 1 is silence.
 
     Inputs of one time count together; the last input fires no one (both as in the authors' code).
     """
-    out[:] = WINDOW
-    v[:] = 0.0
-    if not len(order):
-        return
-    current = times[order[0]]
-    for n in range(len(order)):
-        i = order[n]
-        if times[i] != current or n == len(order) - 1:
-            for j in range(len(v)):
-                if out[j] == WINDOW and v[j] > thresholds[j]:
-                    out[j] = current
-            current = times[i]
-        for j in range(len(v)):
-            if out[j] == WINDOW:
-                v[j] += weight[i, j]
+    last = len(order) - 1
+    for j in range(len(out)):
+        potential, threshold, of_neuron = 0.0, thresholds[j], weight[j]
+        out[j], current = WINDOW, WINDOW
+        for n in range(len(order)):
+            t = times[order[n]]
+            if potential > threshold and (t != current or n == last):
+                out[j] = current
+                break
+            current = t
+            potential += of_neuron[order[n]]
+        v[j] = potential
 
 
 @njit(cache=True, nogil=True)
@@ -121,19 +147,21 @@ def change_weights(times, weight, out, updated, error, right, rule):
     plus, minus = rule.plus, rule.minus
     if rule.kind == REWARD and not right:
         plus, minus = rule.anti_plus, rule.anti_minus
-    neurons = np.flatnonzero(updated)
-    mass = np.zeros(len(neurons))
+    for j in np.flatnonzero(updated):
+        mass = change(times, weight[j], out[j], error[j] * plus, error[j] * minus, rule.low, rule.high)
+        if rule.mass > 0 and mass > 0:
+            weight[j] *= rule.mass / mass
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "nnan", "nsz"})  # so that it runs on vectors
+def change(times, weight, at, before, after, low, high):
+    """Change a neuron's weights, of inputs up to its spike and after it; return the sum of their sizes."""
+    mass = 0.0
     for i in range(len(times)):
-        for n in range(len(neurons)):
-            j = neurons[n]
-            changed = weight[i, j] + error[j] * (plus if times[i] <= out[j] else minus)
-            weight[i, j] = min(max(changed, rule.low), rule.high)
-            mass[n] += abs(weight[i, j])
-    if rule.mass > 0:
-        for i in range(len(times)):
-            for n in range(len(neurons)):
-                if mass[n] > 0:
-                    weight[i, neurons[n]] *= rule.mass / mass[n]
+        w = weight[i] + (before if times[i] <= at else after)
+        weight[i] = min(max(w, low), high)
+        mass += abs(weight[i])
+    return mass
 
 
 @njit(cache=True, nogil=True)
@@ -150,23 +178,21 @@ def compete(out, v, label, rate, floor, raised, rule):
 
 
 @njit(cache=True, nogil=True)
-def learn(times, labels, weight, thresholds, raised, rate, floor, one, dropped, accuracy, rule, fired):
+def learn(inputs, labels, weight, thresholds, raised, rate, floor, one, dropped, accuracy, rule, fired):
     """Samples right, and the sum of the squared errors; `fired` counts the spikes of every neuron."""
-    neurons = weight.shape[1]
+    neurons = len(weight)
     out, v, error = np.empty(neurons), np.empty(neurons), np.empty(neurons)
     updated = np.empty(neurons, dtype=np.bool_)
     right, loss = 0, 0.0
-    for n in range(len(times)):
-        label = labels[n]
-        order = np.argsort(times[n])
-        order = order[: (times[n] < WINDOW).sum()]
+    for n in range(len(labels)):
+        label, times, order = labels[n], inputs.times[n], inputs.order[n, : inputs.fired[n]]
         current = raised.copy() if one else thresholds.copy()
         start, stop = label * rule.per_class + rule.non_target, (label + 1) * rule.per_class
         current[start:stop] = raised[start:stop]
         for j in range(neurons):
             if dropped[n, j]:
                 current[j] = np.inf
-        fire(order, times[n], weight, current, out, v)
+        fire(order, times, weight, current, out, v)
         fired += out < WINDOW
         best = first_of(0, neurons, out, v)
         is_right = best // rule.per_class == label
@@ -177,14 +203,14 @@ def learn(times, labels, weight, thresholds, raised, rate, floor, one, dropped, 
         find_errors(out, label, updated, accuracy, rule, error)
         if rule.kind == REWARD:
             is_right = is_right and best % rule.per_class >= rule.non_target
-        change_weights(times[n], weight, out, updated, error, is_right, rule)
+        change_weights(times, weight, out, updated, error, is_right, rule)
         loss += 0.5 * (error * error).sum()
     return right, loss
 
 
 @njit(cache=True, nogil=True)
-def run(times, weight, thresholds, out, v):
+def run(inputs, weight, thresholds, out, v):
     """Spike times and potentials [samples, neurons]."""
-    for n in range(len(times)):
-        order = np.argsort(times[n])
-        fire(order[: (times[n] < WINDOW).sum()], times[n], weight, thresholds, out[n], v[n])
+    for n in range(len(out)):
+        order = inputs.order[n, : inputs.fired[n]]
+        fire(order, inputs.times[n], weight, thresholds, out[n], v[n])

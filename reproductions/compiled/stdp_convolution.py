@@ -65,32 +65,54 @@ def first_to_fire(patch, order, weight, thresholds, v):
     """The filter whose potential first exceeds its threshold, spike by spike, and when; -1 if none does."""
     v[:] = -thresholds
     for i in order:
-        highest = -np.inf
+        fires = False
         for k in range(len(v)):
             v[k] += weight[i, k]
-            highest = max(highest, v[k])
-        if highest > 0:
+            fires |= v[k] > 0
+        if fires:
             for k in range(len(v)):
                 if v[k] > 0:
                     return k, patch[i]
-    return -1, 1.0
+    return -1, patch.dtype.type(1)
 
 
 @njit(cache=True, nogil=True)
 def first_spikes(times, weight, thresholds, window, out):
     """Earliest spike in each pool of every filter, [samples, rows, columns, filters]."""
-    size, height, width = patch_size(times, weight), times.shape[2], times.shape[3]
-    patch, order = np.empty(len(weight), times.dtype), np.empty(len(weight), dtype=np.int64)
+    size, (height, width) = patch_size(times, weight), times.shape[2:]
+    rows = min(height - size + 1, window * out.shape[1])
+    columns = min(width - size + 1, window * out.shape[2])
+    spikes = np.empty((rows, columns, len(weight)), dtype=np.int64)
+    moments = np.empty((rows, columns, len(weight)), times.dtype)
+    fired = np.empty((rows, columns), dtype=np.int64)
     v = np.empty_like(thresholds)
     out[:] = 1
     for n in range(len(times)):
-        for row in range(min(height - size + 1, window * out.shape[1])):
-            for column in range(min(width - size + 1, window * out.shape[2])):
-                fired = read_patch(times[n], row, column, size, patch, order)
+        share_out(times[n], size, spikes, moments, fired)
+        for row in range(rows):
+            for column in range(columns):
                 v[:] = 0
                 first = out[n, row // window, column // window]
-                for i in order[:fired]:
-                    t = patch[i]
+                for place in range(fired[row, column]):
+                    i, t = spikes[row, column, place], moments[row, column, place]
                     for k in range(len(v)):
                         v[k] += weight[i, k]
                         first[k] = min(first[k], t if v[k] >= thresholds[k] else first[k])
+
+
+@njit(cache=True, nogil=True)
+def share_out(times, size, spikes, moments, fired):
+    """Give every patch its spikes in order, as numbers of its inputs and times; sorted once for them all."""
+    height, width = times.shape[1:]
+    rows, columns = fired.shape
+    flat = times.reshape(-1)
+    places = np.flatnonzero(flat < 1)
+    fired[:] = 0
+    for place in places[np.argsort(flat[places], kind="mergesort")]:
+        c, y, x = place // (height * width), place // width % height, place % width
+        for row in range(max(y - size + 1, 0), min(y + 1, rows)):
+            for column in range(max(x - size + 1, 0), min(x + 1, columns)):
+                last = fired[row, column]
+                spikes[row, column, last] = (c * size + y - row) * size + x - column
+                moments[row, column, last] = flat[place]
+                fired[row, column] = last + 1

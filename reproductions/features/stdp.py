@@ -80,7 +80,7 @@ class STDPConvolution(nn.Module):
     def times(self, maps: Tensor) -> Any:
         """Spike times 1 - x of scaled maps; 1 is silence."""
         assert self.scaling is not None
-        return (1 - self.scaling(maps.flatten(1))).reshape(maps.shape).double().numpy()
+        return (1 - self.scaling(maps.flatten(1))).reshape(maps.shape).numpy()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [batch, 1, height, width] in 0 ... 1 to features [batch, filters x rows x columns]."""
@@ -90,5 +90,5 @@ class STDPConvolution(nn.Module):
         places = [(n - SIZE + 1) // WINDOW for n in times.shape[2:]]
         out = np.empty((len(times), *places, self.settings.filters), dtype=np.float32)
         learned = self.weight.float().numpy(), self.thresholds.float().numpy()
-        first_spikes(times.astype(np.float32), *learned, WINDOW, out)
+        first_spikes(times, *learned, WINDOW, out)
         return torch.from_numpy(1 - out).flatten(1)

@@ -39,6 +39,7 @@ IMPLEMENTATIONS = (
     "rate_backprop",
     "time_based",
     "s2stdp",
+    "logistic",
 )
 GROUP = "ssnn_plugin.methods"
 

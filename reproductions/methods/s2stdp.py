@@ -26,7 +26,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from .. import config
-from ..compiled.competition import RULES, WINDOW, Rule, learn, run
+from ..compiled.competition import RULES, WINDOW, Inputs, Rule, learn, run
 from ..config import Config, Fraction, Linear
 from ..errors import SuiteError
 from ..evaluation import PopulationSpikes
@@ -42,7 +42,7 @@ class Network(config.Network):
     """The outputs: `per_class` neurons for each class, of which the first `non_target` never stand for it."""
 
     t_max: float = Field(WINDOW, ge=WINDOW, le=WINDOW)
-    dtype: Literal["float64"] = "float64"
+    dtype: Literal["float32", "float64"] = "float32"  # of the times alone
     per_class: PositiveInt = 1
     non_target: NonNegativeInt = 0
     threshold: PositiveFloat
@@ -108,10 +108,12 @@ class S2STDP:
         network = settings.network
         random = np.random.default_rng(random_seed(seed, 0, DRAWING))
         size = math.prod(shape), classes * network.per_class
-        self.weight = random.normal(*network.init, size).clip(*network.weight_range)
+        drawn = random.normal(*network.init, size).clip(*network.weight_range)
+        self.weight = np.ascontiguousarray(drawn.T)
         self.thresholds = np.full(size[1], network.threshold)
         self.mass = abs(self.weight).sum() / size[1] if network.normalize_weights else 0.0
         self.accuracy = 1 / classes
+        self.sorted: tuple[Tensor, Inputs] | None = None
 
     def rule(self, epoch: int) -> Rule:
         training, network = self.training, self.settings.network
@@ -134,31 +136,37 @@ class S2STDP:
         self, epoch: int, times: Tensor, labels: Tensor, advance: Callable[[int], None]
     ) -> EpochStatistics:
         training, rule = self.training, self.rule(epoch)
-        x, y = silence_last(times), labels.numpy()
+        inputs, y = self.in_order(times), labels.numpy()
         raised = self.thresholds.copy()
         rate = training.threshold_rate * training.threshold_annealing**epoch
         floor = self.settings.network.threshold if training.thresholds == "two" else -math.inf
         random = np.random.default_rng(random_seed(self.seed, epoch, DROPPING))
         fired = np.zeros(len(self.thresholds), dtype=np.int64)
         right, loss = 0, 0.0
-        for start in range(0, len(x), CHUNK):
-            part, of_part = x[start : start + CHUNK], y[start : start + CHUNK]
-            dropped = random.random((len(part), len(raised))) < training.output_dropout
+        for start in range(0, len(y), CHUNK):
+            part, of_part = inputs.part(start, start + CHUNK), y[start : start + CHUNK]
+            dropped = random.random((len(of_part), len(raised))) < training.output_dropout
             one = training.thresholds == "one"
             competition = raised, rate, floor, one, dropped, self.accuracy
             done = learn(part, of_part, self.weight, self.thresholds, *competition, rule, fired)
             right, loss = right + done[0], loss + done[1]
-            advance(len(part))
+            advance(len(of_part))
         if training.thresholds == "one":
             self.thresholds = raised
-        self.accuracy = right / len(x)
-        return EpochStatistics.of(loss, right, [torch.from_numpy(fired)], len(x))
+        self.accuracy = right / len(y)
+        return EpochStatistics.of(loss, right, [torch.from_numpy(fired)], len(y))
+
+    def in_order(self, times: Tensor) -> Inputs:
+        """The training samples with their spikes sorted, once for all epochs."""
+        if self.sorted is None or self.sorted[0] is not times:
+            self.sorted = times, Inputs.of(silence_last(times))
+        return self.sorted[1]
 
     def predict(self, inputs: Tensor) -> PopulationSpikes:
         x = silence_last(inputs)
         out = np.empty((len(x), len(self.thresholds)))
         v = np.empty_like(out)
-        run(x, self.weight, self.thresholds, out, v)
+        run(Inputs.of(x), self.weight, self.thresholds, out, v)
         times = torch.from_numpy(out)
         times = times.masked_fill(times >= WINDOW, math.inf)
         return of_classes(times, torch.from_numpy(v), self.settings.network.per_class)
@@ -174,7 +182,7 @@ class S2STDP:
 
 def silence_last(times: Tensor) -> Any:
     """Times as an array in which 1 is silence."""
-    return times.double().clamp(max=WINDOW).contiguous().numpy()
+    return times.clamp(max=WINDOW).contiguous().numpy()
 
 
 def of_classes(times: Tensor, potential: Tensor, per_class: int) -> PopulationSpikes:

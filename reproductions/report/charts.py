@@ -151,6 +151,8 @@ def raster() -> Spec:
 
 def _spike_rows(records: Sequence[Record], dataset: str) -> Iterator[Spec]:
     for row, run in _runs(records, dataset):
+        if run.test.neurons_fire == "never":  # which a logarithmic axis has no place for
+            continue
         for when, spikes in ((EARLY, run.test.until_decision), (WHOLE, run.test.total)):
             yield row | {"network": run.network_name, "when": when, "spikes": sum(spikes)} | run.test.accuracy
 
@@ -164,6 +166,7 @@ def _front_rows(records: Sequence[Record], dataset: str) -> Iterator[Spec]:
                 100 * mean(run.test.accuracy[rule] for run in runs),
             )
             for _, runs in configs
+            if runs[0].counts_all_spikes
         ]
         yield from ({"rule": rule, "spikes": spikes, "accuracy": best} for spikes, best in front(means))
 
