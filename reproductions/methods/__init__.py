@@ -38,6 +38,7 @@ IMPLEMENTATIONS = (
     "rate_backprop",
     "time_based",
     "s2stdp",
+    "sleep",
 )
 GROUP = "ssnn_plugin.methods"
 
