@@ -25,6 +25,15 @@ def accuracy_column(rule: str) -> str:
     return f"{rule.replace('_', ' ')} %"
 
 
+def readout_column(name: str) -> str:
+    """Name of the column with the accuracy of another readout of the same spikes.
+
+    >>> readout_column("authors")
+    'readout authors %'
+    """
+    return f"readout {name} %"
+
+
 def selected(table: pd.DataFrame, names: Sequence[str], rule: str = RULE) -> pd.DataFrame:
     """Columns of a comparison by their short names, in that order, accuracy and difference under a rule.
 
@@ -90,6 +99,7 @@ COLUMNS: dict[str, Pick] = {
     "until-decision-by-layer": _by_layer("until decision"),
     "response": _kept("response", "response unit", renamed="mean response"),
     "multiplications": _kept("multiplications"),
+    "readouts": lambda table, rule: table.loc[:, table.columns.str.startswith("readout ")],
     "ties": _kept("ties %", "silent %"),
     "published": _kept("published %", "published certainty", "published network", renamed="published"),
     "difference": _difference,
@@ -98,6 +108,7 @@ LEGEND = {
     "accuracy": "{rule}: accuracy on the test set under this rule, mean ± deviation over seeds.",
     "spikes": "Spikes: per image, of all layers.",
     "response": "Response: time of the first output spike; tau: time constants.",
+    "readouts": "Readout: accuracy of other readouts of the same spikes.",
     "multiplications": "Multiplications: of real-valued pixels, per image; none with spikes.",
     "published": "Published: mostly under the rule lenient; *: of another network.",
     "difference": "Difference: from the published accuracy, in points.",
