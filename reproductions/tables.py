@@ -258,8 +258,8 @@ def _escaped_for_latex(table: pd.DataFrame, cite: bool) -> Any:
 
 
 def _cited(name: str) -> str:
-    """A method's name, perhaps with the hash of a config behind it, and LaTeX that cites what it follows."""
-    return f"{name} {citations.command(name.partition(' ')[0])}".rstrip()
+    """A method's name, and LaTeX that cites what it follows."""
+    return f"{name} {citations.command(name)}".rstrip()
 
 
 def _row(runs: Sequence[Record], depth: int) -> Row:
