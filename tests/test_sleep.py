@@ -155,7 +155,7 @@ def test_the_compiled_network_is_the_naive_one(training):
     method = build(training)
     images, _ = samples()
     naive = Naive(matrix(method), method.settings, np.random.default_rng(5))
-    spikes, _ = method._show(images, method.state, np.random.default_rng(5), True)
+    spikes, _ = method._show(images, method.state, method.weight, np.random.default_rng(5), True)
     expected = naive.show(images.numpy())
     np.testing.assert_array_equal(spikes.numpy(), expected)
     np.testing.assert_allclose(matrix(method), naive.w, rtol=1e-10)
@@ -199,7 +199,7 @@ def test_stdp_by_hand(pre, post, as_coded, textbook):
 
 def test_weights_stay_in_their_range():
     method = build({"rate": 5.0})
-    method._show(samples()[0], method.state, np.random.default_rng(0), True)
+    method._show(samples()[0], method.state, method.weight, np.random.default_rng(0), True)
     assert method.weight.min() == pytest.approx(compiled.SMALLEST)
     assert method.weight.max() == pytest.approx(compiled.LARGEST)
 
@@ -233,7 +233,7 @@ def test_sleep_ends_when_the_weights_are_back():
 def test_the_pull_in_larger_portions_is_nearly_the_same():
     def after(every):
         method = build({"sleep": {"interval": 70, "ratio": 0.9, "pull": 0.999, "every": every}, "rate": 8e-4})
-        method._show(samples()[0], method.state, np.random.default_rng(5), True)
+        method._show(samples()[0], method.state, method.weight, np.random.default_rng(5), True)
         return compiled.sums(method.synapses, method.weight)
 
     assert after(9) == pytest.approx(after(1), rel=5e-3)
@@ -285,13 +285,15 @@ def test_a_class_that_was_never_seen_is_never_decided_for():
     torch.testing.assert_close(silent, torch.full((3, 2), math.log(0.5)).double())
 
 
-def test_a_method_learns_is_evaluated_and_resumes():
-    method = build({"sleep": {"interval": 500, "ratio": 0.1}})
+@pytest.mark.parametrize("online", [False, True])
+def test_a_method_learns_is_evaluated_and_resumes(online):
+    training = {"sleep": {"interval": 500, "ratio": 0.1}, "online": online}
+    method = build(training)
     rates, labels = samples(60)
     statistics = method.train_epoch(0, rates, labels, lambda n: None)
     assert statistics.accuracy > 0.8
     assert all(0 <= part < 1 for part in statistics.silent)
-    other = build({"sleep": {"interval": 500, "ratio": 0.1}}, seed=0)
+    other = build(training)
     other.load_state_dict(method.state_dict())
     test_rates, _ = samples(30, seed=1)
     one, two = method.predict(test_rates), other.predict(test_rates)
@@ -299,6 +301,24 @@ def test_a_method_learns_is_evaluated_and_resumes():
     assert torch.equal(one.spikes, two.spikes)
     assert set(one.readouts) == {"authors", "input"}
     assert torch.equal(method.predict(test_rates).scores, one.scores)
+
+
+def test_weights_rest_while_images_are_tested_unless_they_learn_online():
+    rates, labels = samples(60)
+    changes = {}
+    for online in (False, True):
+        method = build({"online": online, "rate": 0.5})
+        method.train_epoch(0, rates, labels, lambda n: None)
+        seen, weight = [], method.weight.copy()
+        show = method._show
+        method._show = lambda *arguments, show=show, seen=seen: (show(*arguments), seen.append(arguments[2]))[
+            0
+        ]
+        method.predict(rates)
+        np.testing.assert_array_equal(method.weight, weight)
+        changes[online] = abs(seen[0] - weight).max()
+    assert changes[False] == 0
+    assert changes[True] > 0.1
 
 
 def test_spikes_of_inputs_and_other_readouts_are_recorded():

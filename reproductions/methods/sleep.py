@@ -9,12 +9,14 @@ signs: there an input that fires *after* the neuron strengthens a synapse, the r
 The rates of all neurons go through a quadratic discriminant analysis, which sees the labels. Three are
 fitted on what one simulation gives:
 
-- the one that decides: on all training images, shown again to the finished network, which learns no more;
+- the one that decides: on all training images;
 - `authors`: on four fifths of the last batch, as the network learned; neighbours of one label are merged;
 - `input`: on the pixels that the network sees, without any network.
 
-Ours: inputs act at once, neurons on one another a step later; neurons that have not fired yet change no
-weight; weights rest while test images are shown, each of them a segment; the publishers' split of the data.
+Either learning and sleep go on while test images are shown (`online`), and training images are read out as
+they were learned; or weights rest, and training images are shown again. Ours: inputs act at once, neurons on
+one another a step later; neurons that have not fired yet change no weight; each test image is a segment; the
+publishers' split of the data.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ class Training(config.Training):
     """One pass over the images is an epoch. `rule`: the order of spikes that strengthens a synapse.
 
     "as-coded": after the neuron behind; "textbook": before it. `last_batch`: images that the authors' readout
-    is fitted to.
+    is fitted to. `online`: test images change weights, too; their labels are not used.
     """
 
     rate: PositiveFloat = 8e-4
@@ -114,6 +116,7 @@ class Training(config.Training):
     tau_minus: PositiveFloat = 7.5
     rule: Literal["as-coded", "textbook"] = "as-coded"
     last_batch: PositiveInt = 400
+    online: bool = False
     sleep: Sleep = Sleep()
 
     def tables(self) -> Rule:
@@ -155,17 +158,20 @@ class SleepingNetwork:
         order = torch.from_numpy(self._random(epoch, ORDER).permutation(len(labels)))
         images, labels = rates[order], labels[order]
         last = self.settings.training.last_batch
-        while_learning, _ = self._show(images, self.state, self._random(epoch, LEARNING), True, advance)
-        finished, _ = self._show(images, copied(self.state), self._random(epoch, FITTING), False)
+        while_learning, _ = self._show(
+            images, self.state, self.weight, self._random(epoch, LEARNING), True, advance
+        )
+        online = self.settings.training.online
+        read_out = while_learning if online else self._look(images, self._random(epoch, FITTING))[0]
         neurons = self.synapses.inputs
         self.seen = {
             "images": images,
             "labels": labels,
-            "finished": finished[:, neurons:],
+            "read_out": read_out[:, neurons:],
             "last": while_learning[-last:, neurons:],
         }
         self._fit()
-        scores = self.readouts["fair"].scores(finished[:, neurons:])
+        scores = self.readouts["fair"].scores(read_out[:, neurons:])
         loss = cross_entropy(scores, labels)
         right = (scores.argmax(1) == labels).sum().item()
         layers = self._by_layer(while_learning)
@@ -178,7 +184,7 @@ class SleepingNetwork:
         )
 
     def predict(self, inputs: Tensor) -> SpikeTotals:
-        spikes, first = self._show(inputs, copied(self.state), self._random(0, PREDICTING), False)
+        spikes, first = self._look(inputs, self._random(0, PREDICTING))
         of_neurons = spikes[:, self.synapses.inputs :]
         scores = {
             name: readout.scores(inputs if name == "input" else of_neurons)
@@ -213,10 +219,16 @@ class SleepingNetwork:
         start, border = self.synapses.inputs, self.synapses.inputs + self.synapses.excitatory
         return [of_units[..., start:border], of_units[..., border:]]
 
+    def _look(self, images: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """What the network does on images from the end of training on, which leave it as it is."""
+        online = self.settings.training.online
+        return self._show(images, copied(self.state), self.weight.copy(), random, online)
+
     def _show(
         self,
         images: Tensor,
         state: State,
+        weight: Any,
         random: np.random.Generator,
         learning: bool,
         advance: Callable[[int], None] = lambda samples: None,
@@ -241,7 +253,7 @@ class SleepingNetwork:
         for start in range(0, len(x), CHUNK):
             part = slice(start, start + CHUNK)
             compiled.present(
-                x[part], steps, state, self.synapses, self.weight, rule, asleep, learning, random,
+                x[part], steps, state, self.synapses, weight, rule, asleep, learning, random,
                 spikes[part], later if start else first,
             )  # fmt: skip
             advance(len(x[part]))
@@ -255,7 +267,7 @@ class SleepingNetwork:
         segments, names = merged(last, labels[-len(last) :])
         chosen = self._random(0, SPLITTING).permutation(len(names))[: round(FITTED * len(names))]
         self.readouts = {
-            "fair": Readout(self.seen["finished"], labels, self.classes),
+            "fair": Readout(self.seen["read_out"], labels, self.classes),
             "authors": Readout(segments[chosen], names[chosen], self.classes),
             "input": Readout(self.seen["images"], labels, self.classes),
         }
