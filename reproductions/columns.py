@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import nan
 
 import pandas as pd
 
@@ -82,6 +83,12 @@ def _of_all_layers(name: str) -> Pick:
     return lambda table, rule: _by_layer(name)(table, rule).sum(axis="columns").to_frame(f"all {name}")
 
 
+def _readouts(table: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """Of all other readouts; an empty column, where no record has any."""
+    found = table.loc[:, table.columns.str.startswith("readout ")]
+    return found if len(found.columns) else pd.DataFrame({"readouts": nan}, index=table.index)
+
+
 def _difference(table: pd.DataFrame, rule: str) -> pd.DataFrame:
     return (table[accuracy_column(rule)] - table["published %"]).to_frame("difference")
 
@@ -99,7 +106,7 @@ COLUMNS: dict[str, Pick] = {
     "until-decision-by-layer": _by_layer("until decision"),
     "response": _kept("response", "response unit", renamed="mean response"),
     "multiplications": _kept("multiplications"),
-    "readouts": lambda table, rule: table.loc[:, table.columns.str.startswith("readout ")],
+    "readouts": _readouts,
     "ties": _kept("ties %", "silent %"),
     "published": _kept("published %", "published certainty", "published network", renamed="published"),
     "difference": _difference,
