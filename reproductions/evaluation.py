@@ -144,7 +144,7 @@ class _TotalsTally:
         right = {"lenient": of_label, "first_index": first, "potential": first, "unique": of_label & ~tied}
         inputs = [part.inputs[0].cpu() for part in self.parts if part.inputs]
         of_inputs = torch.cat(inputs).double().mean().item() if inputs else 0.0
-        total = [of_inputs, *spikes.double().mean(0).tolist()]
+        total: list[float] = [of_inputs, *spikes.double().mean(0).tolist()]
         assert self.example is not None
         return Evaluation(
             accuracy={rule: right[rule].double().mean().item() for rule in metrics.RULES},
@@ -160,7 +160,7 @@ class _TotalsTally:
             **self._readouts(labels),
         )
 
-    def _readouts(self, labels: Tensor) -> dict[str, dict[str, float]]:
+    def _readouts(self, labels: Tensor) -> dict[str, Any]:
         """Accuracy of the other readouts, if there are any."""
         names = self.parts[0].readouts
         scores = {name: torch.cat([part.readouts[name].cpu() for part in self.parts]) for name in names}
