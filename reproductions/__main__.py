@@ -234,6 +234,9 @@ def table(
     ] = None,
     overwrite: Overwrite = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that train for the preset.")] = 2,
+    cite: Annotated[
+        bool, typer.Option("--cite", help="In tex, cite what a method follows; `cite` prints the entries.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Write to a file instead of the terminal.")] = None,
 ) -> None:
     """Print recorded runs beside published numbers, one table per data set.
@@ -250,6 +253,8 @@ def table(
         raise SuiteError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
     if wide and (columns is not None or rule is not None or format != "text"):
         raise SuiteError("--wide is the whole table as Markdown: leave out --columns, --rule and --format")
+    if cite and format != "tex":
+        raise SuiteError(f"--cite goes with --format tex, got {format!r}")
     names = tuple(name.strip() for name in columns.split(",")) if columns is not None else None
     require_known(names or BRIEF, rule or RULE)
     if output:
@@ -269,12 +274,29 @@ def table(
         names,
         rule,
         terminal if names else min(WIDTH, terminal),
+        cite,
     )
     if output:
         with records.atomic_write(output) as file:
             file.write(text)
     else:
         sys.stdout.write(text)
+
+
+@app.command("cite")
+def cite_(
+    methods: Annotated[
+        list[str], typer.Argument(metavar="METHOD...", help="That `list` shows, or of published numbers.")
+    ],
+) -> None:
+    """Print BibTeX of the suite and of the works that methods follow."""
+    from .citations import bibliography, works
+    from .tables import published
+
+    known = {method for method, _ in catalog.available()} | set(published()["method"])
+    if unknown := [method for method in methods if method not in known and not works(method)]:
+        raise SuiteError(f"METHOD must be of {', '.join(sorted(known))}, got {', '.join(unknown)}")
+    sys.stdout.write(bibliography(methods))
 
 
 def _train_quick(folder: Path, overwrite: bool, workers: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import nan
 
 import pandas as pd
 
@@ -23,6 +24,15 @@ def accuracy_column(rule: str) -> str:
     'first index %'
     """
     return f"{rule.replace('_', ' ')} %"
+
+
+def readout_column(name: str) -> str:
+    """Name of the column with the accuracy of another readout of the same spikes.
+
+    >>> readout_column("authors")
+    'readout authors %'
+    """
+    return f"readout {name} %"
 
 
 def selected(table: pd.DataFrame, names: Sequence[str], rule: str = RULE) -> pd.DataFrame:
@@ -73,6 +83,12 @@ def _of_all_layers(name: str) -> Pick:
     return lambda table, rule: _by_layer(name)(table, rule).sum(axis="columns").to_frame(f"all {name}")
 
 
+def _readouts(table: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """Of all other readouts; an empty column, where no record has any."""
+    found = table.loc[:, table.columns.str.startswith("readout ")]
+    return found if len(found.columns) else pd.DataFrame({"readouts": nan}, index=table.index)
+
+
 def _difference(table: pd.DataFrame, rule: str) -> pd.DataFrame:
     return (table[accuracy_column(rule)] - table["published %"]).to_frame("difference")
 
@@ -93,6 +109,7 @@ COLUMNS: dict[str, Pick] = {
     "response": _kept("response", "response unit", renamed="mean response"),
     "steps": _kept("steps"),
     "multiplications": _kept("multiplications"),
+    "readouts": _readouts,
     "ties": _kept("ties %", "silent %"),
     "published": _kept("published %", "published certainty", "published network", renamed="published"),
     "difference": _difference,
@@ -102,6 +119,7 @@ LEGEND = {
     "spikes": "Spikes: per image, of all layers.",
     "response": "Response: time of the first output spike; tau: time constants.",
     "steps": "Steps: of the window, in discrete time.",
+    "readouts": "Readout: accuracy of other readouts of the same spikes.",
     "multiplications": "Multiplications: of real-valued pixels, per image; none with spikes.",
     "published": "Published: mostly under the rule lenient; *: of another network.",
     "difference": "Difference: from the published accuracy, in points.",

@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 from torch import Tensor
+from torch.nn import functional
 
 from ssnn_plugin import encode
 
@@ -151,7 +152,22 @@ class Direct(Strict):
         return (images.x.double() / images.x_max - self.mean) / self.deviation
 
 
-Encoding = Annotated[Latency | Linear | TwoTimes | Direct, Field(discriminator="kind")]
+class Rates(Strict):
+    """Probabilities of a spike per step: images of `size` x `size` pixels, all of one mean."""
+
+    kind: Literal["rates"]
+    size: PositiveInt
+    mean: Fraction
+
+    def code(self, images: Images, t_max: float) -> Tensor:
+        x = images.x.double().unflatten(1, images.shape).mean(1, keepdim=True)
+        size = (self.size, self.size)
+        x = functional.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False).flatten(1)
+        mean = x.mean(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)  # of a black image
+        return (x * (self.mean / mean)).clamp(max=1)
+
+
+Encoding = Annotated[Latency | Linear | TwoTimes | Direct | Rates, Field(discriminator="kind")]
 
 
 class Network(Strict):
@@ -197,6 +213,13 @@ class Training(Strict):
         return epoch >= self.epochs - self.average_last
 
 
+class Samples(Strict):
+    """How many images of each part are used, drawn by the seed of a run; all, unless it is said."""
+
+    train: PositiveInt | None = None
+    test: PositiveInt | None = None
+
+
 class Config(Strict):
     """A method on a data set: on its images, or on the features of a frozen extractor."""
 
@@ -213,6 +236,7 @@ class Config(Strict):
     ]
     description: str
     validation: NonNegativeInt
+    samples: Samples = Samples()
     images: Form = Form()
     features: Features | None = None
     encoding: Encoding = Latency(kind="latency")

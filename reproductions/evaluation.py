@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -42,13 +44,17 @@ class SpikeTotals(NamedTuple):
     """Of neurons that fire more than once: spikes [samples, layers], and the scores [samples, classes].
 
     The highest score decides, after all steps. `first` are the times of the first spikes by layer,
-    `multiplications` those that the real-valued pixels of an image need.
+    `multiplications` those that the real-valued pixels of an image need. Of an image that comes as spikes,
+    `inputs` are their number [samples] and the first ones of each input. `readouts` are scores by name that
+    other ways to read the same spikes give.
     """
 
     spikes: Tensor
     scores: Tensor
     first: tuple[Tensor, ...]
-    multiplications: int
+    multiplications: int = 0
+    inputs: tuple[Tensor, Tensor] | None = None
+    readouts: Mapping[str, Tensor] = MappingProxyType({})
 
 
 Prediction: TypeAlias = FirstSpikes | PopulationSpikes | SpikeTotals | tuple[tuple[Tensor, ...], Tensor]
@@ -125,7 +131,8 @@ class _TotalsTally:
     def add(self, images: Images, inputs: Tensor, prediction: Any) -> None:
         self.parts.append(prediction)
         pixels = torch.full((1, images.x.shape[1]), math.inf)  # which do not fire
-        self.example = self.example or _example(images, (pixels, *prediction.first))
+        first = prediction.inputs[1] if prediction.inputs else pixels
+        self.example = self.example or _example(images, (first, *prediction.first))
 
     def evaluation(self, labels: Tensor) -> Evaluation:
         scores = torch.cat([part.scores.cpu() for part in self.parts])
@@ -135,7 +142,9 @@ class _TotalsTally:
         of_label = best.gather(1, labels.long().unsqueeze(1)).squeeze(1)
         first = best.int().argmax(1) == labels
         right = {"lenient": of_label, "first_index": first, "potential": first, "unique": of_label & ~tied}
-        total = [0.0, *spikes.double().mean(0).tolist()]
+        inputs = [part.inputs[0].cpu() for part in self.parts if part.inputs]
+        of_inputs = torch.cat(inputs).double().mean().item() if inputs else 0.0
+        total: list[float] = [of_inputs, *spikes.double().mean(0).tolist()]
         assert self.example is not None
         return Evaluation(
             accuracy={rule: right[rule].double().mean().item() for rule in metrics.RULES},
@@ -147,8 +156,16 @@ class _TotalsTally:
             silent=0.0,
             response_histogram=[0] * (self.steps - 1) + [len(labels), 0],
             example=self.example,
-            multiplications=self.parts[0].multiplications,
+            multiplications=self.parts[0].multiplications or None,
+            **self._readouts(labels),
         )
+
+    def _readouts(self, labels: Tensor) -> dict[str, Any]:
+        """Accuracy of the other readouts, if there are any."""
+        names = self.parts[0].readouts
+        scores = {name: torch.cat([part.readouts[name].cpu() for part in self.parts]) for name in names}
+        right = {name: (of.argmax(1) == labels).double().mean().item() for name, of in scores.items()}
+        return {"readouts": right} if right else {}
 
 
 def _response_histogram(output: Tensor, t_max: float) -> list[int]:

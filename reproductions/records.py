@@ -121,7 +121,7 @@ class Evaluation(Stored):
 
     Histograms are of the time of the first output spike, silence last; `right_histogram` is of those whose
     label was decided for, and the first records lack it. `multiplications` are those of real-valued pixels,
-    where an image does not come as spikes.
+    where an image does not come as spikes, `readouts` the accuracy of other readouts of the same spikes.
     """
 
     accuracy: Accuracies
@@ -135,6 +135,7 @@ class Evaluation(Stored):
     right_histogram: list[int] | None = None
     example: Example
     multiplications: int | None = None
+    readouts: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None
 
     @property
     def neurons_fire(self) -> Literal["once", "repeatedly", "never"]:

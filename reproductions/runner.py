@@ -172,7 +172,9 @@ def _train(
 
 def _load(run: Run, split: str) -> Images:
     config = run.config
-    return datasets.load(config.dataset, split, run.data_root, run.cache, run.seed, config.images)
+    images = datasets.load(config.dataset, split, run.data_root, run.cache, run.seed, config.images)
+    count = config.samples.train if split == "train" else config.samples.test
+    return images if count is None else datasets.draw(images, count, run.seed)
 
 
 def _prepare(run: Run) -> None:

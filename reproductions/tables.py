@@ -16,7 +16,7 @@ import pandas as pd
 
 from ssnn_plugin.metrics import RULES
 
-from . import columns
+from . import citations, columns
 from .columns import DEVIATION, accuracy_column
 from .errors import SuiteError
 from .records import FewLabels, Record
@@ -90,9 +90,9 @@ def references(dataset: str) -> pd.DataFrame:
     return table.assign(**{"how sure": sure})[columns]
 
 
-def render(table: pd.DataFrame, style: str, width: int = WIDTH) -> str:
+def render(table: pd.DataFrame, style: str, width: int = WIDTH, cite: bool = False) -> str:
     """A table as Markdown, LaTeX, HTML or, within a width, text, as people read it; as CSV with a number
-    in every cell.
+    in every cell. `cite`: in LaTeX, behind the name of a method, of what it follows.
 
     Raises:
         SuiteError: an unknown format.
@@ -105,7 +105,7 @@ def render(table: pd.DataFrame, style: str, width: int = WIDTH) -> str:
     if style == "md":
         return str(shown(table).to_markdown(index=False, disable_numparse=True))
     if style == "tex":
-        return str(_escaped_for_latex(shown(table)).to_latex(hrules=True)).rstrip()
+        return str(_escaped_for_latex(shown(table), cite).to_latex(hrules=True)).rstrip()
     if style == "html":
         return str(shown(table).to_html(index=False))
     raise SuiteError(f"--format must be one of {', '.join(FORMATS)}, got {style!r}")
@@ -117,6 +117,7 @@ def render_all(
     names: Sequence[str] | None = None,
     rule: str | None = None,
     width: int = WIDTH,
+    cite: bool = False,
 ) -> str:
     """Recorded runs and published numbers of every data set; CSV holds the recorded runs alone.
 
@@ -138,10 +139,10 @@ def render_all(
         )
     parts = []
     for dataset, table in tables.items():
-        parts.append(_heading(f"{dataset}: recorded runs", style) + render(table, style, width))
+        parts.append(_heading(f"{dataset}: recorded runs", style) + render(table, style, width, cite))
         if len(known := references(dataset)):
             known = _short(known) if style == "text" else known
-            parts.append(_heading(f"{dataset}: published", style) + render(known, style, width))
+            parts.append(_heading(f"{dataset}: published", style) + render(known, style, width, cite))
     if brief:
         parts.append(_footing(columns.legend(names, rule) + " " + _tags(), style, width))
     return "\n\n".join(parts) + "\n"
@@ -250,8 +251,16 @@ SHOWN: dict[str, tuple[str, Callable[[Row], str]]] = {
 PARTS = "counts all spikes", "response unit", "silent %", "published certainty", "published network"
 
 
-def _escaped_for_latex(table: pd.DataFrame) -> Any:
-    return table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
+def _escaped_for_latex(table: pd.DataFrame, cite: bool) -> Any:
+    style = table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
+    if cite and "method" in table:
+        style.format(_cited, subset=["method"], escape="latex")
+    return style
+
+
+def _cited(name: str) -> str:
+    """A method's name, and LaTeX that cites what it follows."""
+    return f"{name} {citations.command(name)}".rstrip()
 
 
 def _row(runs: Sequence[Record], depth: int) -> Row:
@@ -272,6 +281,8 @@ def _row(runs: Sequence[Record], depth: int) -> Row:
     row["response unit"] = "bins" if isinstance(first.t_max, int) else "time constants"
     row["steps"] = first.t_max if isinstance(first.t_max, int) else nan
     row["multiplications"] = tests[0].multiplications or 0
+    for name in tests[0].readouts or {}:
+        row |= _spread(columns.readout_column(name), [100 * (test.readouts or {})[name] for test in tests])
     row["ties %"] = 100 * mean(test.tied for test in tests)
     row["silent %"] = 100 * mean(test.silent for test in tests)
     return row | _against_published(runs, network)
@@ -297,9 +308,7 @@ def _against_published(runs: Sequence[Record], network: str) -> Row:
 
 def _paper(method: str, papers: set[str]) -> str:
     """The paper's method that a recipe belongs to: its name, or what that begins with, as of "s4nn-tuned"."""
-    words = method.split("-")
-    beginnings = ("-".join(words[:count]) for count in range(len(words), 0, -1))
-    return next((name for name in beginnings if name in papers), method)
+    return next((name for name in citations.beginnings(method) if name in papers), method)
 
 
 def _spread(column: str, values: Sequence[float]) -> Row:

@@ -10,9 +10,9 @@ from ..errors import SuiteError
 from . import archives, cifar10, folders
 from .cache import default_cache
 from .folders import Form
-from .images import SPLIT_SEED, Images, hold_out
+from .images import SPLIT_SEED, Images, draw, hold_out
 
-__all__ = ["FOLDERS", "NAMES", "Form", "Images", "default_cache", "hold_out", "load"]
+__all__ = ["FOLDERS", "NAMES", "Form", "Images", "default_cache", "draw", "hold_out", "load"]
 
 FOLDERS = tuple(folders.KINDS)
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", *FOLDERS)

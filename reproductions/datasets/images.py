@@ -38,6 +38,18 @@ class Images:
         return dataclasses.replace(self, x=self.x[index], y=self.y[index], groups=groups)
 
 
+def draw(images: Images, count: int, seed: int) -> Images:
+    """Some of the images, in file order.
+
+    Raises:
+        SuiteError: there are not so many.
+    """
+    if count > len(images):
+        raise SuiteError(f"samples must be at most the {len(images)} there are, got {count}")
+    generator = torch.Generator().manual_seed(seed)
+    return images.select(torch.randperm(len(images), generator=generator)[:count].sort().values)
+
+
 def hold_out(images: Images, validation: int) -> tuple[Images, Images]:
     """Split (training, validation), the same samples every time; training stays in file order.
 

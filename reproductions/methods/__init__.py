@@ -40,6 +40,7 @@ IMPLEMENTATIONS = (
     "time_based",
     "s2stdp",
     "logistic",
+    "sleep",
 )
 GROUP = "ssnn_plugin.methods"
 

@@ -1,4 +1,4 @@
-"""LTMD (Sun et al., NeurIPS 2022): learned thresholds, and a dropout that spares active neurons.
+"""LTMD (Wang et al., NeurIPS 2022): learned thresholds, and a dropout that spares active neurons.
 
 Leaky neurons as in TEBN, V <- V / 4 (1 - s) + I; the threshold of a layer is tanh(w) with a learned w, 1/2 at
 first, and the surrogate is 1 where |V - threshold| < 1/2. Behind the convolutions stand *output neurons*,
