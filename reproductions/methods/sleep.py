@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ class Sleep(Strict):
     ratio: Fraction = 0.0
     longest: PositiveInt = 10_000
     noise: NonNegativeFloat = 2.0
-    pull: PositiveFloat = Field(0.99997, le=1)
+    pull: Annotated[float, Field(gt=0, le=1)] = 0.99997
     towards: PositiveFloat = 0.01
     tolerance: NonNegativeFloat = 0.001
     every: PositiveInt = 10
@@ -338,8 +338,9 @@ def synapses_of(weight: Any, inputs: int, excitatory: int) -> tuple[Synapses, An
     outgoing = np.searchsorted(pre, np.arange(len(weight) + 1))
     incoming = np.searchsorted(post[by_post], np.arange(weight.shape[1] + 1))
     # Without a sign, as the compiled loop then need not look for negative indices.
-    graph = (a.astype(np.uint32) for a in (outgoing, post, incoming, pre[by_post], by_post))
-    return Synapses(*graph, inputs, excitatory), weight[pre, post]
+    arrays = (outgoing, post, incoming, pre[by_post], by_post)
+    a, b, c, d, e = (array.astype(np.uint32) for array in arrays)
+    return Synapses(a, b, c, d, e, inputs, excitatory), weight[pre, post]
 
 
 def at_rest(synapses: Synapses, weight: Any) -> State:
@@ -365,7 +366,7 @@ def copied(state: State) -> State:
 def merged(spikes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Means over neighbours of one label, [segments, neurons], and their labels."""
     names, sizes = torch.unique_consecutive(labels, return_counts=True)
-    parts = spikes.double().split(sizes.tolist())
+    parts = torch.split(spikes.double(), sizes.tolist())
     return torch.stack([part.mean(0) for part in parts]), names
 
 
