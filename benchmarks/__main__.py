@@ -401,6 +401,39 @@ def growth(
         curves.draw(found, figure)
 
 
+@app.command("rate-backprop")
+def rate_backprop(
+    steps: Annotated[list[int] | None, typer.Option(help="Numbers of steps; default: 4, 8, 16.")] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Timed steps of each.")] = 7,
+    samples: Annotated[int, typer.Option(min=2, help="Images in a batch.")] = BATCH,
+    figure: Annotated[Path | None, typer.Option(help="File for a figure, .png or .svg.")] = None,
+    threads: Threads = None,
+) -> None:
+    """A step of rate-based back-propagation and of that through time, against T: time, memory, gradients.
+
+    16C3-32C3-128, uncompiled, on random images. Peak memory is what a step needs beyond the model, in a fresh
+    process. The cosines are between both gradients at the same first weights, by layer.
+    """
+    from . import rates  # imports matplotlib, which the other commands do without
+
+    _check_figure(figure)
+    _set_threads(threads)
+    rows = [rates.measure(number, samples, rounds) for number in steps or [4, 8, 16]]
+    names = list(rates.GRADIENTS.values())
+    columns = *(f"{name} (ms)" for name in names), "ratio", *(f"{name} (MiB)" for name in names), "cosines"
+    table = Table("T", *columns, title=f"batch {samples}; p10 / median")
+    for row in rows:
+        one, other = (row.timings[name] for name in names)
+        taken = [f"{1e3 * timing.p10:.0f} / {1e3 * timing.median:.0f}" for timing in (one, other)]
+        ratios = f"{one.p10 / other.p10:.2f} / {one.median / other.median:.2f}"
+        peaks = [f"{row.peaks[name]:.0f}" for name in names]
+        angles = " ".join(f"{cosine:.3f}" for cosine in row.cosines)
+        table.add_row(str(row.steps), *taken, ratios, *peaks, angles)
+    _print(table, cells="")
+    if figure is not None:
+        rates.draw(rows, figure)
+
+
 def _check_figure(figure: Path | None) -> None:
     if figure is not None and figure.suffix not in (".png", ".svg"):
         raise SuiteError(f"the figure must be a .png or an .svg, got {figure}")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from benchmarks import bins, gpu, growth, memory, peers, relu
+from benchmarks import bins, gpu, growth, memory, peers, rates, relu
 from benchmarks.__main__ import app
 from benchmarks.timing import in_turn, tenth
 from reproductions.errors import SuiteError
@@ -134,3 +134,13 @@ def test_converted_relu_networks_are_timed_on_the_same_outputs():
             torch.testing.assert_close(runs[name](), expected, rtol=1e-3, atol=1e-4)
         assert torch.equal(runs["ramps, first spikes"]()[0].argmin(1), expected.argmax(1))
         assert runs["ramps, all spike times"]()["output"].shape == (4, 10)
+
+
+def test_gradients_of_rates_are_timed_beside_those_through_time(tmp_path):
+    row = rates.measure(2, 3, rounds=3)
+    assert all(taken.p10 > 0 for taken in row.timings.values())
+    assert all(peak > 0 for peak in row.peaks.values())
+    assert len(row.cosines) == 4
+    assert rates.cosines(1, torch.rand(3, 784), torch.arange(3)) == pytest.approx([1.0] * 4, abs=1e-4)
+    rates.draw([row], tmp_path / "rates.png")
+    assert (tmp_path / "rates.png").stat().st_size > 1000
