@@ -224,7 +224,7 @@ class Config(Strict):
 
     def encode(self, images: Images) -> Tensor:
         """Spike times, or real-valued pixels, [samples, features] of images, in the network's precision."""
-        parts = torch.arange(len(images)).split(ENCODED_AT_ONCE)
+        parts = torch.split(torch.arange(len(images)), ENCODED_AT_ONCE)
         coded = (self.encoding.code(images.select(part), self.network.t_max) for part in parts)
         return torch.cat([part.to(self.network.torch_dtype) for part in coded])
 
