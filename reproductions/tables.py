@@ -231,6 +231,7 @@ def _verdict(row: Row) -> str:
 
 # Columns that are shown in other words, and those that these tell of.
 SHOWN: dict[str, tuple[str, Callable[[Row], str]]] = {
+    "features": ("features", lambda row: row["features"] or "none"),
     "labelled per class": ("labelled per class", lambda row: str(row["labelled per class"] or "all")),
     "spikes: input": ("spikes: input + hidden + output", _layers("spikes")),
     "until decision: input": ("of these until the decision", _layers("until decision")),

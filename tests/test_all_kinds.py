@@ -48,7 +48,7 @@ def test_a_record_tells_how_often_its_neurons_fire(runs):
     assert told == once | {"several": "repeatedly", "regression": "never"}
     assert [made.counts_all_spikes for made in runs] == [True, True, True, True, False, False]
     table = shown(comparison(runs, "mnist")).set_index("method")
-    assert table["features"].to_dict() == dict.fromkeys(["sparse", "worse", "deep", "several"], "") | {
+    assert table["features"].to_dict() == dict.fromkeys(["sparse", "worse", "deep", "several"], "none") | {
         "on-features": "cnn:some",
         "regression": "stdp",
     }
