@@ -146,12 +146,13 @@ class Direct(Strict):
 class Rates(Strict):
     """Probabilities of a spike per step: images of `size` x `size` pixels, all of one mean."""
 
+    blank: ClassVar[float] = 0.0
     kind: Literal["rates"]
     size: PositiveInt
     mean: Fraction
 
     def code(self, images: Images, t_max: float) -> Tensor:
-        x = images.x.double().unflatten(1, images.shape).mean(1, keepdim=True)
+        x = images.x.double().reshape(-1, *images.shape).mean(1, keepdim=True)
         size = (self.size, self.size)
         x = functional.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False).flatten(1)
         mean = x.mean(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)  # of a black image

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ class Sleep(Strict):
     ratio: Fraction = 0.0
     longest: PositiveInt = 10_000
     noise: NonNegativeFloat = 2.0
-    pull: PositiveFloat = Field(0.99997, le=1)
+    pull: Annotated[float, Field(gt=0, le=1)] = 0.99997
     towards: PositiveFloat = 0.01
     tolerance: NonNegativeFloat = 0.001
     every: PositiveInt = 10
@@ -376,7 +376,7 @@ def copied(state: State) -> State:
 def merged(spikes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Means over neighbours of one label, [segments, neurons], and their labels."""
     names, sizes = torch.unique_consecutive(labels, return_counts=True)
-    parts = spikes.double().split(sizes.tolist())
+    parts = torch.split(spikes.double(), sizes.tolist())
     return torch.stack([part.mean(0) for part in parts]), names
 
 
