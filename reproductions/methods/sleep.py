@@ -237,7 +237,7 @@ class SleepingNetwork:
         training, steps = self.settings.training, self.settings.network.t_max
         sleep = training.sleep
         x = images.contiguous().numpy()
-        spikes = np.empty((len(x), len(state.last)), dtype=np.int32)
+        spikes: Any = np.empty((len(x), len(state.last)), dtype=np.int32)
         first, later = np.empty(len(state.last)), np.empty(len(state.last))
         asleep = compiled.Sleep(
             sleep.interval,
@@ -337,10 +337,20 @@ def synapses_of(weight: Any, inputs: int, excitatory: int) -> tuple[Synapses, An
     by_post = np.lexsort((pre, post))
     outgoing = np.searchsorted(pre, np.arange(len(weight) + 1))
     incoming = np.searchsorted(post[by_post], np.arange(weight.shape[1] + 1))
-    # Without a sign, as the compiled loop then need not look for negative indices.
-    arrays = (outgoing, post, incoming, pre[by_post], by_post)
-    a, b, c, d, e = (array.astype(np.uint32) for array in arrays)
-    return Synapses(a, b, c, d, e, inputs, excitatory), weight[pre, post]
+    return Synapses(
+        outgoing=unsigned(outgoing),
+        post=unsigned(post),
+        incoming=unsigned(incoming),
+        pre=unsigned(pre[by_post]),
+        place=unsigned(by_post),
+        inputs=inputs,
+        excitatory=excitatory,
+    ), weight[pre, post]
+
+
+def unsigned(indices: Any) -> Any:
+    """Indices for which the compiled loop need not look whether they are negative."""
+    return indices.astype(np.uint32)
 
 
 def at_rest(synapses: Synapses, weight: Any) -> State:
