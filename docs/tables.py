@@ -42,8 +42,18 @@ SHORT = {
     "response": "response",
 }
 FIRST_PAGE = {
-    "mnist": ["s4nn", "s4nn-every-bin", "mostafa", "ts4tl-every-bin", "ds4nn-every-bin", "sparse-ramp"],
-    "fashion-mnist": ["bs4nn-every-bin", "ds4nn-every-bin", "sparse-ramp-conv"],
+    "mnist": [
+        "s4nn",
+        "s4nn-every-bin",
+        "mostafa",
+        "ts4tl-every-bin",
+        "ds4nn-every-bin",
+        "sparse-ramp",
+        "s2stdp-ncg",
+        "tebn",
+    ],
+    "fashion-mnist": ["bs4nn-every-bin", "ts4tl-conv-every-bin", "ds4nn-every-bin", "sparse-ramp-conv"],
+    "cifar10": ["converted-relu"],
     "eth80": ["ts4tl", "sparse-ramp"],
 }
 
@@ -118,7 +128,7 @@ def _first_page(runs: Sequence[Record], _: str) -> pd.DataFrame:
             rows.append(
                 {
                     "data set": dataset,
-                    "method": method,
+                    "method": method if row["neurons fire"] == "once" else f"{method}, fires repeatedly",
                     "network": row["network"],
                     "accuracy %, `potential`": row["potential %"],
                     "spikes an image": f"{spikes[method]:.0f}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from . import catalog, methods, records
 from .errors import SuiteError, run_command_line
 from .records import FewLabelsResult, PretrainingEpoch, Record
 
+# Characters of a description in `list`.
+LISTED = 70
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -48,11 +51,18 @@ QUICK = records.RESULTS / "quick"
 @app.command("list")
 def list_(results_dir: ResultsDir = records.RESULTS) -> None:
     """List methods and data sets, and what is recorded."""
-    table = Table("method", "data set", "recorded seeds", "description")
     recorded = records.read_all(results_dir)
+    table = Table()
+    rows = []
     for (method, dataset), config in catalog.available().items():
         seeds = [str(run.seed) for run in recorded if run.config_hash == config.digest()]
-        table.add_row(method, dataset, ", ".join(seeds) or "-", config.description)
+        begins = textwrap.shorten(config.description, LISTED, placeholder=" …")
+        rows.append((method, dataset, ", ".join(seeds) or "-", begins))
+    for name, cells in zip(("method", "data set", "seeds"), zip(*rows, strict=True), strict=False):
+        table.add_column(name, no_wrap=True, min_width=max(map(len, cells)))
+    table.add_column("description")
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
 
 

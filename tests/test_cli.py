@@ -118,7 +118,7 @@ def test_run_records_and_prints_the_test_set(call, tmp_path, tiny_suite):
             ("table", "--rule", "first"),
             "--rule must be one of lenient, first_index, potential, unique, got 'first'",
         ),
-        (("table", "--columns", "method,speed"), "--columns must be of method, network, seeds,"),
+        (("table", "--columns", "method,speed"), "--columns must be of method, network, features,"),
         (("table", "--columns", "method,speed,"), "difference, got 'speed', ''"),
         (("table", "--wide", "--rule", "lenient"), "leave out --columns, --rule and --format"),
         (("table", "--wide", "--format", "csv"), "leave out --columns, --rule and --format"),

@@ -65,7 +65,7 @@ def test_every_column_can_be_shown_alone_in_every_format(name):
         assert tables.render_all(RUNS, style, [name]).strip()
     (row,) = tables.shown(_selected(name)).to_dict("records")
     assert len(row) == 1
-    assert all(row.values())
+    assert all(row.values()) or name == "readouts"  # which only the sleeping network has
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -101,11 +101,10 @@ def _chosen(table: pd.DataFrame) -> Iterator[Column]:
         for rule in RULES if name in RULED else (None,):
             numbers = selected(table, [name], rule or RULE)
             words = tables.shown(numbers)
-            (heading,) = words
-            cells = [
-                Cell(text, value) for text, value in zip(words[heading], _sorted_by(numbers), strict=True)
-            ]
-            yield Column(heading, cells, name, rule, name in BRIEF and rule in (None, RULE))
+            for heading in words:
+                values = _sorted_by(numbers if len(words.columns) == 1 else numbers[[heading]])
+                cells = [Cell(text, value) for text, value in zip(words[heading], values, strict=True)]
+                yield Column(heading, cells, name, rule, name in BRIEF and rule in (None, RULE))
 
 
 def _sorted_by(numbers: pd.DataFrame) -> list[float | None]:
