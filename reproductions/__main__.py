@@ -17,8 +17,8 @@ from . import catalog, methods, records
 from .errors import SuiteError, run_command_line
 from .records import FewLabelsResult, PretrainingEpoch, Record
 
-# Characters of a description in `list`.
-LISTED = 70
+# Characters of a description in `list`, in a narrow terminal too.
+LEAST_DESCRIPTION = 12
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -52,17 +52,20 @@ QUICK = records.RESULTS / "quick"
 def list_(results_dir: ResultsDir = records.RESULTS) -> None:
     """List methods and data sets, and what is recorded."""
     recorded = records.read_all(results_dir)
-    table = Table()
     rows = []
     for (method, dataset), config in catalog.available().items():
         seeds = [str(run.seed) for run in recorded if run.config_hash == config.digest()]
-        begins = textwrap.shorten(config.description, LISTED, placeholder=" …")
-        rows.append((method, dataset, ", ".join(seeds) or "-", begins))
-    for name, cells in zip(("method", "data set", "seeds"), zip(*rows, strict=True), strict=False):
-        table.add_column(name, no_wrap=True, min_width=max(map(len, cells)))
-    table.add_column("description")
+        rows.append((method, dataset, ", ".join(seeds) or "-", config.description))
+    names = "method", "data set", "seeds"
+    widths = [max(map(len, column)) for column in zip(names, *(row[:3] for row in rows), strict=True)]
+    # One line each: what does not fit beside them, with the frame, is left out.
+    room = max(console.width - sum(widths) - 13, LEAST_DESCRIPTION)
+    table = Table()
+    for name, width in zip(names, widths, strict=True):
+        table.add_column(name, no_wrap=True, min_width=width)
+    table.add_column("description", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*row[:3], textwrap.shorten(row[3], room, placeholder=" …"))
     console.print(table)
 
 
