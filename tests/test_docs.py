@@ -67,7 +67,7 @@ def test_every_page_of_results_has_tables():
         "README.md",
         *(
             f"docs/results/{name}.md"
-            for name in ("caltech-face-motorbike", "eth80", "fashion-mnist", "few-labels", "mnist")
+            for name in ("caltech-face-motorbike", "cifar10", "eth80", "fashion-mnist", "few-labels", "mnist")
         ),
     ]
 
