@@ -284,9 +284,12 @@ def _figure(entries: int = 0) -> tuple[Figure, Axes]:
 
 def _colored_groups(runs: Sequence[Record]) -> Iterator[tuple[str, str, list[Record]]]:
     """Color, name and runs of each config."""
-    shades = [to_hex(color) for color in colormaps["tab20"].colors]  # type: ignore[attr-defined]
-    # The ten usual colors, then their lighter shades.
-    colors = itertools.cycle(shades[::2] + shades[1::2])
+    shades, more = (
+        [to_hex(color) for color in colormaps[name].colors]  # type: ignore[attr-defined]
+        for name in ("tab20", "tab20b")
+    )
+    # The ten usual colors, their lighter shades, then twenty others.
+    colors = itertools.cycle(shades[::2] + shades[1::2] + more)
     for color, (name, group) in zip(colors, by_config(runs, runs[0].dataset), strict=False):
         yield color, name, group
 
