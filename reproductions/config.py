@@ -76,9 +76,6 @@ class Schedule(Strict):
         """Factor at a moment of training; `progress` counts epochs and fractions of one."""
         if progress < self.warm_up:
             return progress / self.warm_up
-        return self._after_warm_up(progress, epochs)
-
-    def _after_warm_up(self, progress: float, epochs: int) -> float:
         if self.kind == "constant" or progress < self.begin:
             return 1.0
         if self.kind == "exponential":

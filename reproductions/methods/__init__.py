@@ -153,6 +153,16 @@ def build(settings: Config, shape: tuple[int, ...], classes: int, seed: int, dev
     return find(settings.implementation).build(settings, shape, classes, seed, device)
 
 
+def require_cpu(what: str, device: str) -> None:
+    """Refuse another device for what is compiled for the CPU alone.
+
+    Raises:
+        SuiteError: names the device.
+    """
+    if device != "cpu":
+        raise SuiteError(f"--device: {what} runs on the CPU, got {device!r}")
+
+
 def random_seed(*key: int) -> int:
     """A seed that depends on the key alone, e.g. on seed, epoch and purpose: a resumed run repeats it."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])

@@ -32,6 +32,11 @@ class Pool(NamedTuple):
     padding: int = 0
 
 
+def size_behind(layer: Convolution | Pool, size: Sequence[int]) -> list[int]:
+    """Height and width of what a layer makes of images of this height and width."""
+    return [(n + 2 * layer.padding - layer.kernel) // layer.stride + 1 for n in size]
+
+
 def parse(layer: str) -> Convolution | Pool | int:
     """A layer from how it is written; a number is the width of a fully connected one.
 
@@ -105,7 +110,7 @@ def build_stages(
         if len(shape) != 3:
             raise SuiteError(f"network.layers: {written!r} needs images, got {shape[0]} features per sample")
         channels, *size = shape
-        left = [(n + 2 * layer.padding - layer.kernel) // layer.stride + 1 for n in size]
+        left = size_behind(layer, size)
         if min(left) < 1:
             raise SuiteError(f"network.layers: {written!r} does not fit what is left of the image, {size}")
         if isinstance(layer, Pool) and layer.average:

@@ -27,7 +27,7 @@ from ..config import Config, Fraction, Linear
 from ..errors import SuiteError
 from ..evaluation import FirstSpikes
 from . import layered, minibatch
-from .architecture import Convolution, Pool, parse
+from .architecture import Convolution, Pool, parse, size_behind
 from .layered import SAMPLE
 from .minibatch import Done, Minibatch, MixedPrecision, Stage
 
@@ -172,15 +172,14 @@ def _stages(network: Network, shape: tuple[int, ...], classes: int) -> list[Stag
         layer = parse(written)
         if isinstance(layer, Pool):
             stages[-1].after.append((nn.AvgPool2d if layer.average else nn.MaxPool2d)(layer.kernel))
-            shape = shape[0], *(n // layer.kernel for n in shape[1:])
+            shape = shape[0], *size_behind(layer, shape[1:])
         elif isinstance(layer, Convolution):
             whitening = network.whiten and not stages
             convolution = nn.Conv2d(shape[0], *layer, bias=whitening)
             convolution.weight.requires_grad_(not whitening)
             norm = nn.Identity() if whitening else _without_gain(nn.BatchNorm2d(layer.channels))
             stages.append(Stage(nn.Sequential(convolution, norm, nn.ReLU())))
-            left = ((n + 2 * layer.padding - layer.kernel) // layer.stride + 1 for n in shape[1:])
-            shape = layer.channels, *left
+            shape = layer.channels, *size_behind(layer, shape[1:])
         else:
             linear = nn.Linear(math.prod(shape), layer, bias=False)
             norm = _without_gain(nn.BatchNorm1d(layer))

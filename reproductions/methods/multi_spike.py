@@ -22,7 +22,7 @@ from ssnn_plugin.surrogate import Surrogate, Triangle
 from ..config import Config, Direct, Fraction
 from ..evaluation import SpikeTotals
 from . import layered, minibatch
-from .architecture import Convolution, Layers, Pool, build_stages, neuron_layers, parse
+from .architecture import Convolution, Layers, Pool, build_stages, neuron_layers, parse, size_behind
 from .minibatch import Done, Minibatch, MixedPrecision
 
 # Samples that are predicted at once.
@@ -229,8 +229,7 @@ def multiplications(first: Convolution | int, shape: tuple[int, ...]) -> int:
     if isinstance(first, int):
         return first * math.prod(shape)
     channels, *size = shape
-    positions = [(n + 2 * first.padding - first.kernel) // first.stride + 1 for n in size]
-    return first.channels * channels * first.kernel**2 * math.prod(positions)
+    return first.channels * channels * first.kernel**2 * math.prod(size_behind(first, size))
 
 
 def _dense(pool: AveragePool) -> nn.Module:

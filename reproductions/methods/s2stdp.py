@@ -28,10 +28,9 @@ from torch import Tensor
 from .. import config
 from ..compiled.competition import RULES, WINDOW, Inputs, Rule, learn, run
 from ..config import Config, Fraction, Linear
-from ..errors import SuiteError
 from ..evaluation import PopulationSpikes
 from ..records import EpochStatistics
-from . import random_seed
+from . import random_seed, require_cpu
 
 # Samples that one compiled call learns from, after which progress is told.
 CHUNK = 1000
@@ -102,8 +101,7 @@ class S2STDP:
     def __init__(
         self, settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str
     ) -> None:
-        if device != "cpu":
-            raise SuiteError(f"--device: {settings.method} runs on the CPU, got {device!r}")
+        require_cpu(settings.method, device)
         self.settings, self.training, self.seed = settings, settings.training, seed
         network = settings.network
         random = np.random.default_rng(random_seed(seed, 0, DRAWING))

@@ -22,9 +22,8 @@ from ssnn_plugin.functional import drop_spikes, first_spike_linear
 from ssnn_plugin.losses import RelativeTargetLoss
 
 from ..config import Config, Fraction
-from ..errors import SuiteError
 from ..records import EpochStatistics
-from . import Method, centered, random_seed
+from . import Method, centered, random_seed, require_cpu
 from .centered import Centered
 from .layered import Drawn, Dropout, Normal, Uniform
 from .minibatch import DROPPING, REDRAWING, SHUFFLING, restore_average
@@ -134,10 +133,7 @@ def build(settings: Settings, shape: tuple[int, ...], classes: int, seed: int, d
     """S4NN by the protocol of its settings."""
     if settings.training.protocol == "minibatch":
         return S4NNMinibatch(settings, shape, classes, seed, device)
-    if device != "cpu":
-        raise SuiteError(
-            f"--device: the online protocol of {settings.method} runs on the CPU, got {device!r}"
-        )
+    require_cpu(f"the online protocol of {settings.method}", device)
     return S4NNOnline(settings, shape, classes, seed)
 
 

@@ -28,18 +28,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
-from sklearn.decomposition import PCA
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from .. import config
 from ..compiled import sleep as compiled
 from ..compiled.sleep import NEVER, REST, Rule, State, Synapses
 from ..config import Config, Fraction, Rates, Strict
-from ..errors import SuiteError
 from ..evaluation import SpikeTotals
 from ..records import EpochStatistics
-from . import random_seed
+from . import random_seed, require_cpu
 
 # Images that one compiled call shows, after which progress is told.
 CHUNK = 50
@@ -142,8 +139,7 @@ class SleepingNetwork:
     def __init__(
         self, settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str
     ) -> None:
-        if device != "cpu":
-            raise SuiteError(f"--device: {settings.method} runs on the CPU, got {device!r}")
+        require_cpu(settings.method, device)
         self.settings, self.classes, self.seed = settings, classes, seed
         self.synapses, self.weight = connect(
             settings.network, settings.encoding.size**2, self._random(0, DRAWING)
@@ -280,6 +276,10 @@ class Readout:
     """
 
     def __init__(self, x: Tensor, y: Tensor, classes: int) -> None:
+        # Here, as every command imports all methods, and scikit-learn takes seconds.
+        from sklearn.decomposition import PCA
+        from sklearn.preprocessing import StandardScaler
+
         self.scaler = StandardScaler().fit(x.double().numpy())
         scaled = self.scaler.transform(x.double().numpy())
         # Where no neuron fires there is nothing to find a component in.
