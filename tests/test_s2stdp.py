@@ -174,6 +174,16 @@ def test_of_equal_times_the_highest_potential_is_that_of_the_class():
     torch.testing.assert_close(potential, torch.tensor([[1.3, 0.4]]))
 
 
+def test_its_state_is_one_that_checkpoints_are_read_with(tmp_path):
+    times, labels = samples()
+    method = build(normalize_weights=True)
+    method.train_epoch(0, times, labels, lambda n: None)
+    torch.save(method.state_dict(), tmp_path / "state.pt")
+    read = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert read.keys() == method.state_dict().keys()
+    assert torch.equal(read["weight"], method.state_dict()["weight"])
+
+
 def test_it_goes_on_from_its_state():
     times, labels = samples()
     whole, rest = build(first_of_class=True), build(first_of_class=True)

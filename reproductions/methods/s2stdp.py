@@ -109,7 +109,7 @@ class S2STDP:
         drawn = random.normal(*network.init, size).clip(*network.weight_range)
         self.weight = np.ascontiguousarray(drawn.T)
         self.thresholds = np.full(size[1], network.threshold)
-        self.mass = abs(self.weight).sum() / size[1] if network.normalize_weights else 0.0
+        self.mass = float(abs(self.weight).sum() / size[1]) if network.normalize_weights else 0.0
         self.accuracy = 1 / classes
         self.sorted: tuple[Tensor, Inputs] | None = None
 
@@ -151,7 +151,7 @@ class S2STDP:
             advance(len(of_part))
         if training.thresholds == "one":
             self.thresholds = raised
-        self.accuracy = right / len(y)
+        self.accuracy = float(right / len(y))
         return EpochStatistics.of(loss, right, [torch.from_numpy(fired)], len(y))
 
     def in_order(self, times: Tensor) -> Inputs:
