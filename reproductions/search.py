@@ -14,7 +14,7 @@ from . import catalog
 from .config import Config, Fraction, Strict, parsed, read_toml
 from .errors import SuiteError
 from .locks import locked
-from .records import Evaluation, atomic_write, require_writable
+from .records import atomic_write, require_writable
 from .runner import Run, validate
 from .sweep import Engine
 from .sweep_progress import FileProgress
@@ -119,14 +119,16 @@ def find(path: Path, folder: Path, engine: Engine, data_root: Path | None = None
     require_writable(folder)
     storage = storage_path(path, folder)
     with locked(storage.with_suffix(".lock"), "another process is at this search; wait for it"):
-        study = _study(path, folder, search)
+        study = _study(path, folder)
         settings = search.model_dump(mode="json", exclude={"trials"})
         if study.user_attrs.setdefault("search", settings) != settings:
             raise SuiteError(f"{storage}: of another search; name another folder")
         study.set_user_attr("search", settings)
         _take_up_what_was_interrupted(study)
         with engine.open() as over:
-            arguments = [(search, content, path, folder, data_root)] * engine.workers
+            arguments = [
+                (number, search, content, path, folder, data_root) for number in range(engine.workers)
+            ]
             for failed in over(_work, *zip(*arguments, strict=True)):
                 if failed:
                     raise SuiteError(failed)
@@ -138,7 +140,7 @@ def storage_path(path: Path, folder: Path) -> Path:
     return folder / f"{path.stem}.journal"
 
 
-def _study(path: Path, folder: Path, search: Search) -> optuna.Study:
+def _study(path: Path, folder: Path) -> optuna.Study:
     try:
         import optuna
         from optuna.storages.journal import JournalFileBackend
@@ -149,8 +151,6 @@ def _study(path: Path, folder: Path, search: Search) -> optuna.Study:
     study = optuna.create_study(
         storage=storage, study_name=path.stem, directions=["maximize", "minimize"], load_if_exists=True
     )
-    # A sampler that begins anew repeats itself: its seed moves on with the trials there are.
-    study.sampler = optuna.samplers.TPESampler(seed=search.seed + len(study.get_trials(deepcopy=False)))
     return study
 
 
@@ -163,24 +163,40 @@ def _take_up_what_was_interrupted(study: optuna.Study) -> None:
         study.enqueue_trial(trial.params)
 
 
+def _sampler(study: optuna.Study, seed: int, number: int) -> optuna.samplers.BaseSampler:
+    """One that repeats neither what it said before the search was interrupted nor what other workers say."""
+    import numpy as np
+    import optuna
+
+    trials = len(study.get_trials(deepcopy=False))
+    state = np.random.SeedSequence(seed, spawn_key=(trials, number)).generate_state(1)
+    return optuna.samplers.TPESampler(seed=int(state[0]))
+
+
 def _work(
-    search: Search, content: dict[str, Any], path: Path, folder: Path, data_root: Path | None
+    number: int, search: Search, content: dict[str, Any], path: Path, folder: Path, data_root: Path | None
 ) -> str | None:
-    """Trials until there are as many as asked for; return what is wrong, if anything."""
+    """Trials of a worker, until there are as many as asked for; return what is wrong, if anything."""
     from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
 
-    study = _study(path, folder, search)
+    study = _study(path, folder)
+    study.sampler = _sampler(study, search.seed, number)
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
-        values = {key: found.suggest(trial, key) for key, found in search.ranges.items()}
+        values = {key: within.suggest(trial, key) for key, within in search.ranges.items()}
         config = with_values(content, values, str(path))
         run = Run(
             config, f"{path.stem}-{config.digest()}", search.seed, results=folder, data_root=data_root,
             resume=True,
         )  # fmt: skip
-        held_out = validate(run, FileProgress(run))
-        trial.set_user_attr("held_out", json.loads(held_out.model_dump_json(exclude={"example"})))
+        # Another worker may have drawn the same values: its numbers then stand for both.
+        with locked(folder / f"{run.name}.lock"):
+            held_out = _known(study, trial.params)
+            if held_out is None:
+                found = validate(run, FileProgress(run))
+                held_out = json.loads(found.model_dump_json(exclude={"example"}))
+            trial.set_user_attr("held_out", held_out)
         return objectives(held_out)
 
     done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
@@ -193,9 +209,17 @@ def _work(
     return None
 
 
-def objectives(held_out: Evaluation) -> tuple[float, float]:
+def _known(study: optuna.Study, params: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a trial of the same values did on the held-out images."""
+    for trial in study.get_trials(deepcopy=False):
+        if trial.params == params and (held_out := trial.user_attrs.get("held_out")):
+            return held_out  # type: ignore[no-any-return]
+    return None
+
+
+def objectives(held_out: Mapping[str, Any]) -> tuple[float, float]:
     """Accuracy by the rule "potential", and spikes of all neurons until the decision."""
-    return held_out.accuracy["potential"], sum(held_out.until_decision[1:])
+    return held_out["accuracy"]["potential"], sum(held_out["until_decision"][1:])
 
 
 def choose(trials: Sequence[optuna.trial.FrozenTrial], give_up: float) -> optuna.trial.FrozenTrial:

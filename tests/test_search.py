@@ -88,7 +88,7 @@ def test_a_search_goes_on_where_it_was(ranges, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         search.find(ranges(), tmp_path / "trials", Engine())
     # A killed process cannot tell that its trial failed.
-    study = search._study(ranges(), tmp_path / "trials", search.read(ranges())[0])
+    study = search._study(ranges(), tmp_path / "trials")
     left = study.ask({"training.gamma": optuna.distributions.FloatDistribution(1, 6)})
     monkeypatch.setattr(search, "validate", validate)
     study = search.find(ranges(), tmp_path / "trials", Engine())
@@ -126,6 +126,31 @@ def test_a_search_that_another_process_is_at_is_refused(ranges, tmp_path):
 def test_two_processes_share_the_trials(ranges, tmp_path):
     study = search.find(ranges(trials=6), tmp_path / "trials", Engine(workers=2))
     assert len(_values(study)) >= 6
+    drawn = [params["training.gamma"] for params, _ in _values(study)]
+    assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.slow
+def test_workers_that_draw_the_same_values_share_what_they_come_to(ranges, tmp_path):
+    path = ranges(trials=4, ranges={"training.gamma": {"choices": [3.0]}})
+    study = search.find(path, tmp_path / "trials", Engine(workers=2))
+    assert len({tuple(values) for _, values in _values(study)}) == 1
+    assert all(trial.state.is_finished() for trial in study.trials)
+
+
+def test_values_that_are_drawn_again_are_not_trained_again(ranges, tmp_path, monkeypatch):
+    validate, done = runner.validate, []
+
+    def counted(run, progress):
+        done.append(run)
+        return validate(run, progress)
+
+    monkeypatch.setattr(search, "validate", counted)
+    study = search.find(
+        ranges(ranges={"training.gamma": {"choices": [2.0, 3.0]}}), tmp_path / "trials", Engine()
+    )
+    assert len(_values(study)) == 4
+    assert len(done) == len({params["training.gamma"] for params, _ in _values(study)}) <= 2
 
 
 @pytest.mark.parametrize(
