@@ -46,13 +46,13 @@ def test_it_decides_as_the_relu_network_does_and_resumes():
     history = learn(method, times, labels)
     assert history[-1].loss < history[0].loss
     layers, potential = method.predict(times)
-    method.network.eval()
     values = method.images(times)
-    for stage, spikes in zip(method.stages[:-1], layers[:-1], strict=True):
-        activations = stage.neurons(values)
+    *hidden, (outputs, _) = method.relu().eval()
+    for (neurons, after), spikes in zip(hidden, layers[:-1], strict=True):
+        activations = neurons(values)
         assert torch.equal(spikes.isfinite(), activations > 0)
-        values = stage.after(activations)
-    torch.testing.assert_close(potential, method.stages[-1].neurons(values), atol=1e-4, rtol=1e-4)
+        values = after(activations)
+    torch.testing.assert_close(potential, outputs(values), atol=1e-4, rtol=1e-4)
     assert torch.equal(layers[-1].argmin(1), potential.argmax(1))
 
     other = build()
@@ -77,18 +77,29 @@ def test_a_price_silences_neurons():
     assert sum(spikes[1]) < 0.9 * sum(spikes[0])
 
 
-def test_the_mean_of_the_weights_decides():
+def test_batches_are_normalised_by_statistics_of_the_last_weights_and_unchanged_images():
     times, labels = samples()
-    method = build(training={"mean_decay": 0.9})
+    method = build(training={"augment": {"shift": 2}})
+    learn(method, times, labels, epochs=2)
+    convolution, norm, _ = method.stages[0].neurons
+    potentials = convolution(method.images(times)).detach()
+    torch.testing.assert_close(norm.running_mean, potentials.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, potentials.movedim(1, 0).flatten(1).var(1))
+
+
+def test_the_mean_of_the_last_weights_decides():
+    times, labels = samples()
+    method = build(training={"average_last": 2})
     learn(method, times, labels)
-    mean = {name: value.clone() for name, value in method.average.module.state_dict().items()}
     before = method.predict(times)[1]
     with torch.no_grad():
         for parameter in method.network.parameters():
             parameter.zero_()
     method.converted = None
     assert torch.equal(method.predict(times)[1], before)
-    assert any(not torch.equal(mean[name], value) for name, value in method.network.state_dict().items())
+    (convolution, norm, _), _ = method.relu()[0]
+    potentials = convolution(method.images(times))
+    torch.testing.assert_close(norm.running_mean, potentials.mean((0, 2, 3)).detach())
 
 
 def test_whitened_patches_have_no_covariance():

@@ -1,24 +1,26 @@
 """A ReLU network that learns as such and decides by single spikes, a recipe of our own.
 
 Convolutions, batch normalisation and ReLU learn with what is known to be fast: stochastic gradient descent
-with Nesterov momentum, a short warm-up, label smoothing, an exponential mean of the weights, first filters
-that whiten the patches of the images (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024). For
-every evaluation `ssnn_plugin.from_relu` makes it a network of windowed ramps (Stanojevic et al. 2024), with
-batch normalisation folded: each ReLU is a neuron that fires at most once, and what is reported is what these
+with Nesterov momentum, a short warm-up, label smoothing, first filters that whiten the patches of the images
+(Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024). For every evaluation
+`ssnn_plugin.from_relu` makes it a network of windowed ramps (Stanojevic et al. 2024), with batch
+normalisation folded: each ReLU is a neuron that fires at most once, and what is reported is what these
 neurons do. Batches are normalised without a learned gain, so that a price on activations can be avoided by
-silence alone, not by their scale.
+silence alone, not by their scale. After every epoch the statistics that are folded are taken anew, of images
+as they are: running means are of weights that were, and of shifted images.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import update_bn
 
 from ssnn_plugin import RampNetwork, from_relu
 from ssnn_plugin.relu import ClippedSpikesWarning
@@ -26,6 +28,7 @@ from ssnn_plugin.relu import ClippedSpikesWarning
 from ..config import Config, Fraction, Linear
 from ..errors import SuiteError
 from ..evaluation import FirstSpikes
+from ..records import EpochStatistics
 from . import layered, minibatch
 from .architecture import Convolution, Pool, parse, size_behind
 from .layered import SAMPLE
@@ -33,6 +36,8 @@ from .minibatch import Done, Minibatch, MixedPrecision, Stage
 
 # Images whose patches are whitened, and the ridge.
 WHITENED, RIDGE = 1000, 5e-4
+# Images that the statistics of batch normalisation are of.
+NORMALIZED = 2000
 # Samples that decide at once.
 CHUNK = 500
 
@@ -61,7 +66,6 @@ class Training(MixedPrecision, minibatch.Training):
 
     spike_price: NonNegativeFloat = 0.0
     label_smoothing: Fraction = 0.0
-    mean_decay: Fraction = 0.0
 
 
 class Settings(Config):
@@ -85,9 +89,6 @@ class ConvertedReLU(Minibatch):
     ) -> None:
         super().__init__(settings, _stages(settings.network, shape, classes), shape, seed, device)
         self.network.to(memory_format=torch.channels_last)
-        if settings.training.mean_decay:
-            mean = get_ema_multi_avg_fn(settings.training.mean_decay)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(self.network, multi_avg_fn=mean, use_buffers=True)
         self.sample = torch.empty(0, *shape)
         self.converted: RampNetwork | None = None
 
@@ -101,12 +102,16 @@ class ConvertedReLU(Minibatch):
             return
         self.sample = self.images(times[:SAMPLE]).to(self.device)
         if self.settings.network.whiten:
-            whiten(self._first(self.network), self.images(times[:WHITENED]))
-            whiten(self._first(self.average.module), self.images(times[:WHITENED]))
+            first = next(module for module in self.network.modules() if isinstance(module, nn.Conv2d))
+            whiten(first, self.images(times[:WHITENED]))
 
-    @staticmethod
-    def _first(network: nn.Module) -> nn.Conv2d:
-        return next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    def train_epoch(
+        self, epoch: int, times: Tensor, labels: Tensor, advance: Callable[[int], None]
+    ) -> EpochStatistics:
+        statistics = super().train_epoch(epoch, times, labels, advance)
+        images = self.images(times[:NORMALIZED]).to(self.device)
+        update_bn(torch.split(images, CHUNK), self.relu())
+        return statistics
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
         layers, values = [], self.images(inputs)
@@ -126,8 +131,6 @@ class ConvertedReLU(Minibatch):
 
     def after_step(self) -> None:
         self.converted = None
-        if self.training.mean_decay:
-            self.average.update_parameters(self.network)
 
     def predict(self, times: Tensor) -> FirstSpikes:
         network = self.spiking()
@@ -139,16 +142,19 @@ class ConvertedReLU(Minibatch):
             potentials.append(found.potential)
         return FirstSpikes(tuple(map(torch.cat, zip(*layers, strict=True))), torch.cat(potentials))
 
-    def spiking(self) -> RampNetwork:
-        """The network of single-spike neurons with the mean of the weights, converted anew after learning."""
-        if self.converted is not None:
-            return self.converted
+    def relu(self) -> nn.Sequential:
+        """The network that learns, with averaged weights if there are any; called with images."""
         network = self.average.module if self.average.n_averaged else self.network
         stages = [stage for stage in network.modules() if isinstance(stage, Stage)]
-        model = nn.Sequential(*(nn.Sequential(stage.neurons, stage.after) for stage in stages))
+        return nn.Sequential(*(nn.Sequential(stage.neurons, stage.after) for stage in stages))
+
+    def spiking(self) -> RampNetwork:
+        """The network of single-spike neurons, converted anew after learning."""
+        if self.converted is not None:
+            return self.converted
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ClippedSpikesWarning)
-            converted = from_relu(model, calibrate_on=self.sample, margin=self.settings.network.margin)
+            converted = from_relu(self.relu(), calibrate_on=self.sample, margin=self.settings.network.margin)
         if converted.t_max > self.settings.network.t_max:
             raise SuiteError(
                 f"network.t_max must be at least {converted.t_max:.4g}, where the last window ends, "
