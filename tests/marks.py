@@ -17,7 +17,9 @@ BACKEND_NAMES = sorted(
 DTYPES = [torch.float32, torch.float64]
 on_every_fast_backend = pytest.mark.parametrize("fast", [b for b in BACKEND_NAMES if b != "reference"])
 on_every_backend = pytest.mark.parametrize("backend", BACKEND_NAMES)
-in_both_precisions = pytest.mark.parametrize("dtype", DTYPES)
+# Kernels of double precision are compiled for themselves.
+SINGLE_AND_SLOW_DOUBLE = [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)]
+in_both_precisions = pytest.mark.parametrize("dtype", SINGLE_AND_SLOW_DOUBLE)
 
 _has_compiler = any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++")))
 

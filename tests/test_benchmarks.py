@@ -136,6 +136,7 @@ def test_converted_relu_networks_are_timed_on_the_same_outputs():
         assert runs["ramps, all spike times"]()["output"].shape == (4, 10)
 
 
+@pytest.mark.slow
 def test_gradients_of_rates_are_timed_beside_those_through_time(tmp_path):
     row = rates.measure(2, 3, rounds=3)
     assert all(taken.p10 > 0 for taken in row.timings.values())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import in_both_precisions
 from torch import nn
 
 from ssnn_plugin import IF, ReLPSP, decode, encode, metrics
@@ -88,7 +89,7 @@ def test_every_rule(tie, all_silent):
 
 @pytest.mark.parametrize("sizes", [[9, 4], [9, 17, 4], [30, 100, 33, 21, 6], [5, 400, 90]])
 @pytest.mark.parametrize("delays", [(0, 0, 0, 0), (1, 1, 1, 1), (0, 3, 1, 0), (2, 0, 0, 5)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@in_both_precisions
 def test_depths_and_delays(sizes, delays, dtype):
     neurons = [IF(1.5, delay=delay) for delay in delays]
     network = network_of(sizes, neurons, dtype=dtype)

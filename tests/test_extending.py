@@ -97,6 +97,7 @@ def test_the_neuron_runs_in_every_layer_and_has_values_per_neuron():
     assert tau.grad.all()
 
 
+@pytest.mark.slow
 def test_without_a_compiled_response_the_reference_kernels_run_it():
     cls = importlib.import_module("saturating").SaturatingRamp
 
@@ -112,6 +113,7 @@ def test_without_a_compiled_response_the_reference_kernels_run_it():
         first_spike_linear(times, weight, Plain(0.7), backend="cpu", **options)
 
 
+@pytest.mark.slow
 def test_what_is_compiled_for_the_neuron_does_not_stay_behind(folder, tmp_path):
     """The index of numba's cache names all types, and has to be readable where the file is gone."""
     # One of the functions that a layer's kernel is made of: the whole of it would be compiled no differently.

@@ -84,6 +84,7 @@ def test_the_floors_that_are_tested_are_those_declared(floors):
     assert dict(line.split("==") for line in lines if not line.startswith("#")) == floors
 
 
+@pytest.mark.slow
 def test_every_import_is_a_declared_dependency(floors):
     folders = ["ssnn_plugin", "reproductions", "benchmarks", "docs", "examples", "tests"]
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]

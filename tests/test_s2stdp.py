@@ -125,6 +125,7 @@ def naive_epoch(method, times, labels):
     return weight, raised
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

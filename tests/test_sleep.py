@@ -141,6 +141,7 @@ class Naive:
         return spikes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "training",
     [

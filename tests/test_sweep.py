@@ -180,6 +180,7 @@ def test_a_run_that_kills_its_process_again_and_again_is_a_failure(tmp_path, mon
     assert board.lost == ["RuntimeError"] * 4
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path):
     pytest.importorskip("distributed")
     with pytest.raises(SuiteError, match=r"no scheduler answers at tcp://127\.0\.0\.1:9"):
