@@ -117,7 +117,7 @@ COLUMNS: dict[str, Pick] = {
 LEGEND = {
     "accuracy": "{rule}: accuracy on the test set under this rule, mean ± deviation over seeds.",
     "spikes": "Spikes: per image, of all layers.",
-    "response": "Response: time of the first output spike; tau: time constants.",
+    "response": "Response: time of the first output spike; unit: a time constant, or the span of the inputs.",
     "steps": "Steps: of the window, in discrete time.",
     "readouts": "Readout: accuracy of other readouts of the same spikes.",
     "multiplications": "Multiplications: of real-valued pixels, per image; none with spikes.",

@@ -255,7 +255,7 @@ def raster(run: Record) -> Figure:
             axis.axvline(decision, color="C3", lw=1, ls="--")
     axes[-1].set_yticks(range(len(output)))
     axes[-1].tick_params(axis="y", labelsize=6)
-    axes[-1].set_xlabel("time (bins)" if isinstance(t_max, int) else "time (time constants)")
+    axes[-1].set_xlabel(f"time ({run.time_unit})")
     first = [str(k) for k, t in enumerate(output) if t == decision]
     told = f"class {' and '.join(first)} at {decision:.4g}" if decision < t_max else "no output spike"
     figure.suptitle(

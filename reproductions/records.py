@@ -230,6 +230,11 @@ class Record(Stored):
         """Whether the network fires, and nothing in front of it does that is not counted."""
         return self.features is None and self.test.neurons_fire != "never"
 
+    @property
+    def time_unit(self) -> Literal["bins", "units"]:
+        """Of times: in continuous time a unit is a time constant, or for ramps the span of the inputs."""
+        return "bins" if isinstance(self.t_max, int) else "units"
+
 
 class FewLabelsResult(Stored):
     """Test accuracy of a classifier; `per_class` None is for all images. Spikes are those per image."""

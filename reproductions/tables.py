@@ -213,7 +213,7 @@ def _published(row: Row) -> str:
 
 def _mean_response(row: Row) -> str:
     value, unit = row["mean response"], row["response unit"]
-    return f"{value:.1f} bins" if unit == "bins" else f"{value:.2f} tau"
+    return f"{value:.{1 if unit == 'bins' else 2}f} {unit}"
 
 
 def _published_in_brief(row: Row) -> str:
@@ -279,7 +279,7 @@ def _row(runs: Sequence[Record], depth: int) -> Row:
     row |= _by_layer("spikes", [test.total for test in tests], depth)
     row |= _by_layer("until decision", [test.until_decision for test in tests], depth)
     row |= _spread("response", [test.response_time for test in tests])
-    row["response unit"] = "bins" if isinstance(first.t_max, int) else "time constants"
+    row["response unit"] = first.time_unit
     row["steps"] = first.t_max if isinstance(first.t_max, int) else nan
     row["multiplications"] = tests[0].multiplications or 0
     for name in tests[0].readouts or {}:

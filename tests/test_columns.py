@@ -50,7 +50,7 @@ def test_brief_columns_in_words():
 
 def test_brief_columns_without_a_published_number():
     row = _shown(*columns.BRIEF, dataset="digits")
-    assert (row["response"], row["published"], row["difference"]) == ("7.00 tau", "", "")
+    assert (row["response"], row["published"], row["difference"]) == ("7.00 units", "", "")
 
 
 def test_a_published_number_of_another_network_has_a_star():

@@ -97,7 +97,7 @@ def test_a_network_is_named_from_inputs_to_outputs(name, network):
 
 def test_response_times_have_their_unit():
     rows = _rows(record(t_max=16), record(t_max=4.0, name="continuous-mnist"))
-    assert [row["response"] for row in rows] == ["7.000 time constants", "7.0 bins"]
+    assert [row["response"] for row in rows] == ["7.000 units", "7.0 bins"]
 
 
 @pytest.mark.usefixtures("published")

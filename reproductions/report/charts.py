@@ -177,13 +177,12 @@ def _decision_rows(records: Sequence[Record], dataset: str) -> Iterator[Spec]:
         if not run.test.right_histogram:
             continue
         *fired, _ = run.test.right_histogram
-        unit = "bins" if isinstance(run.t_max, int) else "time constants"
         rising = [(part + 1, right) for part, right in enumerate(accumulate(fired)) if fired[part]]
         last = rising[-1][1] if rising else 0
         for part, right in ((0, 0), *rising, (len(fired), last)):
             time = part / len(fired)
             share = 100 * right / run.test.samples
-            yield row | {"time": time, "at": time * run.t_max, "unit": unit, "right": share}
+            yield row | {"time": time, "at": time * run.t_max, "unit": run.time_unit, "right": share}
 
 
 def _learning_rows(records: Sequence[Record], dataset: str) -> Iterator[Spec]:
