@@ -38,7 +38,7 @@ class Case:
 #: what is varied, how it is called, and its values
 AXES: dict[str, tuple[str, tuple[float, ...]]] = {
     "bins": ("bins T", (16, 64, 256, 1024, 4096, 16384, 65536)),
-    "spiking": ("inputs that spike (%)", (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)),
+    "spiking": ("part of the inputs that spikes", (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)),
     "neurons": ("hidden neurons", (100, 200, 400, 1000, 2000, 4000)),
     "batch": ("samples in a batch", (1, 8, 32, 128, 512, 1024)),
 }
