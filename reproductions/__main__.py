@@ -45,6 +45,9 @@ Grey = Annotated[
     bool | None, typer.Option("--grey/--colour", help="Of the images of a folder, instead of the data set's.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Run again and replace the record.")]
+Methods = Annotated[str, typer.Option(metavar="NAME,NAME,...", help="Only these, by their names in `list`.")]
+Datasets = Annotated[str, typer.Option(metavar="NAME,NAME,...", help="Only these, by their names in `list`.")]
+ALL = "all"
 QUICK = records.RESULTS / "quick"
 
 
@@ -238,6 +241,8 @@ def table(
         str | None,
         typer.Option(help="Decision rule of the accuracy and the difference; potential if none is named."),
     ] = None,
+    methods: Methods = ALL,
+    datasets: Datasets = ALL,
     wide: Annotated[bool, typer.Option("--wide", help="All columns as Markdown, however wide.")] = False,
     preset: Annotated[
         str | None, typer.Option(help="quick: first train what is missing on the digits data set.")
@@ -280,6 +285,7 @@ def table(
     recorded = records.read_all(folder)
     if not recorded:
         raise SuiteError(f"{folder}: no records there; train with `run`, or use --preset quick")
+    recorded = records.of(recorded, _names(methods), _names(datasets))
     terminal = shutil.get_terminal_size((WIDTH, 0)).columns
     text = render_all(
         recorded,
@@ -328,10 +334,15 @@ def _train_quick(folder: Path, overwrite: bool, workers: int) -> None:
     report(sweep(left, Engine(workers), Board(stderr)), len(left))
 
 
+def _names(written: str) -> list[str]:
+    """Names between commas; none for all."""
+    return [] if written == ALL else [name.strip() for name in written.split(",")]
+
+
 @app.command("sweep")
 def sweep_(
-    methods: Annotated[str, typer.Option(help="Names that `list` shows, with commas; or all.")] = "all",
-    datasets: Annotated[str, typer.Option(help="Names that `list` shows, with commas; or all.")] = "all",
+    methods: Methods = ALL,
+    datasets: Datasets = ALL,
     seeds: Annotated[str, typer.Option(help="Such as 0-4 or 0,2,5-7.")] = "0",
     workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
     scheduler: Annotated[
@@ -351,12 +362,9 @@ def sweep_(
 
     if scheduler and workers > 1:
         raise SuiteError("--workers are processes on this machine, --scheduler has its own: pass one of them")
-    asked_methods, asked_datasets = (
-        [] if names == "all" else names.split(",") for names in (methods, datasets)
-    )
     runs = runs_of(
-        asked_methods,
-        asked_datasets,
+        _names(methods),
+        _names(datasets),
         parse_seeds(seeds),
         epochs,
         results=results_dir.resolve(),
@@ -400,6 +408,8 @@ def search(
 
 @app.command()
 def plot(
+    methods: Methods = ALL,
+    datasets: Datasets = ALL,
     results_dir: ResultsDir = records.RESULTS,
     output_dir: Annotated[
         Path | None, typer.Option(help="Folder of the figures; default: figures/ beside the records.")
@@ -409,6 +419,7 @@ def plot(
     recorded = records.read_all(results_dir)
     if not recorded:
         raise SuiteError(f"{results_dir}: no records there; train with `run`")
+    recorded = records.of(recorded, _names(methods), _names(datasets))
     from .figures import draw_all
 
     for path in draw_all(recorded, output_dir or results_dir / "figures"):

@@ -374,6 +374,30 @@ def read_all(results: Path) -> list[Record]:
     return [read_record(paths[name]) for name in sorted(paths)]
 
 
+def of(recorded: Sequence[Record], methods: Sequence[str], datasets: Sequence[str]) -> list[Record]:
+    """Those of some methods and data sets; of all, where none is named.
+
+    Raises:
+        SuiteError: a name that no record has, or no record that has both.
+    """
+    for kind, names, known in (
+        ("--methods", methods, {record.method for record in recorded}),
+        ("--datasets", datasets, {record.dataset for record in recorded}),
+    ):
+        if unknown := [name for name in names if name not in known]:
+            raise SuiteError(
+                f"{kind} must be recorded, of {', '.join(sorted(known))}, got {', '.join(map(repr, unknown))}"
+            )
+    chosen = [
+        record
+        for record in recorded
+        if (not methods or record.method in methods) and (not datasets or record.dataset in datasets)
+    ]
+    if not chosen:
+        raise SuiteError(f"no record of {', '.join(methods)} on {', '.join(datasets)}")
+    return chosen
+
+
 def read_few_labels(path: Path) -> FewLabels:
     """Read the record of a study of few labels.
 

@@ -184,6 +184,44 @@ def test_table_of_mnist_has_the_published_numbers(call, tmp_path):
         assert "1910.09495" in out.partition("mnist: published")[2]
 
 
+@pytest.fixture
+def of_two_methods(tmp_path):
+    """A results folder with records of two methods on two data sets."""
+    for method, dataset in (("s4nn", "mnist"), ("ts4tl", "mnist"), ("s4nn", "digits")):
+        made = record(name=f"{method}-{dataset}", dataset=dataset, method=method)
+        records.write_record(tmp_path / f"{method}-{dataset}-seed0.json", made)
+    return tmp_path
+
+
+def test_table_and_figures_of_some_methods_and_data_sets(call, of_two_methods, tmp_path):
+    options = ["--results-dir", of_two_methods, "--methods", "s4nn", "--datasets", "mnist"]
+    code, out, _ = call("table", *options)
+    assert code == 0
+    assert "mnist: recorded runs" in out
+    assert "digits: recorded runs" not in out
+    assert not re.search(r"^ts4tl .* 1 ", out.partition("published\n")[0], re.MULTILINE)
+    code, out, _ = call("plot", "--output-dir", tmp_path / "figures", *options)
+    assert code == 0
+    drawn = " ".join(path.name for path in (tmp_path / "figures").iterdir())
+    assert "s4nn-mnist" in drawn
+    assert "ts4tl" not in drawn
+    assert "digits" not in drawn
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "s4nn,unknown"], "--methods must be recorded, of s4nn, ts4tl, got 'unknown'"),
+        (["--datasets", "eth80"], "--datasets must be recorded, of digits, mnist, got 'eth80'"),
+        (["--methods", "ts4tl", "--datasets", "digits"], "no record of ts4tl on digits"),
+    ],
+)
+def test_what_is_not_recorded_is_named(call, of_two_methods, options, message):
+    code, _, error = call("table", "--results-dir", of_two_methods, *options)
+    assert code == 2
+    assert message in error
+
+
 def test_the_wide_table_is_the_one_in_markdown(call, recorded):
     _, wide, _ = call("table", "--wide", "--results-dir", recorded)
     assert wide == call("table", "--format", "md", "--results-dir", recorded)[1]
