@@ -9,6 +9,7 @@ from torch import nn
 from reproductions import methods
 from reproductions.catalog import validated
 from reproductions.errors import SuiteError
+from reproductions.methods import converted_relu
 from reproductions.methods.converted_relu import whiten
 
 CLASSES = 3
@@ -85,6 +86,21 @@ def test_batches_are_normalised_by_statistics_of_the_last_weights_and_unchanged_
     potentials = convolution(method.images(times)).detach()
     torch.testing.assert_close(norm.running_mean, potentials.mean((0, 2, 3)))
     torch.testing.assert_close(norm.running_var, potentials.movedim(1, 0).flatten(1).var(1))
+
+
+def test_what_is_measured_is_of_all_classes_where_they_come_one_after_the_other(monkeypatch):
+    for name in ("SAMPLE", "WHITENED", "NORMALIZED"):
+        monkeypatch.setattr(converted_relu, name, 6)
+    dark, bright = torch.full((20, 128), 0.9), torch.full((20, 128), 0.1)
+    times = torch.cat([dark, bright]) + 0.05 * torch.rand(40, 128, generator=torch.Generator().manual_seed(0))
+    method = build(network={"layers": ["16C2", "8C3", "A2", "5"], "whiten": True})
+    learn(method, times, torch.arange(40) // 20, epochs=1)
+    assert method.sample.mean() == pytest.approx(0.475, abs=0.03)
+    expected = nn.Conv2d(2, 16, 2)
+    whiten(expected, method.images(times[[0, 6, 13, 20, 26, 33]]))
+    torch.testing.assert_close(method.stages[0].neurons[0].weight, expected.weight)
+    norm = method.stages[1].neurons[1]
+    assert norm.running_var.mean() > 10 * norm.eps
 
 
 def test_the_mean_of_the_last_weights_decides():

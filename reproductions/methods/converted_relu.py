@@ -100,16 +100,16 @@ class ConvertedReLU(Minibatch):
     def before_epoch(self, epoch: int, times: Tensor) -> None:
         if epoch:
             return
-        self.sample = self.images(times[:SAMPLE]).to(self.device)
+        self.sample = self.images(spread(times, SAMPLE)).to(self.device)
         if self.settings.network.whiten:
             first = next(module for module in self.network.modules() if isinstance(module, nn.Conv2d))
-            whiten(first, self.images(times[:WHITENED]))
+            whiten(first, self.images(spread(times, WHITENED)))
 
     def train_epoch(
         self, epoch: int, times: Tensor, labels: Tensor, advance: Callable[[int], None]
     ) -> EpochStatistics:
         statistics = super().train_epoch(epoch, times, labels, advance)
-        images = self.images(times[:NORMALIZED]).to(self.device)
+        images = self.images(spread(times, NORMALIZED)).to(self.device)
         update_bn(torch.split(images, CHUNK), self.relu())
         return statistics
 
@@ -169,6 +169,16 @@ class ConvertedReLU(Minibatch):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.sample, self.converted = state["sample"], None
+
+
+def spread(times: Tensor, count: int) -> Tensor:
+    """At most so many samples, from all over a data set, which may come class by class.
+
+    >>> spread(torch.arange(10), 4)
+    tensor([0, 2, 5, 7])
+    """
+    count = min(count, len(times))
+    return times[torch.arange(count) * len(times) // count]
 
 
 def _stages(network: Network, shape: tuple[int, ...], classes: int) -> list[Stage]:
