@@ -42,7 +42,8 @@ def from_relu(
     Args:
         model: takes one tensor [batch, *] and returns one; what it does in evaluation mode is converted.
         calibrate_on: inputs [batch, *] as the network shall take them, on which windows are set and the
-            outputs of both are compared.
+            outputs of both are compared. They should be of all classes: a data set in the order of its
+            classes begins with one.
         margin: by which windows exceed the highest potentials on `calibrate_on`: (1 + margin) times. A
             higher one is clipped to the start of the window, with a `ClippedSpikesWarning`. The window
             of a ReLU6 is its 6.
