@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,41 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def available() -> dict[tuple[str, str], Config]:
-    """The configs of the suite and of installed methods, by (method, data set)."""
+    """The configs of the suite and of installed methods, by (method, data set); of one name, the suite's."""
     installed = map(methods.find, methods.installed())
     beside = (method.config(dataset) for method in installed for dataset in datasets.NAMES)
-    configs = [read(path) for path in (*sorted(CONFIGS.glob("*.toml")), *filter(Path.is_file, beside))]
-    return {(config.method, config.dataset): config for config in configs}
+    found: dict[tuple[str, str], Config] = {}
+    for path in (*sorted(CONFIGS.glob("*.toml")), *filter(Path.is_file, beside)):
+        config = read(path)
+        found.setdefault((config.method, config.dataset), config)
+    return found
 
 
 def find(method: str, dataset: str) -> Config:
-    """The config of a method on a data set.
+    """The config of a method on a data set; for one of the suite's own no other file is read.
 
     Raises:
         SuiteError: there is none; the message lists those that exist.
     """
+    path = CONFIGS / f"{method}-{dataset}.toml"
+    if path.is_file():
+        config = read(path)
+        if (config.method, config.dataset) == (method, dataset):
+            return config
     configs = available()
     if (method, dataset) not in configs:
-        known = ", ".join(f"{m} on {d}" for m, d in configs)
+        known = listed(configs)
         raise SuiteError(f"no config for method {method!r} on data set {dataset!r}; there are: {known}")
     return configs[method, dataset]
+
+
+def listed(configs: Iterable[tuple[str, str]]) -> str:
+    """Methods and data sets in a line.
+
+    >>> listed([("s4nn", "digits"), ("s4nn", "mnist")])
+    's4nn on digits, s4nn on mnist'
+    """
+    return ", ".join(f"{method} on {dataset}" for method, dataset in configs)
 
 
 def read(path: Path, implementation: Implementation | None = None) -> Config:

@@ -58,9 +58,14 @@ def require_known(names: Sequence[str], rule: str) -> None:
         raise SuiteError(f"--columns must be of {', '.join(COLUMNS)}, got {', '.join(map(repr, unknown))}")
 
 
+def meanings(names: Sequence[str], rule: str) -> list[str]:
+    """What chosen columns mean, a text each where their names do not say it."""
+    return [LEGEND[name].format(rule=accuracy_column(rule)) for name in names if name in LEGEND]
+
+
 def legend(names: Sequence[str], rule: str) -> str:
-    """What chosen columns mean."""
-    return " ".join(LEGEND[name].format(rule=accuracy_column(rule)) for name in names if name in LEGEND)
+    """The meanings of chosen columns in one text."""
+    return " ".join(meanings(names, rule))
 
 
 def _kept(first: str, *others: str, renamed: str | None = None) -> Pick:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
 from .columns import DEVIATION
-from .records import FewLabels, Record, require_writable
+from .records import FewLabels, Record, atomic_write, require_writable
 from .tables import by_config, few_labels_table
 
 # Of the histogram of response times, over the whole window.
@@ -267,7 +267,8 @@ def raster(run: Record) -> Figure:
 def _save(figure: Figure, folder: Path, stem: str) -> list[Path]:
     written = [folder / f"{stem}.{ending}" for ending in ("png", "svg")]
     for path in written:
-        figure.savefig(path, dpi=150)
+        with atomic_write(path, "wb") as file:
+            figure.savefig(file, format=path.suffix[1:], dpi=150)
     plt.close(figure)
     return written
 

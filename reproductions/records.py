@@ -365,13 +365,22 @@ def read_record(path: Path) -> Record:
     return _checked(Record, content, path)
 
 
-def read_all(results: Path) -> list[Record]:
-    """All records of a folder, by file name; of the user's own also those that come with the suite."""
+def paths_of(results: Path) -> list[Path]:
+    """The records of a folder, by file name; of the user's own also those that come with the suite."""
     folders = {RECORDED, results} if results == RESULTS else {results}
     paths = {
         path.name: path for folder in sorted(folders, key=results.__eq__) for path in folder.glob("*.json")
     }
-    return [read_record(paths[name]) for name in sorted(paths)]
+    return [paths[name] for name in sorted(paths)]
+
+
+def read_all(results: Path) -> list[Record]:
+    """The records of `paths_of` a folder.
+
+    Raises:
+        SuiteError: as `read_record`.
+    """
+    return [read_record(path) for path in paths_of(results)]
 
 
 def of(recorded: Sequence[Record], methods: Sequence[str], datasets: Sequence[str]) -> list[Record]:

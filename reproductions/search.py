@@ -246,10 +246,10 @@ def write_chosen(path: Path, study: optuna.Study, output: Path) -> optuna.trial.
 
 def to_toml(tables: Mapping[str, Any]) -> str:
     """TOML of the tables of a config: values first, then a table each, with tables inside written inline."""
-    values = {key: value for key, value in tables.items() if not isinstance(value, dict)}
-    lines = [f"{key} = {_inline(value)}" for key, value in values.items()]
-    for key in tables.keys() - values.keys():
-        lines += ["", f"[{key}]", *(f"{name} = {_inline(value)}" for name, value in tables[key].items())]
+    lines = [f"{key} = {_inline(value)}" for key, value in tables.items() if not isinstance(value, dict)]
+    for key, table in tables.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{key}]", *(f"{name} = {_inline(value)}" for name, value in table.items())]
     return "\n".join(lines) + "\n"
 
 

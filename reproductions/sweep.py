@@ -118,7 +118,7 @@ def runs_of(
         ("data set", datasets, {dataset for _, dataset in wanted}),
     ):
         if missing := [name for name in names if name not in found]:
-            known = ", ".join(f"{m} on {d}" for m, d in configs)
+            known = catalog.listed(configs)
             raise SuiteError(f"no config for {kind} {missing[0]!r} among those asked for; there are: {known}")
     suffix = f"-epochs{epochs}" if epochs else ""
     return [

@@ -2,6 +2,7 @@
 
 import pickle
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +69,23 @@ def test_what_was_decoded_is_kept_while_it_is_intact(tmp_path, monkeypatch):
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert torch.equal(datasets.load("cifar10", "train", tmp_path, cache).x, first.x)
     assert len(reads) == 2
+
+
+def test_files_that_stay_as_they_are_are_hashed_once_for_both_splits(tmp_path, monkeypatch):
+    write_tree(tmp_path)
+    pack(tmp_path)
+    cache = tmp_path / "cache"
+    for _ in range(2):  # made, and found as it was made
+        datasets.load("cifar10", "train", tmp_path, cache)
+    read, read_bytes = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+    datasets.load("cifar10", "train", tmp_path, cache)
+    datasets.load("cifar10", "test", tmp_path, cache)
+    assert not read
+    archive = tmp_path / "CIFAR-10" / "test.tar.gz"
+    archive.write_bytes(archive.read_bytes())
+    datasets.load("cifar10", "test", tmp_path, cache)
+    assert read.count("test.tar.gz") == 2  # by this test, and as it was written
 
 
 def test_torchvisions_layout(tmp_path, monkeypatch):

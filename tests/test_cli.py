@@ -372,13 +372,15 @@ def test_list_on_a_terminal_without_all_characters(tiny_suite, tmp_path, encodin
 
 
 def test_an_error_of_the_disk_comes_without_traceback(call, recorded, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device", "figure.png")
+    def full(self, file, **options):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
     code, _, err = call("plot", "--results-dir", recorded, "--output-dir", tmp_path / "figures")
     assert code == 2
-    assert "No space left on device: 'figure.png'" in err
+    assert "learning-curves-digits.png: cannot be written (No space left on device)" in err
+    assert list((tmp_path / "figures").iterdir()) == []
 
 
 @pytest.mark.usefixtures("tiny_suite")

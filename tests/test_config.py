@@ -6,7 +6,7 @@ import torch
 from tiny_runs import content, write_toml
 
 from reproductions import catalog
-from reproductions.config import Schedule
+from reproductions.config import Schedule, read_toml
 from reproductions.datasets import Images
 from reproductions.errors import SuiteError
 
@@ -142,6 +142,20 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
 def test_an_unknown_method_or_data_set_lists_what_there_is():
     with pytest.raises(SuiteError, match=r"'nothing' on data set 'digits'; there are: .*s4nn on digits"):
         catalog.find("nothing", "digits")
+
+
+def test_one_config_is_found_without_the_others(monkeypatch):
+    read = []
+    monkeypatch.setattr(catalog, "read_toml", lambda path: read.append(path) or read_toml(path))
+    found = catalog.find("s4nn", "digits")
+    assert (found.method, found.dataset) == ("s4nn", "digits")
+    assert read == [catalog.CONFIGS / "s4nn-digits.toml"]
+
+
+def test_a_config_is_not_found_under_the_name_of_its_file_alone():
+    catalog.find("sparse-ramp", "eth80-leave-objects-out")
+    with pytest.raises(SuiteError, match=r"'sparse-ramp-eth80' on data set 'leave-objects-out'; there are:"):
+        catalog.find("sparse-ramp-eth80", "leave-objects-out")
 
 
 @pytest.mark.parametrize(

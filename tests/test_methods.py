@@ -224,6 +224,11 @@ def test_statistics_are_means_over_samples_and_neurons():
     )
 
 
+def test_only_images_are_changed():
+    with pytest.raises(SuiteError, match=r"training\.augment needs images, got 20 features per sample"):
+        Minibatch(_settings(augment=Augment(shift=1)), [nn.Linear(20, 2)], (20,), 0, "cpu")
+
+
 def test_a_shift_moves_the_image_and_lets_silence_in():
     image = torch.arange(12.0).reshape(1, 12)
     images = image.repeat(200, 1)

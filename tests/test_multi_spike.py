@@ -10,6 +10,7 @@ from torch import nn
 from reproductions import evaluation, methods
 from reproductions.catalog import validated
 from reproductions.datasets import Images
+from reproductions.errors import SuiteError
 from reproductions.methods import ltmd, multi_spike, rate_backprop, tebn, time_based
 
 NETWORK = {"layers": ["4C3p1", "A2", "6"], "t_max": 3}
@@ -55,6 +56,24 @@ def test_a_method_learns_and_resumes(implementation):
     other.load_state_dict(method.state_dict())
     for a, b in zip(method.predict(images)[:2], other.predict(images)[:2], strict=True):
         assert torch.equal(a, b)
+
+
+def test_time_based_training_has_one_learning_rate():
+    with pytest.raises(SuiteError, match=r"training\.learning_rates: .* at most 1 item"):
+        build("time_based", training={"learning_rates": [1e-3, 1e-3, 1e-3]})
+
+
+@pytest.mark.parametrize(
+    ("key", "changed"),
+    [
+        ("beta", {"network": {"beta": 0.5}}),
+        ("threshold", {"network": {"threshold": 2.0}}),
+        ("precision", {"training": {"precision": "bfloat16"}}),
+    ],
+)
+def test_time_based_training_refuses_what_it_does_not_use(key, changed):
+    with pytest.raises(SuiteError, match=rf"{key}.*, got"):
+        build("time_based", **changed)
 
 
 @needs_compiler

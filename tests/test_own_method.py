@@ -85,6 +85,11 @@ def test_a_broken_entry_point_is_named(monkeypatch):
         methods.find("gone")
 
 
+def test_a_method_that_there_is_not_is_named():
+    with pytest.raises(SuiteError, match=r"implementation: must be one of 's4nn', .*, got 'nothing'"):
+        methods.find("nothing")
+
+
 def test_a_file_without_a_method_is_refused(tmp_path):
     (tmp_path / "empty.py").write_text("Settings = 3\n")
     with pytest.raises(SuiteError, match=r"empty\.py: a method's file must have a class `Settings"):

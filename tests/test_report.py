@@ -194,6 +194,18 @@ def test_the_page_is_the_same_each_time(folder, page):
     assert (folder / "again.html").read_text(encoding="utf-8") == page
 
 
+def test_a_users_own_page_has_the_records_that_come_with_the_suite(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "RECORDED", tmp_path / "suite")
+    monkeypatch.setattr(records, "RESULTS", tmp_path / "own")
+    for folder, seed in (("suite", 0), ("own", 1)):
+        run = record(seed=seed)
+        records.write_record(records.record_path(tmp_path / folder, run.name, seed), run)
+    report.write(tmp_path / "own", tmp_path / "report.html")
+    tree = PARSER.parse((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert set(_unpacked(tree, "records")) == {identity(run) for run in records.read_all(records.RESULTS)}
+    assert len(_unpacked(tree, "records")) == 2
+
+
 def test_errors_name_what_is_wrong(tmp_path):
     with pytest.raises(SuiteError, match="no records there"):
         report.write(tmp_path, tmp_path / "report.html")

@@ -194,9 +194,11 @@ def test_tables_are_written_as_they_are_read(tmp_path):
         "validation": 3,
         "network": {"layers": ["12", "10"], "init": [{"uniform": [0.0, 1e-05]}], "on": True},
         "training": {"rate": 1e300, "schedule": {"kind": "linear", "begin": 1}},
+        **{name: {"x": 1} for name in ("samples", "images", "features", "encoding")},
     }
     (tmp_path / "a.toml").write_text(search.to_toml(tables))
     assert read_toml(tmp_path / "a.toml") == tables
+    assert list(read_toml(tmp_path / "a.toml")) == list(tables)
 
 
 def test_the_ranges_in_the_documentation_are_those_of_the_config(tmp_path):

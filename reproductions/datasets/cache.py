@@ -6,7 +6,9 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from platformdirs import user_cache_dir
 
@@ -48,8 +50,29 @@ def fill(cache: Path, folder: str, make: Callable[[Path], None], intact: Callabl
 
 
 def sha256(*paths: Path) -> str:
-    """Hash of the contents of files, one after the other."""
+    """Hash of the contents of files, one after the other; while none of them changes, read once a process."""
+    return _sha256(tuple(Stamped.of(path) for path in paths))
+
+
+class Stamped(NamedTuple):
+    """A file, and what differs after it was written anew."""
+
+    path: Path
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> Stamped:
+        """A file as it is now."""
+        found = path.stat()
+        return cls(path.absolute(), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@lru_cache(maxsize=32)
+def _sha256(files: tuple[Stamped, ...]) -> str:
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
+    for file in files:
+        digest.update(file.path.read_bytes())
     return digest.hexdigest()

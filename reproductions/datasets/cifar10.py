@@ -43,8 +43,8 @@ def load(split: str, data_root: Path | None, cache: Path) -> Images:
     if data_root is None or (root / BATCHES).is_dir():
         return _torchvision(split, root, download=data_root is None)
     _decode(root, cache)
-    content = np.load(cache / FOLDER / f"{split}.npz")
-    return _images(torch.from_numpy(content["x"]), torch.from_numpy(content["y"]))
+    with np.load(cache / FOLDER / f"{split}.npz") as content:
+        return _images(torch.from_numpy(content["x"]), torch.from_numpy(content["y"]))
 
 
 def _torchvision(split: str, root: Path, download: bool) -> Images:

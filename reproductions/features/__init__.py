@@ -66,10 +66,9 @@ class Pipeline:
             return training
         if isinstance(self.extractor, STDPConvolution):
             self.extractor.learn(intensities(training), self.seed)
+            return self._scaled(training, self._extract(training))
         x = self._extract(training)
-        self.scaling = (
-            None if isinstance(self.extractor, STDPConvolution) else MinMaxScaling(x.shape[1]).fit(x)
-        )
+        self.scaling = MinMaxScaling(x.shape[1]).fit(x)
         return self._scaled(training, x)
 
     def __call__(self, images: Images) -> Images:

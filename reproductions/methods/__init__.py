@@ -120,11 +120,12 @@ def find(name: str) -> Implementation:
     """An implementation by its name.
 
     Raises:
-        SuiteError: the entry point of another package cannot be loaded.
+        SuiteError: there is none of that name, or the entry point of another package cannot be loaded.
     """
     if name in IMPLEMENTATIONS:
         return Implementation.of(name, importlib.import_module(f".{name}", __name__))
-    entry = installed()[name]
+    if (entry := installed().get(name)) is None:
+        raise SuiteError(f"implementation: must be one of {', '.join(map(repr, names()))}, got {name!r}")
     try:
         return Implementation.of(name, entry.load())
     except (ImportError, AttributeError) as error:

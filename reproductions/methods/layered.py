@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import AliasChoices, Field, NonNegativeFloat, model_validator
 from torch import Tensor, nn
@@ -33,11 +34,27 @@ class Uniform(Strict):
             raise ValueError(f"uniform must be [low, high] with low <= high, got [{low}, {high}]")
         return self
 
+    def fill(self, weight: Tensor) -> None:
+        """Draw weights from torch's random numbers."""
+        nn.init.uniform_(weight, *self.uniform)
+
+    def drawn(self, random: np.random.RandomState, shape: tuple[int, int]) -> Any:
+        """Weights from NumPy's random numbers."""
+        return random.uniform(*self.uniform, shape)
+
 
 class Normal(Strict):
     """Weights normal, given mean and standard deviation."""
 
     normal: tuple[float, NonNegativeFloat]
+
+    def fill(self, weight: Tensor) -> None:
+        """As `Uniform.fill`."""
+        nn.init.normal_(weight, *self.normal)
+
+    def drawn(self, random: np.random.RandomState, shape: tuple[int, int]) -> Any:
+        """As `Uniform.drawn`."""
+        return random.normal(*self.normal, shape)
 
 
 class Network(config.Network):

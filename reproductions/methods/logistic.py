@@ -37,6 +37,7 @@ class LogisticRegression(Minibatch):
     def __init__(
         self, settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str
     ) -> None:
+        # `methods.build` seeds torch with another number, but the recorded runs drew their weights with this.
         torch.manual_seed(seed)
         self.connection = nn.Linear(torch.Size(shape).numel(), classes)
         super().__init__(settings, [self.connection], shape, seed, device)

@@ -112,6 +112,9 @@ class Minibatch:
             outputs, is called with `return_potential=True`.
         shape: of an image, [channels, height, width].
         seed, device: as for `methods.build`.
+
+    Raises:
+        SuiteError: `augment` without images, another number of learning rates than of stages.
     """
 
     stream = MODULES
@@ -122,6 +125,8 @@ class Minibatch:
     ) -> None:
         assert isinstance(settings.training, Training)
         self.settings, self.training = settings, settings.training
+        if self.training.augment and len(shape) != 3:
+            raise SuiteError(f"training.augment needs images, got {shape[0]} features per sample")
         self.shape, self.seed, self.device = shape, seed, device
         self.stages = [stage if isinstance(stage, Stage) else Stage(stage) for stage in stages]
         self.network = nn.ModuleList(self.stages).to(device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import NonNegativeFloat, PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssnn_plugin import ExpPSP
 from ssnn_plugin.functional import weight_sum_cost
@@ -18,7 +18,7 @@ from ssnn_plugin.losses import ExponentialCrossEntropyLoss
 
 from ..config import Config
 from . import layered
-from .layered import Drawn, Layered, Normal
+from .layered import Drawn, Layered
 
 
 class Training(layered.Training):
@@ -48,11 +48,7 @@ class Mostafa(Layered):
         return {"neuron": ExpPSP(), "t_max": self.settings.t_max}
 
     def initialize(self, number: int, weight: Tensor) -> None:
-        init = self.settings.network.init[number]
-        if isinstance(init, Normal):
-            nn.init.normal_(weight, *init.normal)
-        else:
-            nn.init.uniform_(weight, *init.uniform)
+        self.settings.network.init[number].fill(weight)
 
     def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
         loss: Tensor = ExponentialCrossEntropyLoss(self.settings.t_max)(outputs, labels)

@@ -143,9 +143,7 @@ def draw_weights(network: Network, features: int, classes: int, seed: int) -> li
     sizes = [features, *map(int, network.layers), classes]
     weights = []
     for n_in, n_out, init in zip(sizes, sizes[1:], network.init, strict=False):
-        draw = random.uniform if isinstance(init, Uniform) else random.normal
-        a, b = init.uniform if isinstance(init, Uniform) else init.normal
-        weights.append(torch.from_numpy(draw(a, b, (n_out, n_in))).to(network.torch_dtype))
+        weights.append(torch.from_numpy(init.drawn(random, (n_out, n_in))).to(network.torch_dtype))
     return weights
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
@@ -62,10 +62,24 @@ class Network(multi_spike.Network):
             raise ValueError(f"tau_membrane and tau_synapse must differ, got {self.tau_membrane} for both")
         return self
 
+    @model_validator(mode="after")
+    def _leak_and_threshold_are_not_chosen(self) -> Network:
+        if (self.beta, self.threshold) != (0.25, 1.0):
+            raise ValueError(
+                "beta and threshold are no options of time-based training, where time constants and "
+                f"calibration take their place, got {self.beta} and {self.threshold}"
+            )
+        return self
+
 
 class Training(multi_spike.Training):
-    """`wanted` and `others` are the numbers of spikes asked of the label and of all others."""
+    """`wanted` and `others` are the numbers of spikes asked of the label and of all others.
 
+    One learning rate is that of all weights.
+    """
+
+    learning_rates: list[PositiveFloat] = Field(min_length=1, max_length=1)
+    precision: Literal["float32"] = "float32"
     loss: Literal["count", "count-plus", "first-spike", "cross-entropy-plus"]
     wanted: PositiveInt = 5
     others: PositiveInt = 1

@@ -21,7 +21,7 @@ from ssnn_plugin.metrics import RULES
 
 from .. import columns
 from ..errors import SuiteError
-from ..records import Record, atomic_write, read_record, versions
+from ..records import Record, atomic_write, paths_of, read_record, versions
 from ..tables import CERTAINTY, by_config
 from .charts import all_charts, raster
 from .listings import comparison, identity, published, runs
@@ -35,7 +35,7 @@ def write(folder: Path, output: Path) -> None:
     Raises:
         SuiteError: there are no records, one cannot be read, or nothing can be written.
     """
-    paths = sorted(folder.glob("*.json"))
+    paths = paths_of(folder)
     if not paths:
         raise SuiteError(f"{folder}: no records there; train with `run`")
     recorded = [read_record(path) for path in paths]
@@ -76,11 +76,7 @@ def page(recorded: Sequence[Record], texts: dict[str, str]) -> str:
         rule=columns.RULE,
         columns=columns.COLUMNS,
         brief=columns.BRIEF,
-        legend=[
-            columns.LEGEND[name].format(rule="potential %")
-            for name in columns.BRIEF
-            if name in columns.LEGEND
-        ],
+        legend=columns.meanings(columns.BRIEF, columns.RULE),
         certainty=CERTAINTY,
         style=_inline((HERE / "page.css").read_text(encoding="utf-8")),
         script=_inline((HERE / "page.js").read_text(encoding="utf-8")),
