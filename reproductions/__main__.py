@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Re-run published single-spike methods and compare them.\n\n"
-    "Start with `table --preset quick`: it trains every method on scikit-learn's 8x8 digits, without a "
+    "Start with `table --preset quick`: it trains the methods on scikit-learn's 8x8 digits, without a "
     "download, and prints the comparison table.",
 )
 console = Console()
@@ -33,8 +33,8 @@ ResultsDir = Annotated[Path, typer.Option(help="Folder of the records.")]
 DataRoot = Annotated[
     Path | None,
     typer.Option(
-        help="Folder with MNIST/raw/, FashionMNIST/raw/, ETH-80/ or caltech101/, read only. Without it, data "
-        "is downloaded."
+        help="Folder with MNIST/raw/, FashionMNIST/raw/, CIFAR-10/, ETH-80/ or caltech101/, read only. Without "
+        "it, data is downloaded."
     ),
 ]
 ImageSize = Annotated[
