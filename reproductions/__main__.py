@@ -33,8 +33,8 @@ ResultsDir = Annotated[Path, typer.Option(help="Folder of the records.")]
 DataRoot = Annotated[
     Path | None,
     typer.Option(
-        help="Folder with MNIST/raw/, FashionMNIST/raw/, CIFAR-10/, ETH-80/ or caltech101/, read only. Without "
-        "it, data is downloaded."
+        help="Folder with MNIST/raw/, FashionMNIST/raw/, CIFAR-10/, ETH-80/ or caltech101/, read only. "
+        "Without it, data is downloaded."
     ),
 ]
 ImageSize = Annotated[
