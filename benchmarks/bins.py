@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import functools
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import snntorch as snn
 import torch
+from rich.table import Table
 from snntorch import functional as snn_functional
 from snntorch import surrogate as snn_surrogate
 from snntorch import utils as snn_utils
 from torch import Tensor, nn
 
 from benchmarks import memory
+from benchmarks.mnist import BATCH
 from benchmarks.timing import seconds
-from ssnn_plugin import IF, decode
+from reproductions.datasets import Images
+from ssnn_plugin import IF, decode, encode
 from ssnn_plugin.losses import TemporalCrossEntropyLoss
 from ssnn_plugin.nn import EarliestSpikePool2d, InBins, SpikeConv2d, SpikeFlatten, SpikeLinear, calibrate
 
@@ -127,6 +131,13 @@ CONTENDERS = {
 }
 
 
+def drawn(images: Images, steps: int) -> list[tuple[Tensor, Tensor]]:
+    """Spike times and labels of random batches, one more than steps that are counted."""
+    times = encode.latency(images.x, T_MAX, x_max=images.x_max)
+    index = torch.randperm(len(times))[: (steps + 1) * BATCH].reshape(-1, BATCH)
+    return [(times[i], images.y[i]) for i in index]
+
+
 def compare(batches: list[tuple[Tensor, Tensor]]) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of each contender's steps, in turn, after one that is not counted; and its peak in MiB."""
     layers = network(batches[0][0])
@@ -140,3 +151,21 @@ def compare(batches: list[tuple[Tensor, Tensor]]) -> tuple[dict[str, list[float]
         for name, contender in CONTENDERS.items()
     }
     return {name: part[1:] for name, part in taken.items()}, peaks
+
+
+def table(batches: list[tuple[Tensor, Tensor]]) -> Table:
+    """Time and memory of each contender, and what part they are of the loop's."""
+    taken, peaks = compare(batches)
+    base, *_ = medians = {name: statistics.median(part) for name, part in taken.items()}
+    heads = "p10 (ms)", "median (ms)", "of the loop's", "peak memory (MiB)", "of the loop's"
+    found = Table(f"{NAME}, T = {T_MAX}, batch {len(batches[0][1])}", *heads)
+    for name, part in taken.items():
+        found.add_row(
+            name,
+            f"{1e3 * statistics.quantiles(part, n=10)[0]:.0f}",
+            f"{1e3 * medians[name]:.0f}",
+            f"1/{medians[base] / medians[name]:.1f}",
+            f"{peaks[name]:.0f}",
+            f"1/{peaks[base] / peaks[name]:.1f}",
+        )
+    return found

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 
 from ssnn_plugin import IF, ReLPSP
@@ -139,3 +140,30 @@ def same_spikes(case: Case) -> float:
         expected = layer.cpu()(times.cpu())
         layer.to(times.device)
     return float(torch.isclose(found, expected, rtol=1e-4, atol=1e-4).double().mean())
+
+
+def table(batch: int, images: int, repeats: int) -> Table:
+    """All cases on the GPU."""
+    heads = "spiking (ms)", "dense (ms)", "ratio of medians", "of p10", "memory / needed", "same spikes"
+    found = Table("network", "", *heads)
+    for case in cases(torch.device("cuda"), batch, images):
+        for row in rows(case, repeats):
+            found.add_row(
+                row.name,
+                row.what,
+                *(f"{statistics.median(part):.3f}" for part in (row.spiking, row.dense)),
+                f"{row.ratio():.2f}",
+                f"{row.ratio(p10):.2f}",
+                "" if row.memory is None else f"{row.memory:.2f}",
+                "" if row.same is None else f"{row.same:.2%}",
+            )
+    return found
+
+
+def settings() -> str:
+    """The device, and the precision of its products."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    return (
+        f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; "
+        f"products in {products!r} precision, TF32 in convolutions: {convolutions}"
+    )

@@ -20,9 +20,11 @@ matplotlib.use("Agg")
 
 import torch
 from matplotlib import pyplot as plt
+from rich.table import Table
 from torch import Tensor, nn
 
-from ssnn_plugin import IF, metrics, rules, surrogate
+from reproductions.datasets import Images
+from ssnn_plugin import IF, encode, metrics, rules, surrogate
 from ssnn_plugin.functional import bins_to_times, latch, times_to_bins
 from ssnn_plugin.functional.bins import Bins
 from ssnn_plugin.losses import TemporalCrossEntropyLoss
@@ -375,6 +377,24 @@ def draw(audits: dict[str, Audit], path: Path) -> None:
 
 def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def parts(images: Images, count: int) -> tuple[Data, Data]:
+    """Spike times and labels of some images, drawn always alike: to learn from, and a fifth held out."""
+    order = torch.randperm(len(images.y), generator=torch.Generator().manual_seed(0))[:count]
+    x = images.x[order].reshape(-1, *images.shape)
+    times, labels = encode.latency(x, T_MAX, x_max=images.x_max), images.y[order]
+    few = len(order) // 5
+    return (times[few:], labels[few:]), (times[:few], labels[:few])
+
+
+def table(audits: dict[str, Audit], title: str) -> Table:
+    """All rules on every network."""
+    told = "accuracy (rate)", "cosine", "loss", "spread"
+    found = Table("rule", *(f"{kind}: {what}" for kind in audits for what in told), title=title)
+    for name in RULES:
+        found.add_row(*row(name, audits))
+    return found
 
 
 def row(name: str, audits: dict[str, Audit]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ matplotlib.use("Agg")
 
 import torch
 from matplotlib import pyplot as plt
+from rich.table import Table
 from torch import nn
 
 from benchmarks.timing import Timing, in_turn
@@ -22,7 +24,7 @@ from ssnn_plugin.losses import RelativeTargetLoss
 from ssnn_plugin.nn import SpikeLinear, SpikeSequential
 
 INPUTS, CLASSES = 784, 10
-FORWARD, STEP, DENSE, DECIDE = "layer, forward", "training step", "ReLU MLP's step", "decision"
+RUNS = FORWARD, DECIDE, STEP, DENSE = "layer, forward", "decision", "training step", "ReLU MLP's step"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ AXES: dict[str, tuple[str, tuple[float, ...]]] = {
     "neurons": ("hidden neurons", (100, 200, 400, 1000, 2000, 4000)),
     "batch": ("samples in a batch", (1, 8, 32, 128, 512, 1024)),
 }
+
+
+# Cases with their timings, by what is varied.
+Found = dict[str, list[tuple[Case, dict[str, Timing]]]]
 
 
 def cases(axis: str) -> list[Case]:
@@ -95,13 +101,35 @@ def _network(case: Case) -> SpikeSequential:
     return SpikeSequential(*layers)
 
 
-def draw(found: dict[str, list[tuple[Case, dict[str, Timing]]]], path: Path) -> None:
+def measured(axes: Iterable[str], rounds: int) -> Found:
+    """All cases of each axis, with their timings."""
+    return {axis: [(case, measure(case, rounds)) for case in cases(axis)] for axis in axes}
+
+
+def table(found: Found) -> Table:
+    """Milliseconds of each run, and how many times as long as the MLP's step our own takes."""
+    heads = *(f"{name} (ms)" for name in RUNS), "thread p10: step / MLP's"
+    rows = Table("", "", *heads, title="p10 / median / thread p10")
+    for axis, timed in found.items():
+        for case, timings in timed:
+            taken = [timings[name] for name in RUNS]
+            told = [
+                " / ".join(f"{1e3 * value:.3g}" for value in (one.p10, one.median, one.thread_p10))
+                for one in taken
+            ]
+            ratio = timings[STEP].thread_p10 / timings[DENSE].thread_p10
+            rows.add_row(AXES[axis][0], f"{getattr(case, axis):g}", *told, f"{ratio:.2f}")
+    return rows
+
+
+def draw(found: Found, path: Path) -> None:
     """Milliseconds of the thread, a tenth of the calls taking less, against what is varied."""
-    figure, all_axes = plt.subplots(1, len(found), figsize=(4 * len(found), 4), layout="constrained")
+    size = 4 * len(found), 4
+    figure, ((*all_axes,),) = plt.subplots(1, len(found), squeeze=False, figsize=size, layout="constrained")
     for axes, (axis, rows) in zip(all_axes, found.items(), strict=True):
         factor = 100 if axis == "spiking" else 1
         values = [factor * getattr(case, axis) for case, _ in rows]
-        for style, name in zip(("o-", "s--", "^-.", "x:"), (FORWARD, DECIDE, STEP, DENSE), strict=True):
+        for style, name in zip(("o-", "s--", "^-.", "x:"), RUNS, strict=True):
             axes.loglog(values, [1e3 * timings[name].thread_p10 for _, timings in rows], style, label=name)
         axes.set_xlabel(AXES[axis][0])
         axes.set_ylabel("ms")

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import functools
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import norse.torch as norse
 import snntorch as snn
 import torch
+from rich.table import Table
 from snntorch import functional as snn_functional
 from snntorch import utils as snn_utils
 from torch import Tensor, nn
 
 from benchmarks import memory
+from benchmarks.mnist import EPOCH, T_MAX, Batches
 from benchmarks.timing import seconds
 from ssnn_plugin import decode, losses, to_event_driven
 from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell
 from ssnn_plugin.snntorch import SingleSpike
 
-T_MAX = 256
 GAMMA = 20
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -152,17 +154,15 @@ class Comparison:
     peaks: tuple[float, float]
 
 
-def compare(
-    name: str, batches: Callable[[int, int], list[tuple[Tensor, Tensor, Tensor]]], epoch: int, steps: int
-) -> Comparison:
+def compare(name: str, batches: Batches, steps: int) -> Comparison:
     """Train the event-driven network for an epoch, then time steps of both in turn, ten of its own to one."""
     model, network = event_network(name)
     in_steps, by_events = step_by_step(name, model), event_by_event(network)
-    for times, _, labels in batches(0, epoch):
+    for times, _, labels in batches(0, EPOCH):
         by_events(times, labels)
     slow, fast = [], []
     for k in range(steps + 1):
-        (times, _, labels), *others = batches(epoch + 11 * k, 11)
+        (times, _, labels), *others = batches(EPOCH + 11 * k, 11)
         spikes = decode.times_to_spikes(times, T_MAX)
         slow.append(seconds(in_steps, spikes, labels))
         fast += [seconds(by_events, t, y) for t, _, y in others]
@@ -173,6 +173,25 @@ def compare(
             same = (expected == network(times)).double().mean().item()
     peaks = [memory.peak(functools.partial(build, name), times, labels) for build in (_loop, _events)]
     return Comparison(slow[1:], fast[10:], same, (peaks[0], peaks[1]))
+
+
+def table(batches: Batches, steps: int) -> Table:
+    """All models: time and memory of both sides."""
+    heads = "in steps (ms)", "event by event (ms)", "times faster", "same spikes", "peak memory (MiB)", ""
+    found = Table("model", *heads)
+    for name in MODELS:
+        result = compare(name, batches, steps)
+        medians = [statistics.median(part) for part in (result.in_steps, result.by_events)]
+        found.add_row(
+            name,
+            f"{1e3 * medians[0]:.0f}",
+            f"{1e3 * medians[1]:.2f}",
+            f"{medians[0] / medians[1]:.0f}",
+            "" if result.same is None else f"{result.same:.2%}",
+            f"{result.peaks[0]:.0f} / {result.peaks[1]:.1f}",
+            f"1/{result.peaks[0] / result.peaks[1]:.0f}",
+        )
+    return found
 
 
 def _loop(name: str) -> Step:

@@ -21,6 +21,9 @@ def peak(build: Callable[[], Step], inputs: Tensor, labels: Tensor, warm_up: int
         build: makes the step, a function that a fresh interpreter can import, or a partial one.
         inputs, labels: of a batch, the first axis of both.
         warm_up: samples of a step before, which compiles kernels and makes the optimiser's state.
+
+    Raises:
+        RuntimeError: the step fails, or the process is killed.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -28,7 +31,14 @@ def peak(build: Callable[[], Step], inputs: Tensor, labels: Tensor, warm_up: int
     process = context.Process(target=_measure, args=arguments)
     process.start()
     sender.close()
-    mib: float = receiver.recv()
+    with receiver:
+        try:
+            mib: float = receiver.recv()
+        except EOFError as error:
+            process.join()
+            raise RuntimeError(
+                f"the process that measures memory ended with exit code {process.exitcode}"
+            ) from error
     process.join()
     return mib
 

@@ -9,28 +9,20 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 
-from ssnn_plugin import IF, decode
-from ssnn_plugin.functional import normalize_error
-from ssnn_plugin.losses import RelativeTargetLoss
-from ssnn_plugin.nn import SpikeLinear, SpikeSequential
-
-T_MAX = 256
-GAMMA = 10.0
-
-
-class Batch(NamedTuple):
-    """Spike times and intensities [batch, 784], and classes."""
-
-    times: Tensor
-    images: Tensor
-    labels: Tensor
+from benchmarks.mnist import T_MAX, Batch
+from benchmarks.printing import TAKEN, cells
+from benchmarks.step import SMALL_WEIGHTS, dense_network, spiking_network, spiking_step
+from benchmarks.timing import in_turn
+from reproductions.errors import SuiteError
+from ssnn_plugin import decode
 
 
 class Runs(NamedTuple):
@@ -55,6 +47,17 @@ class Peer:
     @property
     def installed(self) -> bool:
         return self.module is None or importlib.util.find_spec(self.module) is not None
+
+    def runs(self, batches: list[Batch]) -> Runs | str:
+        """Its runs, or why there are none."""
+        if not self.installed:
+            return "not installed"
+        try:
+            return self.build(batches)
+        except ImportError as error:
+            if self.module is None:
+                raise
+            return f"cannot be imported: {error}"
 
 
 def _trains(batch: Batch) -> Tensor:
@@ -83,35 +86,17 @@ def _learning(
     return Runs(step, infer)
 
 
-def single_spike_network() -> SpikeSequential:
-    """784-400-10 with small weights, of which some neurons fire from the start."""
-    hidden = SpikeLinear(784, 400, IF(delay=1), t_max=T_MAX)
-    output = SpikeLinear(400, 10, IF(delay=1), t_max=T_MAX, silent_gradient=True)
-    nn.init.normal_(hidden.weight, 0.01, 0.05)
-    nn.init.normal_(output.weight, 0.02, 0.05)
-    return SpikeSequential(hidden, output)
-
-
 def _own(batches: list[Batch]) -> Runs:
-    network = single_spike_network()
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    loss = RelativeTargetLoss(GAMMA, T_MAX)
+    network = spiking_network(SMALL_WEIGHTS)
+    step = spiking_step(SMALL_WEIGHTS, network)
     turn: Iterator[Batch] = itertools.cycle(batches)
-
-    def step() -> None:
-        batch = next(turn)
-        optimizer.zero_grad()
-        outputs = network[1](normalize_error(network[0](batch.times)))
-        torch.autograd.backward(loss(normalize_error(outputs), batch.labels))
-        optimizer.step()
-
-    for _ in batches:
-        step()
-    return Runs(step, lambda: network.decide(next(turn).times))
+    for batch in batches:
+        step(batch)
+    return Runs(lambda: step(next(turn)), lambda: network.decide(next(turn).times))
 
 
 def _dense(batches: list[Batch]) -> Runs:
-    model = nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 10))
+    model = dense_network()
     batch = batches[0]
     return _learning(model, nn.functional.cross_entropy, model, (batch.images, batch.labels))
 
@@ -228,3 +213,39 @@ PEERS = (
     Peer("exact_snn", "exact-snn-nn, ExactTTFSLinear", _exact_snn),
     Peer("exact_event_adjoint", "exact-event-adjoint, ExactAdjointLinear", _exact_event_adjoint),
 )
+
+
+def chosen(only: Sequence[str] | None) -> list[Peer]:
+    """Our own networks and the peers of these modules, or all.
+
+    Raises:
+        SuiteError: there is no peer of a module.
+    """
+    modules = [peer.module for peer in PEERS if peer.module]
+    if unknown := [module for module in only or [] if module not in modules]:
+        raise SuiteError(f"--only must be of {', '.join(modules)}, got {', '.join(unknown)}")
+    return [peer for peer in PEERS if peer.module is None or not only or peer.module in only]
+
+
+def table(peers: Sequence[Peer], batches: list[Batch], rounds: int, tell: Callable[[str], object]) -> Table:
+    """Training steps and inference of the peers that there are, ours first, in turn.
+
+    `tell` is called with why others are left out.
+    """
+    built = {}
+    for peer in peers:
+        runs = peer.runs(batches)
+        if isinstance(runs, str):
+            tell(f"{peer.name}: {runs}")
+        else:
+            built[peer.name] = runs
+    calls = {peer.name: peer.calls for peer in peers}
+    columns = *TAKEN, "p10 / ours", "median / ours", "thread p10 / ours"
+    found = Table(
+        "library", "run", *columns, title=f"784-400-10, T = {T_MAX}, batch {len(batches[0].labels)}"
+    )
+    for kind, what in (("step", "training step"), ("infer", "inference")):
+        timings = in_turn({name: getattr(runs, kind) for name, runs in built.items()}, rounds, calls=calls)
+        for name, one in timings.items():
+            found.add_row(name, what, *cells(one, timings[PEERS[0].name]))
+    return found

@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 
 import torch
 from matplotlib import pyplot as plt
+from rich.table import Table
 from torch import Tensor
 
 from benchmarks import memory
@@ -83,6 +84,21 @@ def cosines(steps: int, images: Tensor, labels: Tensor) -> list[float]:
         weights = [value for name, value in method.network.named_parameters() if value.ndim > 1]
         gradients.append([g.flatten() for g in torch.autograd.grad(loss, weights)])
     return [torch.cosine_similarity(a, b, dim=0).item() for a, b in zip(*gradients, strict=True)]
+
+
+def table(rows: Sequence[Row], samples: int) -> Table:
+    """Time, memory and cosines of each number of steps."""
+    names = list(GRADIENTS.values())
+    heads = *(f"{name} (ms)" for name in names), "ratio", *(f"{name} (MiB)" for name in names), "cosines"
+    found = Table("T", *heads, title=f"batch {samples}; p10 / median")
+    for row in rows:
+        one, other = (row.timings[name] for name in names)
+        taken = [f"{1e3 * timing.p10:.0f} / {1e3 * timing.median:.0f}" for timing in (one, other)]
+        ratios = f"{one.p10 / other.p10:.2f} / {one.median / other.median:.2f}"
+        peaks = [f"{row.peaks[name]:.0f}" for name in names]
+        angles = " ".join(f"{cosine:.3f}" for cosine in row.cosines)
+        found.add_row(str(row.steps), *taken, ratios, *peaks, angles)
+    return found
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.printing import cells
 from benchmarks.timing import Timing, in_turn
 from ssnn_plugin import fold_batchnorm, from_relu
 
@@ -68,3 +70,16 @@ def runs(name: str, images: Tensor) -> dict[str, Callable[[], object]]:
 def measure(name: str, batch: int, rounds: int) -> dict[str, Timing]:
     """Timings of all, in turn, on random images of 32 x 32."""
     return in_turn(runs(name, torch.rand(batch, 3, 32, 32)), rounds, warm_up=1)
+
+
+def table(names: Iterable[str], batch: int, rounds: int) -> Table:
+    """Timings of each network, and how many times as long as both forms of the ReLU network they are."""
+    heads = "ms", "of the ReLU network's", "of the folded one's"
+    found = Table("network", f"inference, batch {batch}", *heads, title="p10 / median / thread p10")
+    for name in names:
+        timings = measure(name, batch, rounds)
+        for run, taken in timings.items():
+            of_model, of_folded = (cells(taken, timings[base]) for base in (MODEL, FOLDED))
+            parts = of_model[:3], of_model[3:], of_folded[3:]
+            found.add_row(name, run, *(" / ".join(part) for part in parts))
+    return found

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+Input = TypeVar("Input")
 
 
 def seconds(function: Callable[..., object], *args: Any) -> float:
@@ -14,6 +16,17 @@ def seconds(function: Callable[..., object], *args: Any) -> float:
     started = time.perf_counter()
     function(*args)
     return time.perf_counter() - started
+
+
+def alternate(
+    first: Callable[[Input], object], second: Callable[[Input], object], inputs: Sequence[Input]
+) -> tuple[list[float], list[float]]:
+    """Seconds that each takes on each input, in turn."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    for x in inputs:
+        for function, kept in zip((first, second), taken, strict=True):
+            kept.append(seconds(function, x))
+    return taken
 
 
 @dataclass

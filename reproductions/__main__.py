@@ -108,7 +108,7 @@ def run(
 ) -> None:
     """Train METHOD on a data set, look at the test set once, and record it."""
     from .progress import ConsoleProgress
-    from .runner import Run, execute
+    from .runner import Run, execute, name_with_epochs
 
     if device not in ("cpu", "cuda"):
         raise SuiteError(f"--device must be cpu or cuda, got {device!r}")
@@ -121,8 +121,7 @@ def run(
         asked = f"{method} on {dataset}" if method else f"data set {dataset}"
         raise SuiteError(f"{path}: a config of {chosen.method} on {chosen.dataset}, not of {asked}")
     chosen = chosen.with_epochs(epochs)
-    name = config.stem if config else f"{chosen.method}-{dataset}"
-    name += f"-epochs{epochs}" if epochs else ""
+    name = name_with_epochs(config.stem if config else f"{chosen.method}-{dataset}", epochs)
     this = Run(
         chosen, name, seed, device, results_dir, data_root,
         resume=resume, overwrite=overwrite, track_test=track_test, implementation=own,
@@ -262,23 +261,16 @@ def table(
     Text fits 100 columns of a terminal; md, tex, html and csv have all columns, unless --columns or --rule
     choose some.
     """
-    from .columns import BRIEF, RULE, require_known
-    from .tables import FORMATS, WIDTH, render_all
+    from .tables import WIDTH, render_all
 
+    names = tuple(name.strip() for name in columns.split(",")) if columns is not None else None
+    _require_a_table(format, names, rule, wide, cite)
     if preset not in (None, "quick"):
         raise SuiteError(f"--preset must be quick, got {preset!r}")
-    if format not in FORMATS:
-        raise SuiteError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
-    if wide and (columns is not None or rule is not None or format != "text"):
-        raise SuiteError("--wide is the whole table as Markdown: leave out --columns, --rule and --format")
-    if cite and format != "tex":
-        raise SuiteError(f"--cite goes with --format tex, got {format!r}")
-    names = tuple(name.strip() for name in columns.split(",")) if columns is not None else None
-    require_known(names or BRIEF, rule or RULE)
-    if output:
-        records.require_writable(output.parent)
     if overwrite and not preset:
         raise SuiteError("--overwrite goes with --preset quick: without a preset nothing is trained")
+    if output:
+        records.require_writable(output.parent)
     folder = results_dir or (QUICK if preset else records.RESULTS)
     if preset:
         _train_quick(folder, overwrite, workers)
@@ -300,6 +292,22 @@ def table(
             file.write(text)
     else:
         sys.stdout.write(text)
+
+
+def _require_a_table(
+    format: str, names: tuple[str, ...] | None, rule: str | None, wide: bool, cite: bool
+) -> None:
+    """Refuse options that name no table, or contradict each other."""
+    from .columns import BRIEF, RULE, require_known
+    from .tables import FORMATS
+
+    if format not in FORMATS:
+        raise SuiteError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if wide and (names is not None or rule is not None or format != "text"):
+        raise SuiteError("--wide is the whole table as Markdown: leave out --columns, --rule and --format")
+    if cite and format != "tex":
+        raise SuiteError(f"--cite goes with --format tex, got {format!r}")
+    require_known(names or BRIEF, rule or RULE)
 
 
 @app.command("cite")

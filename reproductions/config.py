@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -30,7 +31,7 @@ from torch.nn import functional
 
 from ssnn_plugin import encode
 
-from .datasets import FOLDERS, Form, Images
+from .datasets import FOLDERS, NAMES, Form, Images
 from .errors import SuiteError
 from .features import Features
 
@@ -219,20 +220,18 @@ class Samples(Strict):
     test: PositiveInt | None = None
 
 
+def _known(dataset: str) -> str:
+    if dataset not in NAMES:
+        raise ValueError(f"must be one of {', '.join(map(repr, NAMES))}")
+    return dataset
+
+
 class Config(Strict):
     """A method on a data set: on its images, or on the features of a frozen extractor."""
 
     method: str
     implementation: str
-    dataset: Literal[
-        "digits",
-        "mnist",
-        "fashion-mnist",
-        "cifar10",
-        "eth80",
-        "eth80-leave-objects-out",
-        "caltech-face-motorbike",
-    ]
+    dataset: Annotated[str, AfterValidator(_known)]
     description: str
     validation: NonNegativeInt
     samples: Samples = Samples()

@@ -123,11 +123,12 @@ def compare(train: Part, test: Part, settings: Settings, seed: int) -> dict[str,
     classes = int(train[1].max()) + 1
     scaling = MinMaxScaling(train[0].shape[1]).fit(train[0])
     scaled = (scaling(train[0]), train[1]), (scaling(test[0]), test[1])
-    return {
-        "single-spike": _single_spike(train, test, classes, settings.network, seed),
-        "logistic regression": _logistic_regression(*scaled, settings.logistic_regression, seed),
-        "ReLU network": _relu_network(*scaled, classes, settings.network, seed),
-    }
+    found = (
+        _single_spike(train, test, classes, settings.network, seed),
+        _logistic_regression(*scaled, settings.logistic_regression, seed),
+        _relu_network(*scaled, classes, settings.network, seed),
+    )
+    return dict(zip(CLASSIFIERS, found, strict=True))
 
 
 def _single_spike(train: Part, test: Part, classes: int, settings: Network, seed: int) -> dict[str, Any]:

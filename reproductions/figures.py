@@ -153,19 +153,24 @@ def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
     axes.scatter([], [], color="0.4", marker="^", s=36, label="on features")
     steps = np.array(front(means)).reshape(-1, 2)
     axes.step(*steps.T, where="post", color="0.6", lw=1, ls="--", label="front", zorder=0)
+    axes.set_title(_title(runs, "accuracy against spikes; filled: until the decision"))
+    _scale_accuracy_against_spikes(axes)
+    _legend_beside(axes)
+    return figure
+
+
+def _scale_accuracy_against_spikes(axes: Axes) -> None:
+    """Labels and ticks for what has been drawn."""
     axes.set(
         xlabel="spikes per image, input + hidden + output",
         xscale="log",
         ylabel="test accuracy (%), potential rule",
-        title=_title(runs, "accuracy against spikes; filled: until the decision"),
     )
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(FixedLocator(MANY if axes.get_ylim()[0] > 80 else FEW))
     axes.yaxis.set_major_formatter("{x:g}")
-    _legend_beside(axes)
-    return figure
 
 
 def _stretch(axes: Axes) -> None:

@@ -37,7 +37,7 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
         lock.release()
 
 
-def sweep(folder: Path, prefix: str) -> None:
+def remove_leftovers(folder: Path, prefix: str) -> None:
     """Remove temporary files and folders; to be called by the only one who could be writing them."""
     for path in folder.glob(f"{prefix}*"):
         if path.is_dir():

@@ -21,7 +21,7 @@ from .datasets import Images
 from .errors import SuiteError
 from .evaluation import evaluate
 from .features import Pipeline
-from .locks import locked, sweep
+from .locks import locked, remove_leftovers
 from .methods import Implementation, Method
 from .records import BestEpoch, Epoch, Evaluation, Record
 
@@ -57,6 +57,15 @@ class Run:
     @property
     def lock(self) -> Path:
         return self.checkpoint.with_suffix(".lock")
+
+
+def name_with_epochs(name: str, epochs: int | None) -> str:
+    """The name of a run that has another number of epochs than its config, if it has.
+
+    >>> name_with_epochs("s4nn-mnist", None), name_with_epochs("s4nn-mnist", 3)
+    ('s4nn-mnist', 's4nn-mnist-epochs3')
+    """
+    return f"{name}-epochs{epochs}" if epochs else name
 
 
 class Progress(Protocol):
@@ -121,7 +130,7 @@ def _alone_at(run: Run) -> Iterator[None]:
     records.require_writable(run.checkpoint.parent)
     with locked(run.lock, "another process is at this run; wait for it, or name another results folder"):
         for path in (run.record, run.checkpoint):
-            sweep(path.parent, records.temporary_prefix(path))
+            remove_leftovers(path.parent, records.temporary_prefix(path))
         _prepare(run)
         yield
 

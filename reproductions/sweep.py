@@ -15,7 +15,7 @@ import torch
 
 from . import catalog, records
 from .errors import SuiteError
-from .runner import Run, execute
+from .runner import Run, execute, name_with_epochs
 from .sweep_progress import Board, FileProgress
 
 # Of the engine, without that any run came to its end in between: then a run kills its process.
@@ -120,9 +120,8 @@ def runs_of(
         if missing := [name for name in names if name not in found]:
             known = catalog.listed(configs)
             raise SuiteError(f"no config for {kind} {missing[0]!r} among those asked for; there are: {known}")
-    suffix = f"-epochs{epochs}" if epochs else ""
     return [
-        Run(config.with_epochs(epochs), f"{method}-{dataset}{suffix}", seed, **options)
+        Run(config.with_epochs(epochs), name_with_epochs(f"{method}-{dataset}", epochs), seed, **options)
         for (method, dataset), config in wanted.items()
         for seed in seeds
     ]

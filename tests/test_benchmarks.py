@@ -1,5 +1,6 @@
 """That the sides of a benchmark do the same, and that what it measures is measured."""
 
+import importlib
 import itertools
 import math
 import time
@@ -9,7 +10,20 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from benchmarks import bins, gpu, growth, memory, peers, rates, relu
+from benchmarks import (
+    bins,
+    continuous,
+    convolution,
+    gpu,
+    growth,
+    inference,
+    memory,
+    mnist,
+    peers,
+    rates,
+    relu,
+    step,
+)
 from benchmarks.__main__ import app
 from benchmarks.timing import in_turn, tenth
 from reproductions.errors import SuiteError
@@ -50,6 +64,24 @@ def takes_32_mib():
 def test_peak_memory_is_what_a_step_takes():
     peak = memory.peak(takes_32_mib, torch.zeros(1, 1), torch.zeros(1), warm_up=0)
     assert 32 <= peak < 40
+
+
+def fails():
+    raise ValueError("no step")
+
+
+def test_a_step_that_fails_where_memory_is_measured_is_told(capfd):
+    with pytest.raises(RuntimeError, match="measures memory ended with exit code 1"):
+        memory.peak(fails, torch.zeros(1, 1), torch.zeros(1))
+    assert "ValueError: no step" in capfd.readouterr().err
+
+
+def test_a_figure_that_could_not_be_written_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "measure", None)
+    (tmp_path / "file").touch()
+    command = ["growth", "--figure", str(tmp_path / "file" / "growth.png")]
+    with pytest.raises(SuiteError, match="nothing can be written there"):
+        CliRunner().invoke(app, command, catch_exceptions=False, standalone_mode=False)
 
 
 def test_the_benchmark_on_a_gpu_refuses_where_there_is_none(monkeypatch):
@@ -108,6 +140,37 @@ def test_a_library_that_is_missing_is_known():
     assert peers.PEERS[0].installed
 
 
+def broken(batches):
+    importlib.import_module("torch.no_such_dependency")
+
+
+def test_libraries_that_cannot_be_timed_are_told_in_a_line_each():
+    ours = peers.Peer(None, peers.PEERS[0].name, lambda batches: peers.Runs(lambda: None, lambda: None))
+    missing, unusable = (
+        peers.Peer("no_such_library", "Missing", broken),
+        peers.Peer("torch", "Unusable", broken),
+    )
+    told = []
+    table = peers.table([ours, missing, unusable], [spikes_of_a_batch()], 1, told.append)
+    assert told == [
+        "Missing: not installed",
+        "Unusable: cannot be imported: No module named 'torch.no_such_dependency'",
+    ]
+    assert table.row_count == 2
+
+
+def test_peers_are_chosen_by_their_modules():
+    assert peers.chosen(None) == list(peers.PEERS)
+    assert [peer.module for peer in peers.chosen(["norse"])] == [None, None, "norse"]
+    with pytest.raises(SuiteError, match=r"--only must be of snntorch, norse, .*, got norce"):
+        peers.chosen(["norse", "norce"])
+
+
+def test_what_of_ours_cannot_be_imported_is_an_error():
+    with pytest.raises(ImportError):
+        peers.Peer(None, "ours", broken).runs([])
+
+
 @pytest.mark.parametrize("axis", growth.AXES)
 def test_one_thing_grows_at_a_time(axis):
     cases = growth.cases(axis)
@@ -121,8 +184,10 @@ def test_growth_is_measured_and_drawn(tmp_path):
     for _, timings in rows:
         assert {growth.FORWARD, growth.DECIDE, growth.STEP, growth.DENSE} == set(timings)
         assert all(timing.p10 > 0 for timing in timings.values())
-    growth.draw({"batch": rows, "bins": rows}, tmp_path / "growth.png")
-    assert (tmp_path / "growth.png").stat().st_size > 5000
+    for axes in (["batch", "bins"], ["batch"]):
+        growth.draw(dict.fromkeys(axes, rows), tmp_path / "growth.png")
+        assert (tmp_path / "growth.png").stat().st_size > 5000
+    assert growth.table({"batch": rows}).row_count == 2
 
 
 def test_converted_relu_networks_are_timed_on_the_same_outputs():
@@ -145,3 +210,39 @@ def test_gradients_of_rates_are_timed_beside_those_through_time(tmp_path):
     assert rates.cosines(1, torch.rand(3, 784), torch.arange(3)) == pytest.approx([1.0] * 4, abs=1e-4)
     rates.draw([row], tmp_path / "rates.png")
     assert (tmp_path / "rates.png").stat().st_size > 1000
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """An epoch of two batches of random images."""
+    for module in (mnist, step, inference):
+        monkeypatch.setattr(module, "EPOCH", 2)
+    torch.manual_seed(0)
+    images = torch.rand(2 * mnist.BATCH, 784) * (torch.rand(2 * mnist.BATCH, 784) < 0.2)
+    times = torch.where(images > 0, ((1 - images) * mnist.T_MAX).floor(), math.inf)
+    return mnist.Batch(times, images, torch.arange(len(images)) % 10)
+
+
+def test_batches_are_of_a_fixed_order_that_starts_again(few_steps):
+    batches = mnist.in_batches(few_steps)
+    first, second, again = batches(0, 3)
+    assert torch.equal(first.times, again.times)
+    drawn = torch.cat([first.images, second.images])
+    assert torch.equal(drawn.sum(1).sort().values, few_steps.images.sum(1).sort().values)
+
+
+def test_steps_are_timed_at_first_and_after_an_epoch(few_steps):
+    assert step.table(mnist.in_batches(few_steps), 2).row_count == 4
+    assert continuous.table(mnist.in_batches(continuous.in_continuous_time(few_steps)), 2).row_count == 4
+
+
+def test_a_part_of_the_neurons_of_a_convolution_fires_at_first(few_steps):
+    assert convolution.table(mnist.in_batches(few_steps), 2).row_count == len(convolution.FIRING)
+
+
+def test_decisions_are_timed_before_and_after_learning(few_steps):
+    told = []
+    pixels = (few_steps.images * 255).to(torch.uint8)
+    table = inference.table(mnist.in_batches(few_steps), few_steps, pixels, 1, told.append)
+    assert table.row_count == 2 * 2 * 2 * 4
+    assert [line.partition(":")[0] for line in told] == [recipe.name for recipe in step.RECIPES]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +17,6 @@ from .images import SPLIT_SEED, Images, draw, hold_out
 __all__ = ["FOLDERS", "NAMES", "Form", "Images", "default_cache", "draw", "hold_out", "load"]
 
 FOLDERS = tuple(folders.KINDS)
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", *FOLDERS)
 AS_THEY_COME = Form()
 
 
@@ -45,17 +46,14 @@ def load(
         raise SuiteError(f"the data set must be one of {', '.join(NAMES)}, got {name!r}")
     if form != AS_THEY_COME and name not in FOLDERS:
         raise SuiteError(f"size and colour can be chosen for {', '.join(FOLDERS)}, got {name!r}")
-    if name == "digits":
-        return _digits(split)
+    cache = cache or default_cache()
     if name in FOLDERS:
-        return folders.load(name, split, data_root, cache or default_cache(), seed, form)
-    if name == "cifar10":
-        return cifar10.load(split, data_root, cache or default_cache())
-    return archives.load(name, split, data_root, cache or default_cache())
+        return folders.load(name, split, data_root, cache, seed, form)
+    return OF_ONE_FORM[name](split, data_root, cache)
 
 
-def _digits(split: str) -> Images:
-    """scikit-learn's 1 797 digits of 8 x 8; a fixed, stratified fifth of them is the test set."""
+def _digits(split: str, data_root: Path | None, cache: Path) -> Images:
+    """scikit-learn's 1 797 digits of 8 x 8, which come with it; a fixed, stratified fifth is the test set."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -66,3 +64,13 @@ def _digits(split: str) -> Images:
     index = sorted(train if split == "train" else test)
     x, y = torch.from_numpy(data.data[index]).to(torch.uint8), torch.from_numpy(data.target[index])
     return Images(x, y, 16, 10, (1, 8, 8))
+
+
+# Data sets of one split, whose images have one form: called with split, data root and cache.
+OF_ONE_FORM: dict[str, Callable[[str, Path | None, Path], Images]] = {
+    "digits": _digits,
+    "mnist": partial(archives.load, "mnist"),
+    "fashion-mnist": partial(archives.load, "fashion-mnist"),
+    "cifar10": cifar10.load,
+}
+NAMES = (*OF_ONE_FORM, *FOLDERS)

@@ -100,6 +100,19 @@ class Sleep(Strict):
     def steps(self) -> int:
         return min(round(self.ratio * self.interval), self.longest)
 
+    def as_compiled(self) -> compiled.Sleep:
+        """What a compiled call sleeps by."""
+        return compiled.Sleep(
+            interval=self.interval,
+            steps=self.steps,
+            noise=self.noise,
+            pull=self.pull,
+            towards=self.towards,
+            tolerance=self.tolerance,
+            every=self.every,
+            rescale=self.rescale,
+        )
+
 
 class Training(config.Training):
     """One pass over the images is an epoch. `rule`: the order of spikes that strengthens a synapse.
@@ -231,25 +244,14 @@ class SleepingNetwork:
     ) -> tuple[Tensor, Tensor]:
         """Spikes [samples, units], and the first spikes of the first image [units]."""
         training, steps = self.settings.training, self.settings.network.t_max
-        sleep = training.sleep
         x = images.contiguous().numpy()
         spikes: Any = np.empty((len(x), len(state.last)), dtype=np.int32)
         first, later = np.empty(len(state.last)), np.empty(len(state.last))
-        asleep = compiled.Sleep(
-            sleep.interval,
-            sleep.steps,
-            sleep.noise,
-            sleep.pull,
-            sleep.towards,
-            sleep.tolerance,
-            sleep.every,
-            sleep.rescale,
-        )
-        rule = training.tables()
+        rule, sleep = training.tables(), training.sleep.as_compiled()
         for start in range(0, len(x), CHUNK):
             part = slice(start, start + CHUNK)
             compiled.present(
-                x[part], steps, state, self.synapses, weight, rule, asleep, learning, random,
+                x[part], steps, state, self.synapses, weight, rule, sleep, learning, random,
                 spikes[part], later if start else first,
             )  # fmt: skip
             advance(len(x[part]))
@@ -276,7 +278,7 @@ class Readout:
     """
 
     def __init__(self, x: Tensor, y: Tensor, classes: int) -> None:
-        # Here, as every command imports all methods, and scikit-learn takes seconds.
+        # Here, as `list` imports all methods, and scikit-learn takes seconds.
         from sklearn.decomposition import PCA
         from sklearn.preprocessing import StandardScaler
 

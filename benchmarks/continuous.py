@@ -1,0 +1,57 @@
+"""Training steps of 784-400-10 in continuous time, by the exact gradient, against a ReLU MLP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from benchmarks.mnist import Batch, Batches
+from benchmarks.step import add_stages, dense_network, with_adam
+from ssnn_plugin import ExpPSP, ReLPSP
+from ssnn_plugin.losses import TemporalCrossEntropyLoss
+from ssnn_plugin.nn import SpikeLinear
+
+
+@dataclass(frozen=True)
+class Case:
+    """A neuron in continuous time, its windows (hidden, output) and initial weights (mean, deviation)."""
+
+    neuron: ReLPSP | ExpPSP
+    windows: tuple[float, float]
+    hidden: tuple[float, float]
+    output: tuple[float, float]
+
+    def network(self) -> nn.Sequential:
+        """784-400-10."""
+        layers = [
+            SpikeLinear(n_in, n_out, self.neuron, t_max=t_max)
+            for n_in, n_out, t_max in zip((784, 400), (400, 10), self.windows, strict=True)
+        ]
+        for layer, init in zip(layers, (self.hidden, self.output), strict=True):
+            nn.init.normal_(layer.weight, *init)
+        return nn.Sequential(*layers)
+
+
+CASES = (
+    Case(ReLPSP(), (2.0, 4.0), (0.01, 0.05), (0.02, 0.05)),
+    Case(ExpPSP(), (3.0, 6.0), (0.02, 0.08), (0.02, 0.05)),
+)
+
+
+def in_continuous_time(data: Batch) -> Batch:
+    """The same images with times 1 - x; no light, no spike."""
+    return data._replace(times=torch.where(data.images > 0, 1 - data.images, torch.inf))
+
+
+def table(batches: Batches, steps: int) -> Table:
+    """Training steps of each neuron and of the MLP, on times of `in_continuous_time`."""
+    found = Table("neuron", "stage", "spiking (ms)", "ReLU MLP (ms)", "ratio of medians")
+    for case in CASES:
+        t_max = case.windows[1]
+        loss = TemporalCrossEntropyLoss(t_max, 0.1 / t_max)
+        both = with_adam(case.network(), loss, dense_network())
+        add_stages(found, str(case.neuron), both, batches, steps)
+    return found

@@ -1,0 +1,62 @@
+"""Training steps of a convolutional network as in DS4NN, against a ReLU network of the same shape."""
+
+from __future__ import annotations
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from benchmarks.mnist import T_MAX, Batches
+from benchmarks.printing import add_row
+from benchmarks.step import with_adam
+from benchmarks.timing import alternate
+from ssnn_plugin import IF
+from ssnn_plugin.losses import RelativeTargetLoss
+from ssnn_plugin.nn import SpikeConv2d, SpikeFlatten, SpikeLinear, calibrate
+
+# Of the neurons, at first; corners are blank: more of the first layer cannot fire.
+FIRING = 0.4, 0.3, 0.15
+
+
+def spiking_network() -> nn.Sequential:
+    """16C5s2-32C5s2-200-10 of integrate-and-fire neurons, as in DS4NN."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 28, 28)),
+        SpikeConv2d(1, 16, 5, IF(), t_max=T_MAX, stride=2),
+        SpikeConv2d(16, 32, 5, IF(), t_max=T_MAX, stride=2),
+        SpikeFlatten(),
+        SpikeLinear(512, 200, IF(), t_max=T_MAX),
+        SpikeLinear(200, 10, IF(), t_max=T_MAX, silent_gradient=True),
+    )
+
+
+def dense_network() -> nn.Sequential:
+    """The ReLU network of the same shape."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 28, 28)),
+        nn.Conv2d(1, 16, 5, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 5, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 200),
+        nn.ReLU(),
+        nn.Linear(200, 10),
+    )
+
+
+def table(batches: Batches, steps: int) -> Table:
+    """Training steps of both, where a part of the neurons fires at first."""
+    sample = torch.cat([batch.times for batch in batches(0, 4)])
+    spiking, dense = spiking_network(), dense_network()
+    found = Table("neurons that fire", "spiking (ms)", "ReLU CNN (ms)", "ratio of medians")
+    for firing in FIRING:
+        for module in spiking:
+            if isinstance(module, SpikeConv2d | SpikeLinear):
+                module.reset_parameters()
+                nn.init.normal_(module.weight, 0.2, 1.0)
+        calibrate(spiking, sample, firing)
+        both = with_adam(spiking, RelativeTargetLoss(10.0, T_MAX), dense)
+        alternate(*both, batches(0, 10))
+        add_row(found, (f"{firing:.0%} at first",), alternate(*both, batches(10, steps)))
+    return found

@@ -1,0 +1,61 @@
+"""Decisions of S4NN's MNIST network with an early stop, against a ReLU MLP of the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from benchmarks.mnist import EPOCH, T_MAX, Batch, Batches
+from benchmarks.printing import TAKEN, cells
+from benchmarks.step import RECIPES, dense_network, dense_step, spiking_network, spiking_step
+from benchmarks.timing import Timing, alternate, in_turn
+from ssnn_plugin.nn import SpikeSequential
+
+MLP = "ReLU MLP"
+
+
+def table(batches: Batches, test: Batch, pixels: Tensor, rounds: int, tell: Callable[[str], object]) -> Table:
+    """Of fresh networks, and after an epoch of training; all images at once, and one by one.
+
+    Args:
+        test: the images that are decided; `pixels` are the same as 8-bit intensities.
+        tell: called with how many spikes a recipe's network reads.
+    """
+    columns = *TAKEN, "p10 / MLP's", "median / MLP's", "thread p10 / MLP's"
+    found = Table("recipe", "network", "run", *columns, title="10 000 test images; one image")
+    for recipe in RECIPES:
+        spiking, dense = spiking_network(recipe), dense_network()
+        for stage in ("fresh", "after an epoch"):
+            if stage != "fresh":
+                alternate(spiking_step(recipe, spiking), dense_step(recipe, dense), batches(0, EPOCH))
+            for title, timings in _time_inference(spiking, dense, test, pixels, rounds):
+                for run, taken in timings.items():
+                    found.add_row(recipe.name, stage, f"{run}, {title}", *cells(taken, timings[MLP]))
+        read = spiking.decide(test.times).spikes.double().mean(0).tolist()
+        sent = (test.times < T_MAX).sum(1).double().mean().item()
+        tell(f"{recipe.name}: reads {read[0]:.0f} of {sent:.0f} input spikes, {read[1]:.0f} hidden ones")
+    return found
+
+
+def _time_inference(
+    spiking: SpikeSequential, dense: nn.Module, test: Batch, pixels: Tensor, rounds: int
+) -> Iterator[tuple[str, dict[str, Timing]]]:
+    """Of all test images, and of each of the first ones alone."""
+
+    def runs(part: slice) -> dict[str, Callable[[], object]]:
+        given, bytes_ = test.times[part].contiguous(), pixels[part].contiguous()
+        ordinary = test.images[part]
+        return {
+            MLP: lambda: dense(ordinary),
+            "decide, times": lambda: spiking.decide(given),
+            "decide, 8-bit images": lambda: spiking.decide(bytes_),
+            "layer by layer": lambda: spiking(given),
+        }
+
+    with torch.no_grad():
+        yield "all", in_turn(runs(slice(None)), rounds, warm_up=2)
+        single = runs(slice(1))
+        yield "one", in_turn(single, 10 * rounds, calls=dict.fromkeys(single, 20), warm_up=2)
