@@ -9,7 +9,7 @@ from torch import nn
 from reproductions import methods
 from reproductions.catalog import validated
 from reproductions.errors import SuiteError
-from reproductions.methods import converted_relu
+from reproductions.methods import converted_relu, minibatch
 from reproductions.methods.converted_relu import whiten
 
 CLASSES = 3
@@ -78,14 +78,30 @@ def test_a_price_silences_neurons():
     assert sum(spikes[1]) < 0.9 * sum(spikes[0])
 
 
-def test_batches_are_normalised_by_statistics_of_the_last_weights_and_unchanged_images():
+@pytest.mark.parametrize("training", [{}, {"mean_decay": 0.9}, {"average_last": 2}], ids=str)
+def test_statistics_are_of_the_weights_that_decide_and_of_images_as_they_are_learned(training):
     times, labels = samples()
-    method = build(training={"augment": {"shift": 2}})
-    learn(method, times, labels, epochs=2)
-    convolution, norm, _ = method.stages[0].neurons
-    potentials = convolution(method.images(times)).detach()
+    method = build(training={"augment": {"shift": 2}} | training)
+    learn(method, times, labels)
+    (convolution, norm, _), _ = method.relu()[0]
+    shifted = method.varied(times, method.generator(3, minibatch.NORMALIZING))
+    assert not torch.equal(shifted, times)
+    potentials = convolution(method.images(shifted)).detach()
     torch.testing.assert_close(norm.running_mean, potentials.mean((0, 2, 3)))
     torch.testing.assert_close(norm.running_var, potentials.movedim(1, 0).flatten(1).var(1))
+
+
+@pytest.mark.parametrize("training", [{"mean_decay": 0.9}, {"average_last": 2}], ids=str)
+def test_the_mean_of_the_weights_decides(training):
+    times, labels = samples()
+    method = build(training=training)
+    learn(method, times, labels)
+    before = method.predict(times)[1]
+    with torch.no_grad():
+        for parameter in method.network.parameters():
+            parameter.zero_()
+    method.converted = None
+    assert torch.equal(method.predict(times)[1], before)
 
 
 def test_what_is_measured_is_of_all_classes_where_they_come_one_after_the_other(monkeypatch):
@@ -101,21 +117,6 @@ def test_what_is_measured_is_of_all_classes_where_they_come_one_after_the_other(
     torch.testing.assert_close(method.stages[0].neurons[0].weight, expected.weight)
     norm = method.stages[1].neurons[1]
     assert norm.running_var.mean() > 10 * norm.eps
-
-
-def test_the_mean_of_the_last_weights_decides():
-    times, labels = samples()
-    method = build(training={"average_last": 2})
-    learn(method, times, labels)
-    before = method.predict(times)[1]
-    with torch.no_grad():
-        for parameter in method.network.parameters():
-            parameter.zero_()
-    method.converted = None
-    assert torch.equal(method.predict(times)[1], before)
-    (convolution, norm, _), _ = method.relu()[0]
-    potentials = convolution(method.images(times))
-    torch.testing.assert_close(norm.running_mean, potentials.mean((0, 2, 3)).detach())
 
 
 def test_whitened_patches_have_no_covariance():

@@ -21,7 +21,7 @@ from ..records import EpochStatistics
 from . import random_seed
 
 # What random numbers are for; each purpose has a stream of its own in every epoch.
-REDRAWING, SHUFFLING, DROPPING, MODULES, AUGMENTING = 1, 2, 3, 4, 5
+REDRAWING, SHUFFLING, DROPPING, MODULES, AUGMENTING, NORMALIZING = 1, 2, 3, 4, 5, 6
 
 
 class Augment(Strict):
@@ -193,10 +193,7 @@ class Minibatch:
         spikes: list[Tensor] = []
         for start in range(0, len(order), self.training.batch_size):
             batch = order[start : start + self.training.batch_size]
-            inputs = times[batch]
-            if self.training.augment:
-                blank = self.settings.encoding.blank
-                inputs = augmented(inputs, self.shape, self.training.augment, blank, augmenting)
+            inputs = self.varied(times[batch], augmenting)
             self._set_rates(epoch + start / len(order))
             target = labels[batch].to(self.device)
             done = self._step(inputs.to(self.device), target)
@@ -208,6 +205,12 @@ class Minibatch:
         if self.training.averages(epoch):
             self.average.update_parameters(self.network)
         return EpochStatistics.of(loss, right, spikes, len(order), fire_once=self.fire_once)
+
+    def varied(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Inputs as they are learned: changed, where the settings say how."""
+        if self.training.augment is None:
+            return inputs
+        return augmented(inputs, self.shape, self.training.augment, self.settings.encoding.blank, generator)
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
         """Learn from a mini-batch."""
