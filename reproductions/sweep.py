@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -158,8 +158,7 @@ def sweep(runs: Sequence[Run], engine: Engine, board: Board) -> list[Failure]:
     restarts = 0
     with board.over(runs):
         while left and restarts <= MOST_RESTARTS:
-            # The longest first, as far as a config tells: one that starts last is waited for alone.
-            waiting = sorted(left.values(), key=lambda run: -run.config.training.epochs)
+            waiting = in_order(left.values())
             with engine.open() as over:
                 try:
                     for key, why in over(_run_one, waiting, [engine.threads] * len(waiting)):
@@ -175,6 +174,16 @@ def sweep(runs: Sequence[Run], engine: Engine, board: Board) -> list[Failure]:
             failures.append(Failure(run, f"its process died {restarts} times ({type(reason).__name__})"))
             board.done(run, failures[-1].why)
     return failures
+
+
+def in_order(runs: Iterable[Run]) -> list[Run]:
+    """First a run of each config, which compiles what its other seeds need, before these.
+
+    Of either the longest first, as far as a config tells: one that starts last is waited for alone.
+    """
+    longest = sorted(runs, key=lambda run: -run.config.training.epochs)
+    firsts = {run.name: run for run in reversed(longest)}
+    return sorted(longest, key=lambda run: run is not firsts[run.name])
 
 
 def _run_one(run: Run, threads: int | None) -> tuple[Key, str | None]:

@@ -14,7 +14,7 @@ from tiny_runs import Interrupted, Interrupting, config, content, execute, write
 from reproductions import catalog, records, runner
 from reproductions.errors import SuiteError
 from reproductions.runner import Run
-from reproductions.sweep import Engine, parse_seeds, report, runs_of, sweep
+from reproductions.sweep import Engine, in_order, parse_seeds, report, runs_of, sweep
 from reproductions.sweep_progress import Board, FileProgress, progress_path
 
 pytestmark = pytest.mark.usefixtures("cheap_runs")
@@ -76,12 +76,17 @@ def test_a_sweep_goes_on_with_what_is_half_done_and_leaves_what_is_recorded(tmp_
     assert _numbers(runs) == _one_by_one(tmp_path / "single", runs)
 
 
-def test_the_runs_of_most_epochs_start_first(tmp_path):
-    chosen = {0: 2, 1: 1, 2: 3, 3: 2}
-    runs = [run for seed, n in chosen.items() for run in _runs(tmp_path, [seed], config(epochs=n))]
+def test_a_run_of_each_config_starts_first_the_longest_ahead(tmp_path):
+    def run_of(name, seed, epochs):
+        return Run(config(epochs=epochs), name, seed, results=tmp_path)
+
+    runs = [run_of(name, seed, epochs) for name, epochs in (("a", 1), ("b", 3), ("c", 2)) for seed in (0, 1)]
+    order = [(run.name, run.seed) for run in in_order(runs)]
+    assert order == [("b", 0), ("c", 0), ("a", 0), ("b", 1), ("c", 1), ("a", 1)]
     board = Told()
-    assert sweep(runs, Engine(), board) == []
-    assert board.ended == [(2, None), (0, None), (3, None), (1, None)]
+    short = _runs(tmp_path, [0, 1], config(epochs=1))
+    assert sweep(short, Engine(), board) == []
+    assert board.ended == [(0, None), (1, None)]
 
 
 def test_failures_are_listed_and_nothing_else_is_lost(tmp_path, monkeypatch):
