@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -47,7 +48,12 @@ class Engine:
         """
         options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1}
         if self.scheduler is None:
-            yield self._map(joblib.Parallel(self.workers, pre_dispatch="all", **options))
+            with warnings.catch_warnings():
+                # loky renews a process that has grown, between two runs; nothing is lost.
+                warnings.filterwarnings(
+                    "ignore", message="A worker stopped while some jobs", category=UserWarning
+                )
+                yield self._map(joblib.Parallel(self.workers, pre_dispatch="all", **options))
             return
         with self._client() as client, joblib.parallel_config("dask", client=client):
             yield self._map(joblib.Parallel(-1, pre_dispatch="all", **options))
