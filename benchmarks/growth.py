@@ -127,8 +127,7 @@ def draw(found: Found, path: Path) -> None:
     size = 4 * len(found), 4
     figure, ((*all_axes,),) = plt.subplots(1, len(found), squeeze=False, figsize=size, layout="constrained")
     for axes, (axis, rows) in zip(all_axes, found.items(), strict=True):
-        factor = 100 if axis == "spiking" else 1
-        values = [factor * getattr(case, axis) for case, _ in rows]
+        values = [getattr(case, axis) for case, _ in rows]
         for style, name in zip(("o-", "s--", "^-.", "x:"), RUNS, strict=True):
             axes.loglog(values, [1e3 * timings[name].thread_p10 for _, timings in rows], style, label=name)
         axes.set_xlabel(AXES[axis][0])

@@ -274,10 +274,7 @@ def table(
     folder = results_dir or (QUICK if preset else records.RESULTS)
     if preset:
         _train_quick(folder, overwrite, workers)
-    recorded = records.read_all(folder)
-    if not recorded:
-        raise SuiteError(f"{folder}: no records there; train with `run`, or use --preset quick")
-    recorded = records.of(recorded, _names(methods), _names(datasets))
+    recorded = _recorded(folder, methods, datasets, "train with `run`, or use --preset quick")
     terminal = shutil.get_terminal_size((WIDTH, 0)).columns
     text = render_all(
         recorded,
@@ -345,6 +342,14 @@ def _train_quick(folder: Path, overwrite: bool, workers: int) -> None:
 def _names(written: str) -> list[str]:
     """Names between commas; none for all."""
     return [] if written == ALL else [name.strip() for name in written.split(",")]
+
+
+def _recorded(folder: Path, methods: str, datasets: str, remedy: str) -> list[Record]:
+    """Records of a folder, of methods and data sets as they were written."""
+    recorded = records.read_all(folder)
+    if not recorded:
+        raise SuiteError(f"{folder}: no records there; {remedy}")
+    return records.of(recorded, _names(methods), _names(datasets))
 
 
 @app.command("sweep")
@@ -424,10 +429,7 @@ def plot(
     ] = None,
 ) -> None:
     """Draw learning curves, accuracy against spikes, decision and response times, rasters as PNG and SVG."""
-    recorded = records.read_all(results_dir)
-    if not recorded:
-        raise SuiteError(f"{results_dir}: no records there; train with `run`")
-    recorded = records.of(recorded, _names(methods), _names(datasets))
+    recorded = _recorded(results_dir, methods, datasets, "train with `run`")
     from .figures import draw_all
 
     for path in draw_all(recorded, output_dir or results_dir / "figures"):

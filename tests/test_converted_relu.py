@@ -97,6 +97,8 @@ def test_the_mean_of_the_weights_decides(training):
     method = build(training=training)
     learn(method, times, labels)
     before = method.predict(times)[1]
+    own, mean = method.network.state_dict(), method.average.module.state_dict()
+    assert any(not torch.equal(mean[name], value) for name, value in own.items())
     with torch.no_grad():
         for parameter in method.network.parameters():
             parameter.zero_()

@@ -84,9 +84,8 @@ def test_a_run_of_each_config_starts_first_the_longest_ahead(tmp_path):
     order = [(run.name, run.seed) for run in in_order(runs)]
     assert order == [("b", 0), ("c", 0), ("a", 0), ("b", 1), ("c", 1), ("a", 1)]
     board = Told()
-    short = _runs(tmp_path, [0, 1], config(epochs=1))
-    assert sweep(short, Engine(), board) == []
-    assert board.ended == [(0, None), (1, None)]
+    assert sweep([run_of("a", 0, 2), run_of("a", 1, 2), run_of("b", 2, 1)], Engine(), board) == []
+    assert board.ended == [(0, None), (2, None), (1, None)]
 
 
 def test_failures_are_listed_and_nothing_else_is_lost(tmp_path, monkeypatch):
