@@ -78,6 +78,31 @@ def test_a_price_silences_neurons():
     assert sum(spikes[1]) < 0.9 * sum(spikes[0])
 
 
+def test_biases_of_batch_normalisation_may_learn_faster_and_decay_as_fast():
+    times, labels = samples(n=8)
+    training = {"momentum": 0.0, "nesterov": False, "schedule": {}, "weight_decay": 0.01}
+    steps = []
+    for rate in (1.0, 16.0):
+        method = build(training=training | {"bias_rate": rate})
+        norm, outputs = method.stages[0].neurons[1], method.stages[-1].neurons[1]
+        nn.init.constant_(norm.bias, 0.5)
+        weight = outputs.weight.detach().clone()
+        learn(method, times, labels, epochs=1)
+        decay = 0.05 * 0.01 * 0.5
+        steps.append((norm.bias.detach() - 0.5 + decay, outputs.weight.detach() - weight))
+    torch.testing.assert_close(steps[1][0], 16 * steps[0][0], atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(steps[1][1], steps[0][1])
+
+
+def test_convolutions_pass_their_channels_through_at_first():
+    method = build(network={"layers": ["6C3p1", "4C3p1", "5"]})
+    images = torch.rand(2, 2, 8, 8)
+    first, second = (method.stages[i].neurons[0] for i in (0, 1))
+    torch.testing.assert_close(first(images)[:, :2], images)
+    six = torch.rand(2, 6, 8, 8)
+    torch.testing.assert_close(second(six), six[:, :4])
+
+
 @pytest.mark.parametrize("training", [{}, {"mean_decay": 0.9}, {"average_last": 2}], ids=str)
 def test_statistics_are_of_the_weights_that_decide_and_of_images_as_they_are_learned(training):
     times, labels = samples()

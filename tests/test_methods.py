@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tiny_runs import config, execute
 from torch import nn
 
@@ -239,6 +240,25 @@ def test_a_shift_moves_the_image_and_lets_silence_in():
     possible = [padded[i : i + 3, j : j + 4] for i in range(3) for j in range(3)]
     found = [next(k for k, other in enumerate(possible) if torch.equal(one, other)) for one in moved]
     assert set(found) == set(range(9))
+
+
+def test_a_shifted_image_may_be_reflected_at_its_edge():
+    image = torch.arange(12.0).reshape(1, 12)
+    moved = augmented(
+        image.repeat(200, 1), (1, 3, 4), Augment(shift=1, border="reflect"), torch.inf, torch.Generator()
+    )
+    rows, columns = torch.tensor([1, 0, 1, 2, 1]), torch.tensor([1, 0, 1, 2, 3, 2])
+    reflected = image.reshape(3, 4)[rows][:, columns]
+    possible = {tuple(reflected[i : i + 3, j : j + 4].flatten().tolist()) for i in range(3) for j in range(3)}
+    assert set(map(tuple, moved.tolist())) == possible
+
+
+def test_a_border_without_a_shift_or_an_image_smaller_than_the_shift_is_refused():
+    with pytest.raises(ValidationError, match="border goes with a shift above 0, got 'reflect'"):
+        Augment(shift=0, border="reflect", mirror=True)
+    wide = _settings(augment=Augment(shift=3, border="reflect"))
+    with pytest.raises(SuiteError, match=r"augment\.shift must be below 3, .*image of 3 x 4.* got 3"):
+        Minibatch(wide, [nn.Linear(12, 2)], (1, 3, 4), 0, "cpu")
 
 
 def test_a_shift_moves_all_channels_alike():

@@ -27,17 +27,37 @@ REDRAWING, SHUFFLING, DROPPING, MODULES, AUGMENTING, NORMALIZING = 1, 2, 3, 4, 5
 class Augment(Strict):
     """Changes of the training images, drawn anew in every epoch.
 
-    Shifts by up to `shift` pixels, silence coming in; with `mirror`, half of the images left for right.
+    Shifts by up to `shift` pixels, with `border` coming in: silence, or the image reflected at its edge;
+    with `mirror`, half of the images left for right.
     """
 
     shift: NonNegativeInt
+    border: Literal["blank", "reflect"] = "blank"
     mirror: bool = False
 
     @model_validator(mode="after")
     def _changes_something(self) -> Augment:
         if not (self.shift or self.mirror):
             raise ValueError("augment must shift or mirror, got shift 0 without mirror")
+        if self.border != "blank" and not self.shift:
+            raise ValueError(f"border goes with a shift above 0, got {self.border!r}")
         return self
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse images [channels, height, width] that are too small to be reflected."""
+        _, height, width = shape
+        if self.border == "reflect" and self.shift >= min(height, width):
+            raise SuiteError(
+                f"training.augment.shift must be below {min(height, width)}, to reflect an image of "
+                f"{height} x {width}, got {self.shift}"
+            )
+
+    def padded(self, images: Tensor, blank: float) -> Tensor:
+        """Images with `shift` more pixels on each side; `blank` is how no light is encoded."""
+        sides = [self.shift] * 4
+        if self.border == "reflect":
+            return nn.functional.pad(images, sides, mode="reflect")
+        return nn.functional.pad(images, sides, value=blank)
 
 
 class Training(config.Training):
@@ -114,7 +134,7 @@ class Minibatch:
         seed, device: as for `methods.build`.
 
     Raises:
-        SuiteError: `augment` without images, another number of learning rates than of stages.
+        SuiteError: `augment` without images or with too small ones, another number of learning rates than of stages.
     """
 
     stream = MODULES
@@ -127,6 +147,8 @@ class Minibatch:
         self.settings, self.training = settings, settings.training
         if self.training.augment and len(shape) != 3:
             raise SuiteError(f"training.augment needs images, got {shape[0]} features per sample")
+        if self.training.augment:
+            self.training.augment.check(shape)
         self.shape, self.seed, self.device = shape, seed, device
         self.stages = [stage if isinstance(stage, Stage) else Stage(stage) for stage in stages]
         self.network = nn.ModuleList(self.stages).to(device)
@@ -284,7 +306,7 @@ def augmented(
     """Flat encoded images, each changed in its own way; `blank` is how no light is encoded."""
     channels, height, width = shape
     most = augment.shift
-    padded = nn.functional.pad(inputs.reshape(-1, *shape), [most] * 4, value=blank)
+    padded = augment.padded(inputs.reshape(-1, *shape), blank)
     down, right = torch.randint(2 * most + 1, (2, len(inputs), 1), generator=generator)
     rows, columns = down + torch.arange(height), right + torch.arange(width)
     if augment.mirror:
