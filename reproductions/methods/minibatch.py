@@ -134,7 +134,8 @@ class Minibatch:
         seed, device: as for `methods.build`.
 
     Raises:
-        SuiteError: `augment` without images or with too small ones, another number of learning rates than of stages.
+        SuiteError: `augment` without images or with too small ones; another number of learning rates than of
+            stages.
     """
 
     stream = MODULES
