@@ -42,7 +42,6 @@ WHITENED, RIDGE = 1000, 5e-4
 NORMALIZED = 2000
 # Samples that decide at once.
 CHUNK = 500
-BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d
 
 
 class Network(layered.Network):
@@ -67,7 +66,7 @@ class Network(layered.Network):
 class Training(MixedPrecision, minibatch.Training):
     """`spike_price`: cost of a hidden activation, in units of the deviation of what its ReLU gets.
 
-    The biases of batch normalisation learn `bias_rate` times as fast as weights, and decay as fast.
+    Hidden biases learn `bias_rate` times as fast as weights, and decay as fast.
     """
 
     bias_rate: PositiveFloat = 1.0
@@ -108,7 +107,8 @@ class ConvertedReLU(Minibatch):
         groups, factor = super().parameter_groups(), self.training.bias_rate
         if factor == 1:
             return groups
-        biases = {norm.bias for norm in self.network.modules() if isinstance(norm, BATCH_NORMS)}
+        hidden = nn.ModuleList(self.stages[:-1]).named_parameters()
+        biases = {parameter for name, parameter in hidden if name.endswith("bias")}
         decay = self.training.weight_decay / factor
         split = []
         for group in groups:
