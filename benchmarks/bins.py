@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks import memory
 from benchmarks.mnist import BATCH
-from benchmarks.timing import seconds
+from benchmarks.timing import seconds, tenth
 from reproductions.datasets import Images
 from ssnn_plugin import IF, decode, encode
 from ssnn_plugin.losses import TemporalCrossEntropyLoss
@@ -162,7 +162,7 @@ def table(batches: list[tuple[Tensor, Tensor]]) -> Table:
     for name, part in taken.items():
         found.add_row(
             name,
-            f"{1e3 * statistics.quantiles(part, n=10)[0]:.0f}",
+            f"{1e3 * tenth(part):.0f}",
             f"{1e3 * medians[name]:.0f}",
             f"1/{medians[base] / medians[name]:.1f}",
             f"{peaks[name]:.0f}",

@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.timing import tenth
 from ssnn_plugin import IF, ReLPSP
 from ssnn_plugin.nn import SpikeConv2d, SpikeFlatten, SpikeLinear, calibrate
 
@@ -45,11 +46,6 @@ class Row(NamedTuple):
 
     def ratio(self, of: Callable[[list[float]], float] = statistics.median) -> float:
         return of(self.spiking) / of(self.dense)
-
-
-def p10(values: list[float]) -> float:
-    """The value that a tenth are below."""
-    return statistics.quantiles(values, n=10)[0]
 
 
 def cases(device: torch.device, batch: int, images: int) -> Iterator[Case]:
@@ -153,7 +149,7 @@ def table(batch: int, images: int, repeats: int) -> Table:
                 row.what,
                 *(f"{statistics.median(part):.3f}" for part in (row.spiking, row.dense)),
                 f"{row.ratio():.2f}",
-                f"{row.ratio(p10):.2f}",
+                f"{row.ratio(tenth):.2f}",
                 "" if row.memory is None else f"{row.memory:.2f}",
                 "" if row.same is None else f"{row.same:.2%}",
             )

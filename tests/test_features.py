@@ -234,6 +234,12 @@ def test_pretraining_learns_and_records(tmp_path):
     assert cnn.record(str(tmp_path / "net.pt")) == record
 
 
+def test_pretraining_on_too_few_images_is_refused_by_name():
+    images = Images(torch.zeros(5000, 4), torch.zeros(5000, dtype=torch.long), 1, 2, (1, 2, 2))
+    with pytest.raises(SuiteError, match=r"holds 5000 images out .* got tiny with 5000"):
+        cnn.pretrain("tiny", lambda split: images, 1, 0, print)
+
+
 def test_images_are_deformed_as_far_as_asked():
     torch.manual_seed(0)
     images = torch.rand(20, 1, 12, 12)

@@ -74,19 +74,27 @@ def pretrain(
 
     Returns:
         The network, and how it came about.
+
+    Raises:
+        SuiteError: a data set that is no larger than what is held out of it.
     """
     torch.manual_seed(seed)
-    training, validation = hold_out(load("train"), VALIDATION)
+    images = load("train")
+    if len(images) <= VALIDATION:
+        raise SuiteError(
+            f"pretrain holds {VALIDATION} images out and needs more to learn, got {name} with {len(images)}"
+        )
+    training, validation = hold_out(images, VALIDATION)
     network = ConvNet(training.classes)
-    images, labels = grey(training), training.y
+    inputs, labels = grey(training), training.y
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
-    steps = epochs * math.ceil(len(images) / BATCH)
+    steps = epochs * math.ceil(len(inputs) / BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     history = []
     for epoch in range(1, epochs + 1):
         network.train()
-        for batch in torch.split(torch.randperm(len(images)), BATCH):
-            loss = nn.functional.cross_entropy(network(_deformed(images[batch], deformation)), labels[batch])
+        for batch in torch.split(torch.randperm(len(inputs)), BATCH):
+            loss = nn.functional.cross_entropy(network(_deformed(inputs[batch], deformation)), labels[batch])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()

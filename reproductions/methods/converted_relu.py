@@ -94,6 +94,8 @@ class ConvertedReLU(Minibatch):
     def __init__(
         self, settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str
     ) -> None:
+        if len(shape) != 3:
+            raise SuiteError(f"converted_relu needs images, got {shape[0]} features per sample")
         super().__init__(settings, _stages(settings.network, shape, classes), shape, seed, device)
         self.network.to(memory_format=torch.channels_last)
         if settings.training.mean_decay:
