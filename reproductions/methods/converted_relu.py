@@ -221,12 +221,7 @@ def _stages(network: Network, shape: tuple[int, ...], classes: int) -> list[Stag
             shape = shape[0], *size_behind(layer, shape[1:])
         elif isinstance(layer, Convolution):
             whitening = network.whiten and not stages
-            convolution = nn.Conv2d(shape[0], *layer, bias=whitening)
-            convolution.weight.requires_grad_(not whitening)
-            if not whitening:
-                nn.init.dirac_(convolution.weight.data[: convolution.in_channels])
-            norm = nn.Identity() if whitening else _without_gain(nn.BatchNorm2d(layer.channels))
-            stages.append(Stage(nn.Sequential(convolution, norm, nn.ReLU())))
+            stages.append(Stage(nn.Sequential(*_convolution(shape[0], layer, whitening), nn.ReLU())))
             shape = layer.channels, *size_behind(layer, shape[1:])
         else:
             linear = nn.Linear(math.prod(shape), layer, bias=False)
@@ -236,6 +231,16 @@ def _stages(network: Network, shape: tuple[int, ...], classes: int) -> list[Stag
         if min(shape) < 1:
             raise SuiteError(f"network.layers: {written!r} does not fit what is left of an image")
     return [*stages, Stage(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes)))]
+
+
+def _convolution(channels: int, layer: Convolution, whitening: bool) -> tuple[nn.Module, nn.Module]:
+    """A convolution and its normalisation; its first filters pass the channels through, or it will whiten."""
+    convolution = nn.Conv2d(channels, *layer, bias=whitening)
+    if whitening:
+        convolution.weight.requires_grad_(False)
+        return convolution, nn.Identity()
+    nn.init.dirac_(convolution.weight.data[:channels])
+    return convolution, _without_gain(nn.BatchNorm2d(layer.channels))
 
 
 def _fired(activations: Tensor) -> Tensor:
