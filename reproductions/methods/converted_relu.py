@@ -105,19 +105,16 @@ class ConvertedReLU(Minibatch):
         self.converted: RampNetwork | None = None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """For each stage a group of weights and, if they learn at another rate, one of biases."""
-        groups, factor = super().parameter_groups(), self.training.bias_rate
-        if factor == 1:
-            return groups
+        """For each stage a group of weights and one of biases."""
         hidden = nn.ModuleList(self.stages[:-1]).named_parameters()
         biases = {parameter for name, parameter in hidden if name.endswith("bias")}
-        decay = self.training.weight_decay / factor
-        split = []
-        for group in groups:
+        rate, split = self.training.bias_rate, []
+        for group in super().parameter_groups():
             fast = [parameter for parameter in group["params"] if parameter in biases]
             slow = [parameter for parameter in group["params"] if parameter not in biases]
+            decay = self.training.weight_decay / rate
             split.append({"params": slow, "lr": group["lr"]})
-            split.append({"params": fast, "lr": factor * group["lr"], "weight_decay": decay})
+            split.append({"params": fast, "lr": rate * group["lr"], "weight_decay": decay})
         return split
 
     def images(self, times: Tensor) -> Tensor:
