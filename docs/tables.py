@@ -49,12 +49,13 @@ FIRST_PAGE = {
         "ts4tl-every-bin",
         "ds4nn-every-bin",
         "sparse-ramp",
+        "converted-relu",
         "s2stdp-ncg",
         "tebn",
     ],
     "fashion-mnist": ["bs4nn-every-bin", "ts4tl-conv-every-bin", "ds4nn-every-bin", "sparse-ramp-conv"],
     "cifar10": ["converted-relu"],
-    "eth80": ["ts4tl", "sparse-ramp"],
+    "eth80": ["ts4tl"],
 }
 
 
