@@ -44,7 +44,9 @@ class Augment(Strict):
         return self
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Refuse images [channels, height, width] that are too small to be reflected."""
+        """Refuse features, and images [channels, height, width] that are too small to be reflected."""
+        if len(shape) != 3:
+            raise SuiteError(f"training.augment needs images, got {shape[0]} features per sample")
         _, height, width = shape
         if self.border == "reflect" and self.shift >= min(height, width):
             raise SuiteError(
@@ -146,8 +148,6 @@ class Minibatch:
     ) -> None:
         assert isinstance(settings.training, Training)
         self.settings, self.training = settings, settings.training
-        if self.training.augment and len(shape) != 3:
-            raise SuiteError(f"training.augment needs images, got {shape[0]} features per sample")
         if self.training.augment:
             self.training.augment.check(shape)
         self.shape, self.seed, self.device = shape, seed, device
