@@ -1,6 +1,8 @@
 """Networks that learn in every bin: what they learn with is what they decide with."""
 
+import copy
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch
 from reproductions import methods
 from reproductions.catalog import validated
 from reproductions.errors import SuiteError
+from reproductions.methods import every_bin
 from reproductions.methods.every_bin import BinaryWeights, StandardizedWeights
 
 SHAPE = (1, 6, 6)
@@ -114,6 +117,20 @@ def test_a_run_that_was_interrupted_ends_alike():
         assert torch.equal(a, b)
 
 
+def test_a_checkpoint_of_another_layout_in_memory_ends_alike():
+    first, second = method_of(), method_of()
+    times, labels = images()
+    first.train_epoch(0, times, labels, lambda samples: None)
+    for parameter in second.network.parameters():
+        if parameter.ndim == 2:
+            parameter.data = parameter.data.T.contiguous().T
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for method in (first, second):
+        method.train_epoch(1, times, labels, lambda samples: None)
+    for a, b in zip(first.network.parameters(), second.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_half_precision_learns_too():
     method = method_of(precision="bfloat16", epochs=12)
     train(method, 12)
@@ -151,6 +168,15 @@ def test_standardized_weights_have_no_mean_and_keep_the_norm_they_were_assigned(
     norms = standardized.flatten(1).norm(dim=1)
     centred = weight - weight.mean((1, 2, 3), keepdim=True)
     torch.testing.assert_close(norms, torch.full((3,), centred.flatten(1).norm(dim=1).mean()))
+
+
+def test_standardized_weights_are_the_same_where_nothing_is_compiled():
+    weight = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
+    module = StandardizedWeights()
+    direction, gain = module.right_inverse(weight)
+    with mock.patch.object(every_bin, "COMPILED_FOR", "another device"):
+        plain = module(direction, gain)
+    torch.testing.assert_close(module(direction, gain), plain)
 
 
 def test_standardized_weights_have_the_gradient_of_what_they_are():

@@ -25,6 +25,7 @@ from ssnn_plugin.functional.bins import Bins, potential_at_crossing, times_to_bi
 from ssnn_plugin.losses import RelativeTargetLoss, SingleTargetLoss, TemporalCrossEntropyLoss
 from ssnn_plugin.nn.bins import in_bins
 
+from ..compiled.standardized import Standardize
 from ..config import Config, Fraction, Latency, Strict
 from . import layered
 from .architecture import neuron_layers
@@ -34,6 +35,8 @@ from .minibatch import MixedPrecision
 # Spread at first of the directions, in units of 1 / sqrt(inputs), and of the real weights behind binary ones.
 DIRECTION_STD = 0.58
 REAL_STD = 0.1
+# The device on which weights are standardised in one compiled pass.
+COMPILED_FOR = "cpu"
 
 
 class CrossEntropy(Strict):
@@ -205,10 +208,15 @@ class StandardizedWeights(nn.Module):
 
     def forward(self, direction: Tensor, gain: Tensor) -> Tensor:
         """Directions [out, *] and gains [out] -> weight [out, *]."""
-        return _Standardize.apply(direction, self.scale * gain)  # type: ignore[no-any-return]
+        gain = self.scale * gain
+        if direction.device.type == COMPILED_FOR:
+            return Standardize.apply(direction, gain)  # type: ignore[no-any-return]
+        centred = _centred(direction)
+        return _per_neuron(gain / centred.flatten(1).norm(dim=1), direction) * centred
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Directions and gains for a weight [out, *]."""
+        weight = weight.contiguous()
         self.scale.copy_(_centred(weight).flatten(1).norm(dim=1).mean())
         return DIRECTION_STD * weight / weight.std() * weight[0].numel() ** -0.5, weight.new_ones(len(weight))
 
@@ -236,30 +244,6 @@ class BinaryWeights(nn.Module):
         """Real weights of the same signs, and alpha, for a weight [out, *]."""
         self.scale.copy_(weight.abs().mean())
         return REAL_STD * weight / weight.std(), torch.ones_like(self.scale)
-
-
-class _Standardize(torch.autograd.Function):
-    """w = g u / |u|, where u is d without its mean: du = g / |u| (dw - (dw . u) u / |u|^2), centred.
-
-    In closed form, as every pass over a large weight counts.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, direction: Tensor, gain: Tensor) -> Tensor:
-        centred = _centred(direction)
-        squares = centred.square().flatten(1).sum(1)
-        ctx.save_for_backward(centred, squares, gain)
-        return _per_neuron(gain * squares.rsqrt(), direction) * centred
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor]:
-        centred, squares, gain = ctx.saved_tensors
-        (grad,) = grads
-        along = (grad * centred).flatten(1).sum(1)
-        factor = gain * squares.rsqrt()
-        mean = _per_neuron(grad.flatten(1).mean(1), grad)
-        tangent = torch.addcmul(grad - mean, _per_neuron(along / squares, grad), centred, value=-1)
-        return tangent.mul_(_per_neuron(factor, grad)), along * squares.rsqrt()
 
 
 def _centred(weight: Tensor) -> Tensor:

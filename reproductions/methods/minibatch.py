@@ -113,6 +113,17 @@ def restore_average(average: AveragedModel, state: dict[str, Any]) -> None:
         average.load_state_dict(state)
 
 
+def lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give the state of an optimiser the strides of its parameters: torch's fused Adam reads past them.
+
+    Those of a checkpoint may be others.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 class Done(NamedTuple):
     """Of a mini-batch: the loss without what `costs` adds, samples right, and spikes per neuron by layer."""
 
@@ -297,6 +308,7 @@ class Minibatch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        lay_out_as_parameters(self.optimizer)
         restore_average(self.average, state["average"])
         self.spikes = state["spikes"]
 
