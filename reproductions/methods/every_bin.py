@@ -162,35 +162,53 @@ class EveryBin(Layered):
             nn.init.constant_(current, self.settings.network.output_current)
 
     def forward(self, times: Tensor) -> tuple[list[Tensor], Tensor]:
+        """In training, the times of the outputs alone: that hidden neurons fired is all that is asked of them."""
         if not self.network.training:
             return super().forward(times)
         bins, self.fired = Bins(times_to_bins(times, self.settings.bins)), []
-        layers: list[Tensor] = []
         with self.training.autocast(times.device):
             for stage in self.stages[:-1]:
                 bins = in_bins(stage.neurons, bins, self.gradient)
-                self.fired.append(bins.activations[-1])
-                # That they fired is all that is asked of hidden neurons while learning.
-                layers.append(torch.where(self.fired[-1] > 0, 0.0, torch.inf))
+                bins.activations, fired = Counted.apply(bins.activations)
+                self.fired.append(fired)
                 bins = in_bins(stage.after, bins, self.gradient)
         inputs = Bins(bins.activations.to(times.dtype))
         outputs = in_bins(self.stages[-1].neurons, inputs, self.gradient)
         assert outputs.potentials is not None
         self.at_end = outputs.potentials[self.settings.bins - 1]
         potential = potential_at_crossing(outputs.potentials, outputs.activations)
-        return [*layers, bins_to_times(outputs.activations)], potential
+        return [bins_to_times(outputs.activations)], potential
 
     def costs(self, layers: list[Tensor]) -> Tensor | float:
         if not self.training.spike_price:
             return 0.0
-        spikes = sum(fired.sum(dtype=torch.float32) for fired in self.fired)
-        return self.training.spike_price * spikes / len(layers[-1])
+        return self.training.spike_price * sum(fired.sum() for fired in self.fired) / len(layers[-1])
+
+    def counted(self, layers: list[Tensor]) -> list[Tensor]:
+        return [*(fired.detach() for fired in self.fired), *super().counted(layers)]
 
     def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
         loss: Tensor = self.timing(outputs, labels)
         if self.training.potential_loss:
             loss = loss + self.training.potential_loss * nn.functional.cross_entropy(2 * self.at_end, labels)
         return loss
+
+
+class Counted(torch.autograd.Function):
+    """Activations [T, batch, *] as they are, and the spikes of each neuron [*], float32.
+
+    One function of both, as the sum of their gradients takes as long as a convolution otherwise.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, activations: Tensor) -> tuple[Tensor, Tensor]:
+        return activations.view_as(activations), activations[-1].sum(0, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Tensor:
+        grad: Tensor = grads[0].clone()
+        grad[-1] += grads[1]
+        return grad
 
 
 class StandardizedWeights(nn.Module):

@@ -177,6 +177,10 @@ class Minibatch:
         """Added to the loss, e.g. costs of the weights, or of the spikes of the layers."""
         return 0.0
 
+    def counted(self, layers: list[Tensor]) -> list[Tensor]:
+        """Spikes of every neuron in a mini-batch, by layer."""
+        return [layer.isfinite().sum(0) for layer in layers]
+
     def before_epoch(self, epoch: int, times: Tensor) -> None:
         """Called with all training samples before each epoch; `self.spikes` is of the last one."""
 
@@ -252,7 +256,7 @@ class Minibatch:
         loss = self.loss(layers[-1], potential, labels)
         self._learn(loss + self.costs(layers))
         right = metrics.accuracy(layers[-1].detach(), labels, tie="lenient") * len(labels)
-        return Done(loss.item(), right, [layer.isfinite().sum(0).cpu() for layer in layers])
+        return Done(loss.item(), right, [spikes.cpu() for spikes in self.counted(layers)])
 
     def _learn(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()

@@ -61,6 +61,13 @@ class NeuronsInBins(Bins):
         """The same neurons on changed potentials."""
         return NeuronsInBins(function(self.potentials), self.neuron, self.gradient)
 
+    def reshaped(self, function: Callable[[Tensor], Tensor]) -> NeuronsInBins:
+        """The same neurons in another order; activations that were asked for before are not computed again."""
+        neurons = self.mapped(function)
+        if "activations" in self.__dict__:
+            neurons.activations = function(self.activations)
+        return neurons
+
 
 def times_to_bins(times: Tensor, t_max: int) -> Tensor:
     """Spike times [*] -> activations [t_max, *]: 1 from the bin of the spike on, of the dtype of the times.

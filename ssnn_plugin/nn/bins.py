@@ -100,7 +100,7 @@ def in_bins(module: nn.Module, inputs: Bins, gradient: LatchGradient) -> Bins:
     if isinstance(module, SHAPING):
         shape = partial(_each_bin, module)
         if isinstance(inputs, NeuronsInBins):
-            return inputs.mapped(shape)
+            return inputs.reshaped(shape)
         return Bins(shape(inputs.activations))
     run = getattr(module, "in_bins", None)
     if run is None:
