@@ -82,7 +82,7 @@ def test_learning_and_deciding_have_the_same_outputs():
     same = learning[-1] == deciding[-1]
     torch.testing.assert_close(potential[same], at_crossing[same], rtol=1e-4, atol=1e-4)
     for fired, spikes in zip(method.counted(learning), deciding, strict=True):
-        assert (fired - spikes.isfinite().sum(0)).abs().mean() < 0.01 * len(times)
+        assert (fired - spikes.isfinite().sum(0)).abs().double().mean() < 0.01 * len(times)
 
 
 def test_outputs_go_on_after_the_hidden_layers():

@@ -162,7 +162,7 @@ class EveryBin(Layered):
             nn.init.constant_(current, self.settings.network.output_current)
 
     def forward(self, times: Tensor) -> tuple[list[Tensor], Tensor]:
-        """In training, the times of the outputs alone: that hidden neurons fired is all that is asked of them."""
+        """In training the times of the outputs alone: of hidden neurons, all that is asked is who fired."""
         if not self.network.training:
             return super().forward(times)
         bins, self.fired = Bins(times_to_bins(times, self.settings.bins)), []

@@ -62,7 +62,7 @@ class NeuronsInBins(Bins):
         return NeuronsInBins(function(self.potentials), self.neuron, self.gradient)
 
     def reshaped(self, function: Callable[[Tensor], Tensor]) -> NeuronsInBins:
-        """The same neurons in another order; activations that were asked for before are not computed again."""
+        """The same neurons in another order; activations that there are are not computed again."""
         neurons = self.mapped(function)
         if "activations" in self.__dict__:
             neurons.activations = function(self.activations)
