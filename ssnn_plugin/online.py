@@ -83,12 +83,14 @@ def s4nn_train(
     from .kernels.cpu.lanes import TILES, width_of
     from .kernels.cpu.online import s4nn_epoch
 
-    tile, sizes = TILES[-1], tuple(len(weight) for weight in weights)
+    tile = TILES[-1]
     width = width_of(tile, weights[0].dtype.itemsize)
-    rows = [whole_lanes(weight.detach().t(), width).contiguous() for weight in weights]
+    rows = [whole_lanes(weight.detach().t(), width) for weight in weights]
+    learned = torch.cat([row.flatten() for row in rows])
     spikes, right, loss = s4nn_epoch(
-        tuple(row.numpy() for row in rows),
-        sizes,
+        learned.numpy(),
+        np.array([row.shape for row in rows]),
+        np.array([len(weight) for weight in weights]),
         times.to(weights[0].dtype).contiguous().numpy(),
         labels.long().numpy(),
         sequence,
@@ -101,8 +103,9 @@ def s4nn_train(
         int(seed),
         tile,
     )
-    for weight, row in zip(weights, rows, strict=True):
-        weight.detach().copy_(row[:, : len(weight)].t())
+    parts = torch.split(learned, [row.numel() for row in rows])
+    for weight, row, part in zip(weights, rows, parts, strict=True):
+        weight.detach().copy_(part.reshape(row.shape)[:, : len(weight)].t())
     samples = max(1, len(sequence))
     counts = tuple(torch.from_numpy(spikes[k, : len(w)].copy()) for k, w in enumerate(weights))
     return OnlineStatistics(counts, right / samples, loss / samples)

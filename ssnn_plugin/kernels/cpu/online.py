@@ -60,14 +60,26 @@ def backpropagate(rows, error, times, fired, error_in):
 
 
 @jit
+def layers_of(weights, shapes):
+    """Views of the weights of each layer [in, out], which lie one after the other."""
+    layers, start = [], 0
+    for n_in, n_out in shapes:
+        layers.append(weights[start : start + n_in * n_out].reshape(n_in, n_out))
+        start += n_in * n_out
+    return layers
+
+
+@jit
 def s4nn_epoch(
-    layers, sizes, images, labels, sequence, thresholds, rates, decay, gamma, t_max, drop, seed, tile
+    weights, shapes, sizes, images, labels, sequence, thresholds, rates, decay, gamma, t_max, drop, seed,
+    tile,
 ):  # fmt: skip
-    """Train `layers` in place on `images[sequence]`, one at a time.
+    """Train `weights` in place on `images[sequence]`, one at a time.
 
     Args:
-        layers: tuple of [in, out] arrays, first layer first, padded to whole tiles of outputs.
-        sizes: outputs of each layer.
+        weights: of all layers, first layer first, in a row: compiled once for any number of layers.
+        shapes: [layers, 2], inputs and outputs of each, these padded to whole tiles.
+        sizes: outputs of each layer that there are.
         images: [N, in] spike times; labels: [N] whole numbers.
         thresholds, rates, drop: one number per layer; `drop` is the probability that a spike of
             the layer is left out of a training step.
@@ -77,7 +89,8 @@ def s4nn_epoch(
     """
     # Compiled code has NumPy's legacy generator without an object to pass around.
     np.random.seed(seed)  # noqa: NPY002
-    depth, dtype, table = len(layers), layers[0].dtype, math.ceil(t_max) + 1
+    layers = layers_of(weights, shapes)
+    depth, dtype, table = len(layers), weights.dtype, math.ceil(t_max) + 1
     scale, status, widest = np.ones(depth), np.zeros(1, np.int8), 0
     times, fired = [np.empty((1, images.shape[1]), dtype)], [np.empty((1, 0), dtype)]
     for layer in range(depth):
