@@ -64,13 +64,17 @@ def spike_count_mse(spikes, labels):
 # Losses on spike trains and labels. Targets are steps.
 OURS = {
     "ce_temporal_loss()": for_snntorch.ce_temporal_loss(),
-    "mse_temporal_loss(on_target=8, off_target=None)": for_snntorch.mse_temporal_loss(on_target=8, off_target=None),
+    "mse_temporal_loss(on_target=8, off_target=None)": for_snntorch.mse_temporal_loss(
+        on_target=8, off_target=None
+    ),
     "relative_temporal_loss(3)": for_snntorch.relative_temporal_loss(gamma=3),
 }
 HOSTS = {
     "snntorch": {
         "SF.ce_temporal_loss()": SF.ce_temporal_loss(),
-        "SF.mse_temporal_loss(on_target=8, off_target=31)": SF.mse_temporal_loss(on_target=8, off_target=NUM_STEPS - 1),
+        "SF.mse_temporal_loss(on_target=8, off_target=31)": SF.mse_temporal_loss(
+            on_target=8, off_target=NUM_STEPS - 1
+        ),
         "SF.mse_count_loss(1/32, 0)": SF.mse_count_loss(correct_rate=1 / NUM_STEPS, incorrect_rate=0),
     },
     "norse": {"spike count, MSE": spike_count_mse},

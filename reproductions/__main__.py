@@ -200,6 +200,7 @@ def few_labels(
     """Learn from 5 ... all labelled images per class, beside logistic regression and a ReLU network."""
     from . import datasets
     from . import few_labels as study
+    from .config import parsed
     from .features import Features
     from .figures import draw_few_labels
     from .tables import few_labels_table, render
@@ -214,7 +215,7 @@ def few_labels(
         console.print(f"seed {result.seed}, {size}: {result.classifier} {100 * result.accuracy:.2f}%")
 
     settings = study.read(config or study.SETTINGS)
-    features = Features(extractor=extractor, grid=grid, size=size)
+    features = parsed(Features, {"extractor": extractor, "grid": grid, "size": size}, "few-labels")
     form = datasets.Form(size=image_size, grey=grey)
     record = study.study(
         dataset, form, features, settings, seeds, data_root, datasets.default_cache(), report
@@ -332,7 +333,8 @@ def _train_quick(folder: Path, overwrite: bool, workers: int) -> None:
     )
     left = [run for run in runs if not is_recorded(run)]
     for run in left:
-        run.record.unlink(missing_ok=True)  # of another config
+        if not (overwrite or run.checkpoint.exists()):
+            run.record.unlink(missing_ok=True)  # of another config
     stderr = Console(stderr=True)
     if len(left) < len(runs):
         stderr.print(f"{len(runs) - len(left)} runs were recorded before, --overwrite trains them again")

@@ -213,6 +213,16 @@ class Training(Strict):
         return epoch >= self.epochs - self.average_last
 
 
+class Unscheduled(Training):
+    """For methods whose rates follow rules of their own, and whose weights are not averaged."""
+
+    @model_validator(mode="after")
+    def _nothing_that_is_ignored(self) -> Unscheduled:
+        if self.average_last > 1 or self.schedule != Schedule():
+            raise ValueError("schedule and average_last are no options of this method")
+        return self
+
+
 class Samples(Strict):
     """How many images of each part are used, drawn by the seed of a run; all, unless it is said."""
 

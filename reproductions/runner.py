@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pydantic import BaseModel
@@ -23,7 +23,7 @@ from .evaluation import evaluate
 from .features import Pipeline
 from .locks import locked, remove_leftovers
 from .methods import Implementation, Method
-from .records import BestEpoch, Epoch, Evaluation, Record
+from .records import BestEpoch, Epoch, Evaluation, Extractor, Record
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,35 @@ class Progress(Protocol):
 
 
 class State(BaseModel):
-    """What a checkpoint holds beside the method's own state."""
+    """What a checkpoint holds beside the method's own state; the suite's first ones have no `origin`."""
 
     epoch: int = 0
     wall_time_s: float = 0.0
     history: list[Epoch] = []
     commits: list[str] = []
+    origin: str | None = None
+
+
+class Origin(NamedTuple):
+    """What the numbers of a run depend on beside its config, as it was when the run began.
+
+    Hash of the images and labels, the extractor, hash of the file of a method that is not the suite's own.
+    """
+
+    data: str
+    extractor: Extractor | None
+    method: str | None
+
+    @classmethod
+    def of(cls, run: Run, pipeline: Pipeline, *parts: Images) -> Origin:
+        """Of the parts of a data set that a run reads, with the pipeline fitted to it."""
+        extractor = pipeline.description() if run.config.features else None
+        return cls(_content(*parts), extractor, run.chosen.sha256())
+
+    def digest(self) -> str:
+        """One hash of them all."""
+        extractor = self.extractor.hash if self.extractor else None
+        return hashlib.sha256(json.dumps([self.data, extractor, self.method]).encode()).hexdigest()
 
 
 def execute(run: Run, progress: Progress) -> Record:
@@ -98,10 +121,11 @@ def execute(run: Run, progress: Progress) -> Record:
         training, validation = _split(run, whole, pipeline)
         # Opened now, so that what is wrong with it shows before hours of training; used after the last epoch.
         test = _load(run, "test")
-        content = _content(whole, test)
+        origin = Origin.of(run, pipeline, whole, test)
         test = pipeline(test)
-        method, state = _train(run, training, validation, test if run.track_test else None, progress)
-        record = _record(run, state, evaluate(method, run.config, test), content, pipeline)
+        looked_at = {"validation": validation} | ({"test": test} if run.track_test else {})
+        method, state = _train(run, training, looked_at, origin, progress)
+        record = _record(run, state, evaluate(method, run.config, test), origin)
         records.write_record(run.record, record)
         run.checkpoint.unlink(missing_ok=True)
         return record
@@ -116,8 +140,10 @@ def validate(run: Run, progress: Progress) -> Evaluation:
     if not run.config.validation:
         raise SuiteError(f"{run.name}: validation must be above 0 to look at held-out images, got 0")
     with _alone_at(run):
-        training, validation = _split(run, _load(run, "train"), _pipeline(run))
-        method, _ = _train(run, training, validation, None, progress)
+        pipeline, whole = _pipeline(run), _load(run, "train")
+        training, validation = _split(run, whole, pipeline)
+        origin = Origin.of(run, pipeline, whole)
+        method, _ = _train(run, training, {"validation": validation}, origin, progress)
         held_out = evaluate(method, run.config, validation)
         run.checkpoint.unlink(missing_ok=True)
         return held_out
@@ -147,16 +173,15 @@ def _split(run: Run, whole: Images, pipeline: Pipeline) -> tuple[Images, Images]
 
 
 def _train(
-    run: Run, training: Images, validation: Images, test: Images | None, progress: Progress
+    run: Run, training: Images, looked_at: dict[str, Images], origin: Origin, progress: Progress
 ) -> tuple[Method, State]:
     """Train from the checkpoint or the beginning, with a checkpoint after every epoch."""
     keep_freed_memory()
     method = run.chosen.build(run.config, training.shape, training.classes, run.seed, run.device)
-    state = _restore(run, method) if run.resume else State()
-    if (commit := records.commit()) not in state.commits:
-        state.commits.append(commit)
+    state = _restore(run, method, origin.digest()) if run.resume else State(origin=origin.digest())
+    commit = records.commit()
+    state.commits = [*(earlier for earlier in state.commits if earlier != commit), commit]
     times = run.config.encode(training)
-    looked_at = {"validation": validation if len(validation) else None, "test": test}
 
     progress.begin(run, state.epoch, len(training))
     try:
@@ -166,7 +191,7 @@ def _train(
             accuracies = {
                 part: evaluate(method, run.config, images).accuracy
                 for part, images in looked_at.items()
-                if images is not None
+                if len(images)
             }
             entry = Epoch(epoch=state.epoch + 1, train=trained, **accuracies)
             state.epoch += 1
@@ -214,9 +239,9 @@ def _save(run: Run, state: State, method: Method) -> None:
     records.write_checkpoint(run.checkpoint, content)
 
 
-def _restore(run: Run, method: Method) -> State:
+def _restore(run: Run, method: Method, origin: str) -> State:
     if not run.checkpoint.exists():
-        return State()
+        return State(origin=origin)
     content = records.read_checkpoint(run.checkpoint)
     if content["config_hash"] != run.config.digest():
         raise SuiteError(
@@ -235,6 +260,11 @@ def _restore(run: Run, method: Method) -> State:
         raise SuiteError(
             f"{run.checkpoint}: does not fit this run ({why}); pass --overwrite to start again"
         ) from error
+    if state.origin not in (None, origin):
+        raise SuiteError(
+            f"{run.checkpoint}: begun with other images, another extractor or another version of the "
+            "method's file; pass --overwrite to start again"
+        )
     if [entry.epoch for entry in state.history] != list(range(1, state.epoch + 1)):
         raise SuiteError(
             f"{run.checkpoint}: is of epoch {state.epoch} and tells of {len(state.history)}; "
@@ -253,15 +283,15 @@ def _content(*parts: Images) -> str:
     return digest.hexdigest()
 
 
-def _record(run: Run, state: State, test: Evaluation, content: str, pipeline: Pipeline) -> Record:
+def _record(run: Run, state: State, test: Evaluation, origin: Origin) -> Record:
     config, kept = run.config, dict[str, Any]()
     if tracked := [(entry.test, entry.epoch) for entry in state.history if entry.test]:
         best, epoch = max(tracked, key=lambda pair: pair[0]["lenient"])
         kept["best_test_epoch"] = BestEpoch(epoch=epoch, accuracy=best)
-    if config.features:
-        kept["extractor"] = pipeline.description()
-    if sha256 := run.chosen.sha256():
-        kept["method_sha256"] = sha256
+    if origin.extractor:
+        kept["extractor"] = origin.extractor
+    if origin.method:
+        kept["method_sha256"] = origin.method
     return Record(
         schema=records.SCHEMA,
         name=run.name,
@@ -279,6 +309,6 @@ def _record(run: Run, state: State, test: Evaluation, content: str, pipeline: Pi
         wall_time_s=round(state.wall_time_s, 1),
         history=state.history,
         test=test,
-        data_sha256=content,
+        data_sha256=origin.data,
         **kept,
     )

@@ -120,10 +120,8 @@ def find(path: Path, folder: Path, engine: Engine, data_root: Path | None = None
     storage = storage_path(path, folder)
     with locked(storage.with_suffix(".lock"), "another process is at this search; wait for it"):
         study = _study(path, folder)
-        settings = search.model_dump(mode="json", exclude={"trials"})
-        if study.user_attrs.setdefault("search", settings) != settings:
-            raise SuiteError(f"{storage}: of another search; name another folder")
-        study.set_user_attr("search", settings)
+        _keep_to(study, "search", search.model_dump(mode="json", exclude={"trials", "give_up"}), storage)
+        _keep_to(study, "config", catalog.validated(content, str(path)).digest(), storage)
         _take_up_what_was_interrupted(study)
         with engine.open() as over:
             arguments = [
@@ -152,6 +150,13 @@ def _study(path: Path, folder: Path) -> optuna.Study:
         storage=storage, study_name=path.stem, directions=["maximize", "minimize"], load_if_exists=True
     )
     return study
+
+
+def _keep_to(study: optuna.Study, what: str, value: Any, storage: Path) -> None:
+    """Refuse a study that was begun with another value."""
+    if study.user_attrs.get(what, value) != value:
+        raise SuiteError(f"{storage}: begun with another {what}; name another folder")
+    study.set_user_attr(what, value)
 
 
 def _take_up_what_was_interrupted(study: optuna.Study) -> None:
@@ -234,9 +239,10 @@ def write_chosen(path: Path, study: optuna.Study, output: Path) -> optuna.trial.
     search, content = read(path)
     trial = choose(study.best_trials, search.give_up)
     accuracy, spikes = trial.values
+    trials = sum(each.state.name == "COMPLETE" for each in study.get_trials(deepcopy=False))
     chosen = with_values(content, trial.params, str(path)).model_dump(mode="json", exclude_unset=True)
     chosen["description"] = (
-        f"{content['description']}; found by a search of {search.trials} trials: {accuracy:.2%} on held-out "
+        f"{content['description']}; found by a search of {trials} trials: {accuracy:.2%} on held-out "
         f"images with {spikes:.0f} spikes"
     )
     with atomic_write(output) as file:

@@ -8,7 +8,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import joblib
@@ -159,6 +159,9 @@ def sweep(runs: Sequence[Run], engine: Engine, board: Board) -> list[Failure]:
     Raises:
         SuiteError: the engine cannot be had.
     """
+    for run in runs:
+        if run.overwrite:
+            run.checkpoint.unlink(missing_ok=True)
     left = {(run.name, run.seed): run for run in runs}
     failures: list[Failure] = []
     restarts = 0
@@ -175,11 +178,18 @@ def sweep(runs: Sequence[Run], engine: Engine, board: Board) -> list[Failure]:
                     raise
                 except Exception as error:  # the engine's own: runs hand theirs over
                     restarts, reason = restarts + 1, error
+                    left = {key: going_on_with(run) for key, run in left.items()}
                     board.restarted(type(error).__name__)
         for run in left.values():
             failures.append(Failure(run, f"its process died {restarts} times ({type(reason).__name__})"))
             board.done(run, failures[-1].why)
     return failures
+
+
+def going_on_with(run: Run) -> Run:
+    """A run that is to go on from its checkpoint, if there is one; what it overwrites it has begun to."""
+    begun = run.overwrite and run.checkpoint.exists()
+    return replace(run, overwrite=False, resume=True) if begun else run
 
 
 def in_order(runs: Iterable[Run]) -> list[Run]:
@@ -208,8 +218,8 @@ def _run_one(run: Run, threads: int | None) -> tuple[Key, str | None]:
 
 
 def is_recorded(run: Run) -> bool:
-    """Whether there is a record of the same config, that is not to be overwritten."""
-    if run.overwrite or not run.record.exists():
+    """Whether there is a record of the same config that is not to be, or being, overwritten."""
+    if run.overwrite or not run.record.exists() or (run.resume and run.checkpoint.exists()):
         return False
     return records.read_record(run.record).config_hash == run.config.digest()
 

@@ -12,6 +12,7 @@ from PIL import Image
 from reproductions import datasets
 from reproductions.datasets import cifar10
 from reproductions.errors import SuiteError
+from reproductions.locks import locked
 
 SIZES = {"train": 20, "test": 10}
 
@@ -101,6 +102,19 @@ def test_torchvisions_layout(tmp_path, monkeypatch):
     images = datasets.load("cifar10", "train", tmp_path, tmp_path / "cache")
     assert torch.equal(images.x, torch.from_numpy(row))
     assert images.y.tolist() == [3]
+
+
+def test_one_process_downloads_at_a_time(tmp_path, monkeypatch):
+    from torchvision import datasets as of_torchvision
+
+    def download(root, train, download):
+        with pytest.raises(SuiteError, match="busy"), locked(root / f".{cifar10.BATCHES}.lock", "busy"):
+            raise AssertionError("another process came in")
+        raise tarfile.ReadError("cut short")
+
+    monkeypatch.setattr(of_torchvision, "CIFAR10", download)
+    with pytest.raises(SuiteError, match="ReadError: cut short"):
+        datasets.load("cifar10", "train", None, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tiny_runs import config, content, execute, record, with_response, write_tom
 
 import reproductions
 from reproductions import __main__ as cli
-from reproductions import catalog, figures, records
+from reproductions import catalog, figures, records, sweep
 from reproductions.errors import run_command_line
 from reproductions.runner import Run
 
@@ -265,7 +265,7 @@ def test_an_unknown_format_is_refused_with_those_there_are(call, recorded):
 
 
 @pytest.mark.usefixtures("tiny_suite")
-def test_the_quick_preset_trains_what_is_missing(call, tmp_path):
+def test_the_quick_preset_trains_what_is_missing(call, tmp_path, monkeypatch):
     quick = ("table", "--preset", "quick", "--workers", 1, "--results-dir", tmp_path / "quick")
     code, out, err = call(*quick)
     assert code == 0
@@ -280,6 +280,10 @@ def test_the_quick_preset_trains_what_is_missing(call, tmp_path):
     call(*quick)
     hashes = {read.config_hash for read in records.read_all(tmp_path / "quick")}
     assert hashes == {config(gamma=4.0).digest()}
+
+    monkeypatch.setattr(sweep, "sweep", lambda runs, engine, board: [])
+    call(*quick, "--overwrite")
+    assert len(records.read_all(tmp_path / "quick")) == 3, "until they are overwritten"
 
 
 @pytest.mark.parametrize("wrong", [("--format", "xyz"), ("--output", "/dev/null/table.md")])

@@ -173,6 +173,8 @@ def test_whitening_filters_do_not_learn():
         ({"shape": (20,)}, "converted_relu needs images, got 20 features per sample"),
         ({"network": {"layers": ["4C9"]}}, "'4C9' does not fit what is left"),
         ({"training": {"momentum": 0.0}}, "nesterov goes with a momentum above 0"),
+        ({"training": {"mean_decay": 0.9, "average_last": 2}}, "average_last goes without mean_decay"),
+        ({"network": {"dtype": "float64"}}, "network.dtype"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change, message):

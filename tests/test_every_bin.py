@@ -207,6 +207,8 @@ def test_standardized_weights_have_the_gradient_of_what_they_are():
     [
         ({"bins": 13}, r"encoding.bins must be at most network.t_max = 12, got 13"),
         ({"loss": {"kind": "hinge"}}, "training.loss"),
+        ({"loss": {"kind": "single-target", "t_target": 12.0}}, "t_target must be .*, got 12"),
+        ({"loss": {"kind": "relative-target", "gamma": 13.0}}, "gamma must be at most .*, got 13"),
         ({"network": {"layers": ["A2", "12"]}}, "a pool must follow a convolution"),
         ({"network": {"weights": "ternary"}}, "network.weights"),
     ],

@@ -59,6 +59,12 @@ def test_every_classifier_learns_an_easy_task_from_few_labels(record):
     assert {result.labelled for result in record.results} == {10, 42}
 
 
+def test_an_extractor_that_needs_more_is_refused(tmp_path):
+    command = ["few-labels", "--dataset", "eth80", "--extractor", "stdp", "--results-dir", str(tmp_path)]
+    with pytest.raises(SuiteError, match="few-labels: stdp goes with extractor 'stdp'"):
+        app(command, standalone_mode=False)
+
+
 def test_size_and_colour_of_the_images_come_from_the_command_line(monkeypatch, tmp_path):
     forms = []
 

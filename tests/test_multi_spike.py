@@ -69,11 +69,18 @@ def test_time_based_training_has_one_learning_rate():
         ("beta", {"network": {"beta": 0.5}}),
         ("threshold", {"network": {"threshold": 2.0}}),
         ("precision", {"training": {"precision": "bfloat16"}}),
+        ("wanted and others", {"training": {"loss": "first-spike", "wanted": 3}}),
     ],
 )
 def test_time_based_training_refuses_what_it_does_not_use(key, changed):
     with pytest.raises(SuiteError, match=rf"{key}.*, got"):
         build("time_based", **changed)
+
+
+@pytest.mark.parametrize("implementation", OWN)
+def test_statistics_are_not_averaged_and_neither_are_weights(implementation):
+    with pytest.raises(SuiteError, match="average_last is no option"):
+        build(implementation, training={"average_last": 2})
 
 
 @needs_compiler

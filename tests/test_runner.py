@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import subprocess
@@ -261,6 +262,40 @@ def test_resuming_under_another_config_is_refused(tmp_path):
     with pytest.raises(SuiteError, match=r"tiny-seed0\.pt: written under another config .*--overwrite"):
         runner.execute(_run(tmp_path, config(gamma=4.0), resume=True), Quiet())
     assert _run(tmp_path).checkpoint.exists()
+
+
+def test_resuming_with_other_images_or_another_file_of_the_method_is_refused(tmp_path, monkeypatch):
+    _interrupt(_run(tmp_path))
+    for changed in (
+        lambda: monkeypatch.setattr(runner.Implementation, "sha256", lambda self: "of another version"),
+        lambda: monkeypatch.setattr(datasets, "load", _with_a_label_changed(datasets.load)),
+    ):
+        changed()
+        with pytest.raises(SuiteError, match=r"tiny-seed0\.pt: begun with other images, .*--overwrite"):
+            runner.execute(_run(tmp_path, resume=True), Quiet())
+        monkeypatch.undo()
+    state = records.read_checkpoint(_run(tmp_path).checkpoint)
+    del state["state"]["origin"]  # as the suite's first checkpoints
+    records.write_checkpoint(_run(tmp_path).checkpoint, state)
+    execute(_run(tmp_path, resume=True))
+
+
+def _with_a_label_changed(load):
+    def changed(*arguments):
+        images = load(*arguments)
+        return dataclasses.replace(images, y=torch.cat([1 - images.y[:1].clamp(max=1), images.y[1:]]))
+
+    return changed
+
+
+def test_the_commit_of_a_record_is_the_one_that_ended_it(tmp_path, monkeypatch):
+    for commit in ("a", "b"):
+        monkeypatch.setattr(records, "commit", lambda commit=commit: commit)
+        with pytest.raises(Interrupted):
+            runner.execute(_run(tmp_path, resume=True), Interrupting("epoch", 1))
+    monkeypatch.setattr(records, "commit", lambda: "a")
+    record = execute(_run(tmp_path, resume=True))
+    assert (record.commit, record.commits) == ("a", ["b", "a"])
 
 
 @pytest.mark.parametrize("tracked", [False, True])

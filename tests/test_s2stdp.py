@@ -8,8 +8,9 @@ import torch
 
 from reproductions import methods
 from reproductions.catalog import validated
-from reproductions.compiled import stdp_convolution
+from reproductions.compiled import competition, stdp_convolution
 from reproductions.datasets import Images
+from reproductions.errors import SuiteError
 from reproductions.features import Features, Pipeline
 from reproductions.features.stdp import STDP, STDPConvolution
 from reproductions.methods.s2stdp import of_classes
@@ -21,12 +22,10 @@ def build(rule="s2stdp", **options):
     training = {
         "epochs": 2,
         "rule": rule,
-        "gap": 0.1,
         "a_plus": 0.05,
         "a_minus": -0.02,
     }
-    if rule == "r-stdp":
-        training |= {"anti_plus": -0.03, "anti_minus": 0.01}
+    training |= {"anti_plus": -0.03, "anti_minus": 0.01} if rule == "r-stdp" else {"gap": 0.1}
     network = {"threshold": 1.0, "init": [0.3, 0.1], "per_class": 3, "non_target": 1}
     network |= {key: options.pop(key) for key in list(options) if key in ("normalize_weights", "non_target")}
     content = {
@@ -152,6 +151,39 @@ def test_an_epoch_is_that_of_the_published_rules(options):
         np.testing.assert_allclose(method.thresholds, raised, atol=1e-12)
     else:
         assert (method.thresholds == 1).all()
+
+
+@pytest.mark.parametrize("rule", ["s2stdp", "r-stdp"])
+def test_dropped_neurons_neither_win_nor_learn(rule):
+    method, (times, labels) = build(rule, non_target=0, output_dropout=0.9), samples()
+    before = method.weight.copy()
+    silent = torch.full_like(times, math.inf)
+    method.train_epoch(0, silent, labels, lambda n: None)  # with all neurons dropped, of some samples
+    assert np.isfinite(method.weight).all()
+    out, v, error = np.ones(9), np.zeros(9), np.zeros(9)
+    dropped, updated = np.arange(9) != 4, np.zeros(9, dtype=bool)
+    v[dropped] = -np.inf
+    competition.choose(out, v, dropped, method.rule(0), updated)
+    assert updated.tolist() == (~dropped).tolist()
+    updated[:] = False
+    competition.find_errors(out, 0, updated, 0.5, method.rule(0), error)
+    assert not error.any()
+    assert before.shape == method.weight.shape
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "r-stdp", "gap": 0.1}, "gap and first_of_class are no options"),
+        ({"rule": "r-stdp", "first_of_class": True}, "gap and first_of_class are no options"),
+        ({"threshold_annealing": 0.5}, "threshold_annealing goes with"),
+        ({"average_last": 2}, "schedule and average_last are no options"),
+        ({"schedule": {"kind": "cosine"}}, "schedule and average_last are no options"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, message):
+    with pytest.raises(SuiteError, match=message):
+        build(**options)
 
 
 def test_predictions_are_spike_by_spike_and_a_class_fires_with_its_first_neuron():

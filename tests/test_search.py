@@ -99,8 +99,12 @@ def test_a_search_goes_on_where_it_was(ranges, tmp_path, monkeypatch):
     more = search.find(ranges(trials=5), tmp_path / "trials", Engine())
     assert _values(more)[:4] == before
     assert len(_values(more)) == 5
-    with pytest.raises(SuiteError, match=r"tiny\.journal: of another search"):
+    with pytest.raises(SuiteError, match=r"tiny\.journal: begun with another search"):
         search.find(ranges(seed=1), tmp_path / "trials", Engine())
+    assert len(_values(search.find(ranges(trials=5, give_up=0.1), tmp_path / "trials", Engine()))) == 5
+    write_toml(catalog.CONFIGS / "s4nn-digits.toml", content(shuffle=False, weight_decay=1e-3))
+    with pytest.raises(SuiteError, match=r"tiny\.journal: begun with another config"):
+        search.find(ranges(trials=6), tmp_path / "trials", Engine())
 
 
 def test_the_config_that_is_written_has_the_numbers_of_its_trial(ranges, tmp_path):
@@ -109,6 +113,8 @@ def test_the_config_that_is_written_has_the_numbers_of_its_trial(ranges, tmp_pat
     chosen = catalog.read(tmp_path / "chosen.toml")
     assert chosen.training.gamma == trial.params["training.gamma"]
     assert "found by a search of 4 trials" in chosen.description
+    search.write_chosen(ranges(trials=2), study, tmp_path / "chosen.toml")
+    assert "found by a search of 4 trials" in catalog.read(tmp_path / "chosen.toml").description
     record = execute(Run(chosen, "chosen", results=tmp_path / "results"))
     assert record.history[-1].validation["potential"] == pytest.approx(trial.values[0])
 

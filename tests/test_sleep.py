@@ -363,6 +363,7 @@ def test_images_are_drawn_by_the_seed():
         ({"sleep": {"ratio": 0.1, "rescale": True}}, "rescale is a control without sleep"),
         ({"sleep": {"ratio": 1.5}}, "training.sleep.ratio"),
         ({"rule": "hebb"}, "training.rule"),
+        ({"schedule": {"kind": "linear"}}, "schedule and average_last are no options"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(training, message):

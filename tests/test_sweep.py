@@ -14,7 +14,16 @@ from tiny_runs import Interrupted, Interrupting, config, content, execute, write
 from reproductions import catalog, records, runner
 from reproductions.errors import SuiteError
 from reproductions.runner import Run
-from reproductions.sweep import Engine, in_order, parse_seeds, report, runs_of, sweep
+from reproductions.sweep import (
+    Engine,
+    going_on_with,
+    in_order,
+    is_recorded,
+    parse_seeds,
+    report,
+    runs_of,
+    sweep,
+)
 from reproductions.sweep_progress import Board, FileProgress, progress_path
 
 pytestmark = pytest.mark.usefixtures("cheap_runs")
@@ -115,6 +124,19 @@ def test_a_record_of_another_config_is_a_failure_unless_overwritten(tmp_path):
     overwriting = [Run(config(gamma=4.0), "tiny", 0, results=tmp_path, overwrite=True)]
     assert sweep(overwriting, Engine(), Told()) == []
     assert records.read_record(run.record).config_hash == config(gamma=4.0).digest()
+
+
+def test_a_sweep_that_overwrites_goes_on_where_it_was_broken_off(tmp_path):
+    (run,) = _runs(tmp_path, seeds=[0])
+    execute(run)
+    overwriting = Run(run.config, "tiny", 0, results=tmp_path, overwrite=True)
+    with pytest.raises(Interrupted):
+        runner.execute(overwriting, Interrupting("epoch", 2))
+    assert not is_recorded(Run(run.config, "tiny", 0, results=tmp_path, resume=True))
+    going_on = going_on_with(overwriting)
+    assert (going_on.overwrite, going_on.resume) == (False, True)
+    assert len(execute(going_on).history) == 3
+    assert going_on_with(overwriting) is overwriting
 
 
 def _kill_once(pids, run):

@@ -10,7 +10,7 @@ from numba import njit
 
 WINDOW = 1.0
 RULES = "s2stdp", "sstdp", "s4nn", "r-stdp"
-AROUND_MEAN, AT_LEAST, AFTER_FIRST, REWARD = range(len(RULES))
+AROUND_MEAN, _, AFTER_FIRST, REWARD = range(len(RULES))
 
 
 class Rule(NamedTuple):
@@ -100,7 +100,8 @@ def choose(out, v, dropped, rule, updated):
     updated[:] = ~dropped
     if rule.kind == REWARD:
         updated[:] = False
-        updated[first_of(0, len(out), out, v)] = True
+        best = first_of(0, len(out), out, v)
+        updated[best] = not dropped[best]
     elif rule.first_of_class:
         for start in range(0, len(out), rule.per_class):
             best = first_of(start, start + rule.per_class, out, v)
@@ -123,6 +124,9 @@ def find_errors(out, label, updated, accuracy, rule, error):
         count += updated[j]
         if updated[j] and out[j] < WINDOW:
             base, fired, earliest = base + out[j], fired + 1, min(earliest, out[j])
+    if count == 0:
+        error[:] = 0.0
+        return
     targets = 1 if rule.first_of_class else rule.per_class
     if rule.kind == AFTER_FIRST:
         before, after = 0.0, rule.gap
@@ -193,6 +197,9 @@ def learn(inputs, labels, weight, thresholds, raised, rate, floor, one, dropped,
             if dropped[n, j]:
                 current[j] = np.inf
         fire(order, times, weight, current, out, v)
+        for j in range(neurons):
+            if dropped[n, j]:
+                v[j] = -np.inf
         fired += out < WINDOW
         best = first_of(0, neurons, out, v)
         is_right = best // rule.per_class == label

@@ -198,7 +198,7 @@ def rescale(state, synapses, weight):
 
 @njit(cache=True, nogil=True)
 def present(images, steps, state, synapses, weight, rule, sleep, learning, random, spikes, first):
-    """Show images [samples, inputs] one after the other, and count; return the steps asleep.
+    """Show images [samples, inputs] one after the other, and count.
 
     Args:
         images: probability per step that an input fires.
@@ -206,14 +206,13 @@ def present(images, steps, state, synapses, weight, rule, sleep, learning, rando
         first: [units], filled with the step of the first spike on the first image, `inf` without one.
     """
     drive = np.zeros(len(state.v))
-    slept = 0
     first[:] = np.inf
     for n in range(len(images)):
         spikes[n] = 0
         for t in range(steps):
             if learning and state.clock[AWAKE] == sleep.interval:
                 state.clock[AWAKE] = 0
-                slept += asleep(state, synapses, weight, drive, rule, sleep, random)
+                asleep(state, synapses, weight, drive, rule, sleep, random)
                 if sleep.rescale:
                     rescale(state, synapses, weight)
             step(images[n], state, synapses, weight, drive, rule, 0.0, learning, random)
@@ -222,4 +221,3 @@ def present(images, steps, state, synapses, weight, rule, sleep, learning, rando
                 spikes[n, unit] += 1
                 if n == 0:
                     first[unit] = min(first[unit], t)
-    return slept

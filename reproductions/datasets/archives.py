@@ -90,7 +90,11 @@ def _copy_archives(kind: Any, data_root: Path, raw: Path) -> None:
         source = data_root / kind.__name__ / "raw" / name
         if not source.is_file():
             raise SuiteError(_how_to_get(kind, f"{source} is missing"))
-        if (found := calculate_md5(source)) != md5:
+        try:
+            found = calculate_md5(source)
+        except OSError as error:
+            raise SuiteError(f"{source}: cannot be read ({error.strerror})") from error
+        if found != md5:
             raise SuiteError(f"{source}: damaged or cut short: its md5 is {found}, expected {md5}")
         shutil.copyfile(source, raw / name)
 

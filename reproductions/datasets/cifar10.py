@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import tarfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SuiteError
+from ..locks import locked
 from .cache import fill, sha256
 from .images import Images
 
@@ -38,7 +41,10 @@ class File(NamedTuple):
 
 
 def load(split: str, data_root: Path | None, cache: Path) -> Images:
-    """Load "train" or "test"; see `reproductions.datasets.load`."""
+    """Load "train" or "test"; see `reproductions.datasets.load`.
+
+    Image files come class by class, torchvision's in another order: other images are held out of the two.
+    """
     root = cache if data_root is None else data_root
     if data_root is None or (root / BATCHES).is_dir():
         return _torchvision(split, root, download=data_root is None)
@@ -51,10 +57,17 @@ def _torchvision(split: str, root: Path, download: bool) -> Images:
     from torchvision.datasets import CIFAR10
 
     try:
-        data = CIFAR10(root, train=split == "train", download=download)
-    except (RuntimeError, OSError) as error:
+        with _alone(root) if download else contextlib.nullcontext():
+            data = CIFAR10(root, train=split == "train", download=download)
+    except (RuntimeError, OSError, tarfile.TarError) as error:
         raise SuiteError(f"{root}: {type(error).__name__}: {error}.\n{LAYOUT}") from error
     return _images(torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets))
+
+
+def _alone(root: Path) -> AbstractContextManager[None]:
+    """Keeps other processes from downloading to the same folder; they find the files there."""
+    root.mkdir(parents=True, exist_ok=True)
+    return locked(root / f".{BATCHES}.lock")
 
 
 def _images(x: Tensor, y: Tensor) -> Images:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
@@ -51,6 +51,7 @@ class Network(layered.Network):
     divided by their deviations, and does not learn. Logits are `temperature` times smaller than potentials.
     """
 
+    dtype: Literal["float32"] = "float32"
     margin: NonNegativeFloat = 0.5
     whiten: bool = False
     temperature: PositiveFloat = 1.0
@@ -73,6 +74,12 @@ class Training(MixedPrecision, minibatch.Training):
     spike_price: NonNegativeFloat = 0.0
     label_smoothing: Fraction = 0.0
     mean_decay: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _one_mean(self) -> Training:
+        if self.mean_decay and self.average_last > 1:
+            raise ValueError(f"average_last goes without mean_decay, got {self.average_last}")
+        return self
 
 
 class Settings(Config):

@@ -116,6 +116,7 @@ class Settings(Config):
             raise ValueError(
                 f"encoding.bins must be at most network.t_max = {self.network.t_max}, got {self.bins}"
             )
+        self.training.loss.build(self.network.t_max)  # which refuses targets outside of the window
         return self
 
 

@@ -9,7 +9,7 @@ over the steps.
 *Moderate dropout* of rate r keeps a neuron of the last hidden layer with the probability
 p = clip(1 - (1 - d) r / (1 - mean d)), where d is its mean activity over the steps, scaled to 0 ... 1 over
 the batch; what is kept is divided by p. Two masks are drawn for each sample, and the loss is the mean of
-both cross-entropies and half their symmetric divergence.
+both cross-entropies and a quarter of their symmetric divergence, its mean over the classes.
 
 Controls: thresholds that stay as they are, and no dropout. The paper's network on MNIST is a DenseNet, ours
 is small; what its authors did on MNIST besides is not released.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import snntorch
 import torch
-from pydantic import PositiveFloat, PositiveInt, field_validator
+from pydantic import PositiveFloat, PositiveInt, field_validator, model_validator
 from snntorch.surrogate import custom_surrogate
 from torch import Tensor, nn
 
@@ -56,6 +56,12 @@ class Training(MixedPrecision, minibatch.Training):
     """
 
     compiled: bool = False
+
+    @model_validator(mode="after")
+    def _nothing_is_averaged(self) -> Training:
+        if self.average_last > 1:
+            raise ValueError("average_last is no option here: statistics and thresholds are not averaged")
+        return self
 
 
 class Settings(Config):

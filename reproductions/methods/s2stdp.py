@@ -38,7 +38,7 @@ DRAWING, DROPPING = 1, 2
 
 
 class Network(config.Network):
-    """The outputs: `per_class` neurons for each class, of which the first `non_target` never stand for it."""
+    """The outputs: `per_class` neurons for each class, of which the first `non_target` learn to be late."""
 
     t_max: float = Field(WINDOW, ge=WINDOW, le=WINDOW)
     dtype: Literal["float32", "float64"] = "float32"  # of the times alone
@@ -60,7 +60,7 @@ class Network(config.Network):
         return self
 
 
-class Training(config.Training):
+class Training(config.Unscheduled):
     """`a_plus` and `a_minus` change the weights of inputs before and after a spike that came too late.
 
     A spike that came too early changes them by as much the other way. All shrink by `annealing` per epoch.
@@ -86,6 +86,10 @@ class Training(config.Training):
             raise ValueError(f"threshold_rate goes with thresholds 'one' or 'two', got {self.thresholds!r}")
         if (self.anti_plus is None or self.anti_minus is None) == (self.rule == "r-stdp"):
             raise ValueError(f"anti_plus and anti_minus go with rule 'r-stdp', got rule {self.rule!r}")
+        if self.rule == "r-stdp" and (self.gap or self.first_of_class):
+            raise ValueError("gap and first_of_class are no options of rule 'r-stdp'")
+        if self.threshold_annealing != 1 and self.thresholds == "fixed":
+            raise ValueError("threshold_annealing goes with thresholds 'one' or 'two', got 'fixed'")
         return self
 
 

@@ -114,11 +114,12 @@ class Sleep(Strict):
         )
 
 
-class Training(config.Training):
+class Training(config.Unscheduled):
     """One pass over the images is an epoch. `rule`: the order of spikes that strengthens a synapse.
 
     "as-coded": after the neuron behind; "textbook": before it. `last_batch`: images that the authors' readout
-    is fitted to. `online`: test images change weights, too; their labels are not used.
+    is fitted to. `online`: test images change weights, too; their labels are not used. They come in
+    parts of `evaluation.BATCH`, each of which begins with the network as it was after training.
     """
 
     rate: PositiveFloat = 8e-4

@@ -85,6 +85,12 @@ class Training(multi_spike.Training):
     others: PositiveInt = 1
     gain_decay: Fraction = 0.0
 
+    @model_validator(mode="after")
+    def _numbers_are_used(self) -> Training:
+        if not self.loss.startswith("count") and {"wanted", "others"} & self.model_fields_set:
+            raise ValueError(f"wanted and others go with losses that count spikes, got {self.loss!r}")
+        return self
+
 
 class Settings(multi_spike.Settings):
     network: Network

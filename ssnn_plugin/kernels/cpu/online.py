@@ -22,11 +22,9 @@ from .steps import fire_tiles, limits_of
 def normalise(error):
     """Divide by the L2 norm in place; False where there is nothing to normalise."""
     norm = math.sqrt(np.sum(error * error))
-    if norm == 0:
-        error[:] = 0
-        return False
-    error /= norm
-    return True
+    for j in range(error.size):
+        error[j] = error[j] / norm if norm > 0 else 0
+    return norm > 0
 
 
 @jit
@@ -69,6 +67,33 @@ def layers_of(weights, shapes):
     return layers
 
 
+# Loops, as every expression of arrays is compiled for seconds, with the messages of its errors.
+
+
+@jit
+def copy(array, out):
+    """Write an array to another of its size."""
+    for i in range(out.size):
+        out[i] = array[i]
+
+
+@jit
+def multiply(array, factor, out):
+    """Write an array times a number to another, and zeros behind it."""
+    for i in range(out.size):
+        out[i] = array[i] * factor if i < array.size else 0
+
+
+@jit
+def limit(times, t_max, out):
+    """Write times that are at most `t_max`; return the earliest."""
+    first = t_max
+    for j in range(out.size):
+        out[j] = min(times[j], t_max)
+        first = min(first, out[j])
+    return first
+
+
 @jit
 def s4nn_epoch(
     weights, shapes, sizes, images, labels, sequence, thresholds, rates, decay, gamma, t_max, drop, seed,
@@ -99,13 +124,14 @@ def s4nn_epoch(
         fired.append(np.empty(width, dtype)[:n_out].reshape(1, n_out))  # whole tiles are read
         widest = max(widest, width)
     step, v, targets = np.zeros(widest, dtype), np.empty((1, widest), dtype), np.empty(sizes[-1], dtype)
+    decision = np.empty_like(targets)
     errors = [np.zeros(sizes[layer], dtype) for layer in range(depth)]
     events = [sort_batch(times[0][:0], t_max, table, status) for layer in range(depth)]
     spikes, right, loss = np.zeros((depth, widest), np.int64), 0, 0.0
 
     for sample in sequence:
         label = labels[sample]
-        times[0][0] = images[sample]
+        copy(images[sample], times[0][0])
         for layer in range(depth):
             events[layer] = sort_batch(times[layer], t_max, table, status)
             limits = limits_of(events[layer], thresholds[layer] / scale[layer], 1, t_max)
@@ -118,9 +144,9 @@ def s4nn_epoch(
                     if drop[layer] > 0 and np.random.random() < drop[layer]:  # noqa: NPY002
                         outputs[j] = np.inf
 
-        decision = np.minimum(times[depth][0], dtype.type(t_max))
+        first = limit(times[depth][0], dtype.type(t_max), decision)
         relative_targets(decision, label, gamma, t_max, targets)
-        right += decision[label] == decision.min() and decision[label] < t_max
+        right += decision[label] == first and decision[label] < t_max
         for j in range(targets.size):
             errors[-1][j] = (targets[j] - decision[j]) / t_max
             loss += 0.5 * errors[-1][j] * errors[-1][j]
@@ -128,13 +154,13 @@ def s4nn_epoch(
         for layer in range(depth - 1, -1, -1):
             error, crossings = errors[layer], fired[layer + 1][0]
             if normalise(error):
-                step[:] = 0
-                step[: error.size] = error * (rates[layer] / scale[layer])
+                multiply(error, rates[layer] / scale[layer], step)
                 update(layers[layer], step, events[layer], crossings, tile)
             scale[layer] *= 1 - rates[layer] * decay
             if layer > 0:
                 backpropagate(layers[layer], error, times[layer][0], crossings, errors[layer - 1])
 
     for layer in range(depth):
-        layers[layer][:] *= scale[layer]
+        flat = layers[layer].reshape(-1)
+        multiply(flat, scale[layer], flat)
     return spikes, right, loss
