@@ -198,6 +198,18 @@ def test_an_extractor_with_nan_is_refused(tmp_path):
         features.cached(Broken(), _images(), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"extractor": "dog", "size": 128}, "size goes with a model trained on ImageNet, got 'dog'"),
+        ({"extractor": "raw", "grid": 7}, "grid goes with dog, gabor, cnn, got 'raw'"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Features(**options)
+
+
 def test_scaling_knows_the_training_part_alone(tmp_path):
     pipeline = Pipeline(Features(extractor="raw"), tmp_path)
     training = Images(

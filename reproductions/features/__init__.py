@@ -21,6 +21,8 @@ from . import cnn, extractors
 from .stdp import STDP, STDPConvolution
 
 BATCH = 100
+# Positions in a row that maps are pooled to, unless a config says how many.
+GRID = 4
 
 
 class Features(BaseModel):
@@ -29,7 +31,7 @@ class Features(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     extractor: str
-    grid: Annotated[int, Field(ge=1)] = 4
+    grid: Annotated[int, Field(ge=1)] = GRID
     size: Annotated[int, Field(ge=8)] | None = None
     stdp: STDP | None = None
 
@@ -37,6 +39,15 @@ class Features(BaseModel):
     def _stdp_is_used(self) -> Features:
         if (self.extractor == "stdp") != (self.stdp is not None):
             raise ValueError(f"stdp goes with extractor 'stdp', which needs it; got {self.extractor!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _options_are_used(self) -> Features:
+        kind = self.extractor.partition(":")[0]
+        if self.size is not None and kind not in extractors.OF_IMAGENET:
+            raise ValueError(f"size goes with a model trained on ImageNet, got {self.extractor!r}")
+        if self.grid != GRID and kind not in extractors.POOLED:
+            raise ValueError(f"grid goes with {', '.join(extractors.POOLED)}, got {self.extractor!r}")
         return self
 
     def build(self) -> nn.Module:

@@ -17,6 +17,8 @@ from ..errors import SuiteError
 from . import cnn
 
 KINDS = "raw, dog, gabor, stdp, efficientnet-lite0, cnn:<checkpoint> and torchvision:<model>"
+# Those whose maps are pooled to a grid, and those that see images of a size of their own.
+POOLED, OF_IMAGENET = ("dog", "gabor", "cnn"), ("efficientnet-lite0", "torchvision")
 
 
 def build(name: str, grid: int, size: int | None) -> nn.Module:
