@@ -154,8 +154,10 @@ class Segment:
             extra = [*node.args, *node.kwargs.values()][1:] if node.op == "call_module" else []
             key = path.replace(" ", "_").replace(".", "_") if node.op != "call_module" else path
             if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (2, -1):
-                # Of a window, whose steps are taken one by one here.
-                module = nn.Flatten()
+                if self._of_a_window():
+                    module = nn.Flatten()  # its steps are taken one by one here
+                else:
+                    self._no_chain(node)
             self.modules[key] = module
             new = self.graph.call_module(key, (given, *map(self._emit, extra)))
             if given is not self.tip or extra:
@@ -214,15 +216,19 @@ class Segment:
             return str(node.target), self.steps.model.get_submodule(str(node.target))
         if node.op == "get_attr" or not node.args:
             return node.name, None
-        return node.name, _as_module(node, on_spikes)
+        return node.name, _as_module(node, on_spikes, self._of_a_window())
+
+    def _of_a_window(self) -> bool:
+        """Whether what is computed here has the axis of time in front."""
+        return self.in_step or (self.steps.takes_a_window() and not self.steps.loops)
 
 
-def _as_module(node: fx.Node, on_spikes: bool) -> nn.Module | None:
+def _as_module(node: fx.Node, on_spikes: bool, of_a_window: bool) -> nn.Module | None:
     """The module that does what a function does."""
     called, rest = node.target, (*node.args[1:], *node.kwargs.values())
     options: dict[str, Any] = {f"{i}": value for i, value in enumerate(node.args[1:])} | dict(node.kwargs)
     if called in FLATTENING:
-        return nn.Flatten() if _flattens(node) else None
+        return nn.Flatten() if _flattens(node, of_a_window) else None
     if any(isinstance(value, fx.Node) for value in rest):
         return None
     positional = [value for key, value in options.items() if key.isdigit()]
@@ -239,11 +245,11 @@ def _as_module(node: fx.Node, on_spikes: bool) -> nn.Module | None:
     return None
 
 
-def _flattens(node: fx.Node) -> bool:
+def _flattens(node: fx.Node, of_a_window: bool) -> bool:
     """Whether a reshape keeps the batch and flattens the rest of a sample, in a step or a window."""
     sizes = list(node.args[1:]) or list(node.kwargs.values())
     if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
         sizes = list(sizes[0])
     if node.target in (torch.flatten, "flatten"):
-        return sizes in ([1], [2], [1, -1], [2, -1])
-    return len(sizes) in (2, 3) and -1 in (sizes[0], sizes[-1])
+        return sizes in ([1], [1, -1]) or (of_a_window and sizes in ([2], [2, -1]))
+    return (len(sizes) == 2 or (of_a_window and len(sizes) == 3)) and -1 in (sizes[0], sizes[-1])

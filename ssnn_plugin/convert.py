@@ -29,6 +29,7 @@ from .nn import (
 )
 from .nn.binwise import Response
 from .nn.connection import SpikeConnection
+from .nn.rows import keep_up, runs_in_a_row
 from .rules import Latency
 
 __all__ = ["Builder", "NoTimeMode", "to_event_driven", "to_step_mode"]
@@ -283,8 +284,9 @@ def as_network(model: nn.Module) -> SpikeSequential:
     """
     if isinstance(model, SpikeConnection):
         model = SpikeSequential(model).train(model.training)
-    if not isinstance(model, nn.Sequential):
+    if not isinstance(model, nn.Sequential) or not runs_in_a_row(model):
         raise TypeError(f"model must be a row of layers of ssnn_plugin.nn, got {type(model).__name__}")
+    keep_up(model)
     windows = {layer.t_max for layer in model if isinstance(layer, SpikeConnection)}
     if len(windows) != 1:
         raise ValueError(f"model must have layers with neurons and one t_max, got {sorted(windows)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ._builder import check_plain_weights
 
@@ -28,7 +28,8 @@ def fold_batchnorm(model: nn.Module) -> list[str]:
 
     Raises:
         ValueError: a normalisation without running statistics, or whose connection is not the module
-            before it, or is shared; by path and class, before anything is changed.
+            before it, also in what a container computes, or is shared; by path and class, before anything is
+            changed.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval()
@@ -46,6 +47,7 @@ def fold_batchnorm(model: nn.Module) -> list[str]:
                 where = f"{path}.{name}" if path else name
                 try:
                     connection = _check(child, before, model)
+                    _check_order(parent, child, connection)
                 except ValueError as error:
                     raise ValueError(f"{where} ({type(child).__name__}) cannot be folded: {error}") from error
                 pairs.append((where, parent, name, connection, child))
@@ -74,12 +76,40 @@ def _check(norm: nn.BatchNorm1d | nn.BatchNorm2d, before: nn.Module | None, mode
     return before
 
 
+class _Children(fx.Tracer):
+    """Follows what a module does with its children, and does not look into these."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _check_order(parent: nn.Module, norm: nn.Module, connection: nn.Module) -> None:
+    """Refuse a container whose `forward` puts something else in front of a normalisation.
+
+    One that cannot be followed is taken to call its modules in their order.
+    """
+    if type(parent).forward is nn.Sequential.forward:
+        return
+    try:
+        graph = _Children().trace(parent)
+    except Exception:  # as many as there are models
+        return
+    of = {node: parent.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
+    for node, module in of.items():
+        given = node.all_input_nodes[0]
+        if module is norm and (of.get(given) is not connection or len(given.users) > 1):
+            raise ValueError(f"{type(parent).__name__} does something else with the module before it")
+
+
 def fold_into(connection: nn.Linear | nn.Conv1d | nn.Conv2d, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
     """Make a normalisation, as it is in evaluation mode, part of the weights in front of it."""
     factor, shift = factor_and_shift(norm)
     weight = connection.weight * factor.view(-1, *[1] * (connection.weight.ndim - 1))
     bias = shift if connection.bias is None else connection.bias * factor + shift
-    connection.weight, connection.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+    learns = connection.weight.requires_grad
+    bias_learns = learns if connection.bias is None else connection.bias.requires_grad
+    connection.weight = nn.Parameter(weight.detach(), learns)
+    connection.bias = nn.Parameter(bias.detach(), bias_learns)
 
 
 def factor_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

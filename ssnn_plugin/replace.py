@@ -182,6 +182,8 @@ def _carry_over(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
 
 def _pool(model: nn.Module, path: str, pool: nn.Module, host: Host) -> nn.Module:
     try:
+        if sum(module is pool for _, module in model.named_modules(remove_duplicate=False)) > 1:
+            raise ValueError("it stands in two places, which would share a state. Use a MaxPool2d for each")
         _check_position(model.get_submodule(path.rpartition(".")[0]), pool)
         return host.first_spike_pool(pool, model).train(pool.training)
     except ValueError as error:

@@ -384,8 +384,19 @@ class FirstSpikePool2d(_Stateful):
         padded = [n + 2 * p for n, p in zip(input_.shape[-2:], self.padding, strict=True)]
         size = output_size(padded, list(self.kernel_size), list(self.stride), [1, 1])
         shape = torch.Size((*input_.shape[1 if self.sequence else 0 : -2], *size))
+        if self.init_hidden and not torch.compiler.is_compiling():
+            self._check_place(shape)
         pool = first_spike_pool2d_sequence if self.sequence else first_spike_pool2d_step
         return self._outputs(*pool(input_, self._state(input_, mem, shape), *window))
+
+    def _check_place(self, shape: torch.Size) -> None:
+        """Refuse images of another size while some windows have fired: one state cannot serve two places."""
+        known, given = self.mem.shape[1:], shape[1:]
+        if len(known) == len(given) and known != given and bool(self.mem.any()):
+            raise ValueError(
+                f"input must have windows {list(known)}, as those that have fired, got {list(given)}: "
+                "use a pool for each place, or reset it first"
+            )
 
 
 def reset(net: nn.Module) -> None:

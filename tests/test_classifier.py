@@ -196,3 +196,14 @@ def test_decisions_tell_when_and_after_how_many_spikes():
     until = decision.time.unsqueeze(1)
     expected = [((part <= until) & part.isfinite()).sum(1) for part in (inputs, hidden, outputs)]
     assert torch.equal(decision.spikes, torch.stack(expected, 1))
+
+
+def test_modes_are_as_they_were_after_a_decision_that_failed_or_not():
+    images, labels = _data()
+    classifier = _classifier().fit([(images, labels)], steps=5)
+    frozen = classifier.train().layers[0].eval()
+    classifier.predict(images)
+    with pytest.raises(TypeError, match="images must be a tensor"):
+        classifier.predict("image.png")
+    assert classifier.training
+    assert not frozen.training

@@ -301,6 +301,45 @@ def test_forwards_without_a_time_mode_are_refused(kind, message):
         to_event_driven(kind(), t_max=16, binwise=False)
 
 
+class _FlatRows(nn.Module):
+    """In a step there is no axis of time: the batch and the channels stay."""
+
+    def __init__(self, flatten):
+        super().__init__()
+        self.conv, self.lif, self.flatten = nn.Conv2d(1, 4, 3), SingleSpike(init_hidden=True), flatten
+
+    def forward(self, x):
+        return self.flatten(self.lif(self.conv(x)))
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [nn.Flatten(2), lambda spikes: spikes.flatten(2), lambda spikes: spikes.view(spikes.size(0), 4, -1)],
+)
+def test_what_flattens_rows_in_a_step_does_not_flatten_samples(flatten):
+    with pytest.raises(NoTimeMode, match="Behind the last neuron, do so with what the network returns"):
+        to_event_driven(_FlatRows(flatten), t_max=8)
+
+
+def test_a_potential_comes_through_a_flattening_behind_branches():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2 = alive([nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)], 8)
+            self.lif1, self.lif2 = SingleSpike(init_hidden=True), SingleSpike(init_hidden=True)
+            self.flatten = nn.Flatten()
+
+        def forward(self, x):
+            spikes = self.lif1(self.conv1(x))
+            return self.flatten(self.lif2(self.conv2(spikes) + spikes))
+
+    network = to_event_driven(Branches().double(), t_max=8)
+    times = some_times((2, 1, 4, 4), 8)
+    spikes, potential = network(times, return_potential=True)
+    assert spikes.shape == potential.shape == (2, 64)
+    assert torch.equal(network.decide(times).time, spikes.amin(1))
+
+
 def test_what_is_not_returned_is_left_out():
     model, times = _Hidden(), some_times((8, 10), 16)
     (layer,) = to_event_driven(model, t_max=16)

@@ -95,6 +95,33 @@ def test_the_last_bin_has_its_value_and_gradients(name):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
+class _Around(nn.Module):
+    """More than the weights behind the last neuron, in one step."""
+
+    def __init__(self, behind):
+        super().__init__()
+        self.fc1, self.lif1, self.fc2 = nn.Linear(16, 10), SingleSpike(init_hidden=True), nn.Linear(10, 4)
+        self.behind = behind
+
+    def forward(self, x):
+        return self.behind(self.fc2, self.lif1(self.fc1(x)))
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        lambda fc, spikes: 0.5 * fc(spikes),
+        lambda fc, spikes: torch.tanh(fc(spikes)),
+        lambda fc, spikes: fc(1 - spikes),
+        lambda fc, spikes: fc(spikes)[:, :2],
+    ],
+)
+def test_what_is_computed_around_the_weights_counts_in_the_last_bin_too(behind):
+    model, times = _alive(_Around(behind)), encode.latency(_image(3, 16), T)
+    whole = to_event_driven(model, t_max=T)(times)
+    torch.testing.assert_close(to_event_driven(model, t_max=T, last_bin=True)(times), whole[-1])
+
+
 def test_a_hand_computed_potential():
     model = nn.Sequential(
         nn.Linear(1, 1, bias=False), SingleSpike(init_hidden=True), nn.Linear(1, 1), _potential(beta=0.5)
@@ -208,6 +235,36 @@ def test_a_folded_model_runs_by_events():
     assert network[0].weight is model[0].weight
     assert network[0].bias is model[0].bias
     assert verify(model, latency(_image(8, 16), T)).ok
+
+
+class _Before(nn.Module):
+    """Normalises what is no longer the convolution's, though its modules stand in a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.bn(torch.relu(self.conv(x)))
+
+
+class _After(_Before):
+    def forward(self, x):
+        return self.bn(self.conv(x))
+
+
+def test_a_fold_goes_by_what_a_module_computes():
+    with pytest.raises(ValueError, match=r"bn \(BatchNorm1d\) cannot be folded: _Before does something else"):
+        fold_batchnorm(_Before())
+    assert fold_batchnorm(_After()) == ["bn"]
+
+
+def test_frozen_weights_stay_frozen():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4))
+    model[0].requires_grad_(False)
+    fold_batchnorm(model)
+    assert not model[0].weight.requires_grad
+    assert not model[0].bias.requires_grad
 
 
 @pytest.mark.parametrize(

@@ -321,6 +321,11 @@ def test_a_network_that_keeps_to_a_model_follows_it_before_it_decides():
         assert torch.equal(found, other)
 
 
+def test_a_network_without_neurons_decides_nothing():
+    with pytest.raises(TypeError, match="decide needs a layer of neurons such as SpikeLinear, got"):
+        SpikeSequential(SpikeFlatten()).decide(torch.zeros(1, 4))
+
+
 def test_hooks_of_the_network_run():
     network, times = network_of([10, 5], IF(1.0), 16), times_of(50, 10, 16)
     before = network.decide(times)

@@ -334,3 +334,9 @@ def test_neurons_stand_where_the_relus_were():
     network = from_relu(build("in place"), calibrate_on=images())
     assert list(network.layers) == ["relu", "relu_1"]
     assert all(isinstance(layer, RampNeurons) for layer in network.layers.values())
+
+
+def test_a_network_without_hidden_neurons_has_no_cost():
+    x = torch.rand(5, 2)
+    activity = from_relu(nn.Linear(2, 3), calibrate_on=x).activity(x)
+    assert activity.spike_cost().item() == 0

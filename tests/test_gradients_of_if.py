@@ -358,3 +358,17 @@ def test_the_local_slope_is_measured_by_the_backend_that_was_asked_for(monkeypat
     options = {"t_max": 8, "gradient": "local_slope", "backend": "reference"}
     first_spike_linear(times, weight, IF(), **options).sum().backward()
     assert weight.grad.abs().sum() > 0
+
+
+@on_every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_spike_at_minus_zero_is_one_at_zero(backend, dtype):
+    found = []
+    for zero in (0.0, -0.0):
+        times = torch.tensor([[zero, 3.0]], dtype=dtype, requires_grad=True)
+        weight = torch.tensor([[2.0, 1.0]], dtype=dtype, requires_grad=True)
+        spikes = first_spike_linear(times, weight, IF(1.0), t_max=8, backend=backend)
+        found.append((spikes, *torch.autograd.grad(spikes.sum(), (times, weight))))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    assert found[0][2].tolist() == [[-1.0, 0.0]]

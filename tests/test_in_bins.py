@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ssnn_plugin import IF, ReLPSP, surrogate
+from ssnn_plugin import IF, ReLPSP, surrogate, to_event_driven, to_step_mode
 from ssnn_plugin.functional import bins_to_times, times_to_bins
 from ssnn_plugin.functional.bins import Bins, NeuronsInBins
 from ssnn_plugin.losses import TemporalCrossEntropyLoss
+from ssnn_plugin.nir import to_nir
 from ssnn_plugin.nn import (
     AddedCurrentResidual,
     AveragePool,
@@ -24,6 +25,7 @@ from ssnn_plugin.nn import (
     WeightStandardization,
     calibrate,
 )
+from ssnn_plugin.snntorch import SingleSpike
 
 T = 8
 
@@ -220,6 +222,51 @@ def test_calibrated_networks_share_their_parameters():
 def test_what_has_no_bins_is_refused(network, error, message):
     with pytest.raises(error, match=message):
         InBins(network)(torch.zeros(1, 4))
+
+
+def test_windows_may_differ_around_a_shortcut():
+    first = SpikeLinear(1, 1, IF(1.0), t_max=4)
+    network = SpikeSequential(EarliestSpikeResidual(first), SpikeLinear(1, 1, IF(0.5), t_max=8))
+    for layer in (first, network[1]):
+        nn.init.ones_(layer.weight)
+    times = torch.tensor([[5.0]])
+    assert network(times).tolist() == [[5.0]]
+    assert InBins(network)(times).tolist() == [[5.0]]
+
+
+def test_a_shortcut_goes_on_longer_than_the_inputs():
+    block = AddedCurrentResidual(SpikeLinear(1, 1, IF(0.75), t_max=8))
+    nn.init.constant_(block.connection.weight, 0.5)
+    inputs, shortcut = torch.tensor([[2.0]]), torch.tensor([[6.0]])
+    given = Bins(times_to_bins(inputs, 4)), Bins(times_to_bins(shortcut, 8))
+    assert block(inputs, shortcut).tolist() == [[6.0]]
+    assert bins_to_times(block.in_bins(*given, surrogate.Arctan()).activations).tolist() == [[6.0]]
+    with pytest.raises(ValueError, match=r"shortcut must have shape \[T, 1, 1\], got \[8, 1, 1, 1\]"):
+        block.in_bins(given[0], Bins(given[1].activations.unsqueeze(1)), surrogate.Arctan())
+
+
+class _WithAShortcut(SpikeSequential):
+    def forward(self, times, return_potential=False):
+        return torch.minimum(super().forward(times), times)
+
+
+def test_a_sequence_with_a_forward_of_its_own_is_no_chain():
+    network = _WithAShortcut(SpikeLinear(4, 4, IF(), t_max=2))
+    with pytest.raises(TypeError, match="_WithAShortcut has no bins"):
+        InBins(network)(torch.zeros(1, 4))
+    for write in (lambda: to_step_mode(network, "snntorch"), lambda: to_nir(network)):
+        with pytest.raises(TypeError, match=r"must be a row of layers .*, got _WithAShortcut"):
+            write()
+
+
+def test_a_network_that_keeps_to_a_model_follows_it():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), SingleSpike(init_hidden=True, output=True))
+    nn.init.ones_(model[0].weight)
+    network = to_event_driven(model, t_max=4)
+    model[1].threshold.fill_(0.5)
+    assert to_step_mode(network, "snntorch")[1].threshold == 0.5
+    model[1].threshold.fill_(2.0)
+    assert InBins(network)(torch.zeros(1, 1)).isinf().all()
 
 
 def test_a_potential_needs_neurons_at_the_end():

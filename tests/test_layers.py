@@ -236,7 +236,7 @@ def test_gain_and_shift_are_learned_per_output():
     layer = linear()
     parametrize.register_parametrization(layer, "weight", nn.WeightStandardization(1.0))
     shapes = {name: list(p.shape) for name, p in layer.named_parameters()}
-    originals = [f"parametrizations.weight.original{n}" for n in range(3)]
+    originals = [f"parametrizations.weight.original0{n}" for n in range(3)]
     assert shapes == dict(zip(originals, [[3, 4], [3, 1], [3, 1]], strict=True))
     layer(bins(30, 4)).nan_to_num(posinf=0).sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
@@ -280,6 +280,22 @@ def model(neuron=None, **options):
 
 
 IMAGES = bins(20, 1, 6, 6, seed=5, silent=0.5)
+
+
+def test_calibration_needs_samples():
+    layer = nn.SpikeLinear(4, 3, IF(), t_max=8)
+    with pytest.raises(ValueError, match=r"times must hold samples to calibrate on, got shape \[0, 4\]"):
+        nn.calibrate(layer, torch.empty(0, 4), 0.5)
+    with pytest.raises(ValueError, match=r"tolerance must be .* at least 0, got -1"):
+        nn.calibrate(layer, torch.zeros(1, 4), 0.5, tolerance=-1)
+
+
+def test_weights_that_are_computed_are_drawn_anew_too():
+    layer = nn.SpikeLinear(4, 3, IF(), t_max=8)
+    parametrize.register_parametrization(layer, "weight", nn.WeightStandardization())
+    before = layer.parametrizations.weight.original0.clone()
+    layer.reset_parameters()
+    assert not torch.equal(layer.parametrizations.weight.original0, before)
 
 
 @pytest.mark.parametrize("neuron", [IF(1.0), IF(50.0, delay=1, beta=0.8), ReLPSP(1.0), ExpPSP(1.0)])

@@ -219,6 +219,12 @@ def test_max_pools_of_spikes_become_first_spike_pools_on_request():
     assert counts.max() == 1
 
 
+def _pool_in_two_places():
+    pool, hidden = nn.MaxPool2d(2), {"init_hidden": True}
+    conv = nn.Conv2d(1, 1, 3, padding=1)
+    return nn.Sequential(conv, snn.Leaky(0.9, **hidden), pool, conv, snn.Leaky(0.9, **hidden), pool)
+
+
 class _Loop(nn.Module):
     def __init__(self, neuron=lambda: snn.Leaky(0.9)):
         super().__init__()
@@ -239,6 +245,7 @@ class _Loop(nn.Module):
     [
         (lambda: _convolutional(False), r"1 \(MaxPool2d\) cannot become .* pools currents, behind Conv2d"),
         (_Loop, r"pool \(MaxPool2d\) cannot become .* the neurons of the model are given theirs"),
+        (_pool_in_two_places, r"2 \(MaxPool2d\) cannot become .* stands in two places"),
         (
             lambda: nn.Sequential(snn.Leaky(0.9, init_hidden=True), nn.MaxPool2d(2, ceil_mode=True)),
             "must have no dilation, ceil_mode",

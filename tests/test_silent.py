@@ -43,6 +43,7 @@ def test_a_neuron_that_can_fire_costs_nothing():
     [
         ((torch.zeros(3), 1.0), ValueError, r"weight must have shape \[out, in\] or .*, got \[3\]"),
         ((torch.zeros(3, 2), -1.0), ValueError, "threshold must be finite and at least 0, got -1.0"),
+        ((torch.zeros(1, 3), torch.ones(2)), ValueError, r"threshold must be .* shape \[1\], got \[2\]"),
         ((torch.zeros(3, 2).half(), 1.0), TypeError, "weight must be float32 or float64, got torch.float16"),
         ((torch.zeros(3, 2).long(), 1.0), TypeError, "weight must be float32 or float64, got torch.int64"),
     ],

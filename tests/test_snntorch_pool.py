@@ -47,3 +47,14 @@ def test_the_pool_is_reset_like_a_neuron(restart):
         assert [net(torch.ones(1, 1, 2, 2)).item() for _ in range(2)] == [1, 0]
         assert net(torch.ones(2, 1, 2, 2)).flatten().tolist() == [1, 1]
         restart(net)
+
+
+def test_one_state_does_not_serve_two_places():
+    pool = FirstSpikePool2d(2, init_hidden=True)
+    pool(torch.zeros(1, 1, 8, 8))
+    pool(torch.ones(1, 1, 4, 4))  # nothing has fired yet
+    with pytest.raises(ValueError, match=r"windows \[1, 2, 2\], as those that have fired, got \[1, 4, 4\]"):
+        pool(torch.ones(1, 1, 8, 8))
+    assert pool(torch.ones(3, 1, 4, 4)).all(), "another batch begins anew"
+    reset(pool)
+    assert pool(torch.ones(1, 1, 8, 8)).all()

@@ -143,3 +143,13 @@ def test_a_saturated_neuron_has_no_gradient(backend):
 
 def test_a_start_of_zero_sees_nothing():
     assert one_output([0.0, 1.0], [5.0, 5.0], WindowedRamp(2.0, start=0.0), t_max=5.0) == (2.0, 2.0)
+
+
+@on_every_backend
+def test_a_time_that_rounds_up_to_the_end_of_the_window_is_silence(backend):
+    spikes, potential = first_spike_linear(
+        torch.full((1, 1), math.inf), torch.ones(1, 1), WindowedRamp(1.0, start=1.0),
+        bias=torch.tensor([1e-8]), t_max=2, return_potential=True, backend=backend,
+    )  # fmt: skip
+    assert spikes.tolist() == [[math.inf]]
+    assert potential.item() == 1

@@ -193,9 +193,7 @@ def integrate(currents: Tensor, t_max: int, bias: Tensor | None = None, beta: fl
     >>> integrate(torch.tensor([[1.0], [3.0]]), 3, beta=0.5).flatten()  # inputs of 1, 2 and 0
     tensor([1.0000, 2.5000, 1.2500])
     """
-    if len(currents) < t_max:
-        rest = currents[-1:].expand(t_max - len(currents), *currents.shape[1:])
-        currents = torch.cat([currents, rest])
+    currents = going_on(currents, t_max)
     if beta == 1:
         if bias is None:
             return currents
@@ -203,6 +201,14 @@ def integrate(currents: Tensor, t_max: int, bias: Tensor | None = None, beta: fl
         return currents + age.reshape(-1, *[1] * (currents.ndim - 1)) * bias
     steps = torch.cat([currents[:1], currents.diff(dim=0)])
     return accumulate(steps if bias is None else steps + bias, torch.zeros_like(currents[0]), beta)
+
+
+def going_on(cumulative: Tensor, bins: int) -> Tensor:
+    """Cumulative values [T, *] for at least so many bins: after their end they stay what they are."""
+    if len(cumulative) >= bins:
+        return cumulative
+    rest = cumulative[-1:].expand(bins - len(cumulative), *cumulative.shape[1:])
+    return torch.cat([cumulative, rest])
 
 
 def delayed(activations: Tensor, delay: int) -> Tensor:

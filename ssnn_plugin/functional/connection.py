@@ -99,8 +99,8 @@ def first_spike_linear(
             inputs in the window being causal (S4NN's released code), or is dropped.
         return_potential: also return the potential [*, out] at the crossing of a neuron that
             fired, at the end of the window for a silent one.
-        backend: "cpu" (numba), "reference" (plain PyTorch, any device), None for the fastest that runs
-            the neuron; leaks and time constants per neuron are plain PyTorch.
+        backend: "cpu" (numba), "triton" (CUDA), "reference" (plain PyTorch, any device), None for the fastest
+            that runs the neuron; leaks and time constants per neuron are plain PyTorch.
 
     Returns:
         Times [*, out], or (times, potential).

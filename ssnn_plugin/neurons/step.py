@@ -118,6 +118,7 @@ class IF(SeparableNeuron):
         if silent:
             last = torch.nextafter(crossing.new_tensor(t_max), crossing.new_zeros(()))
             crossing = crossing.minimum(last)
+        crossing = torch.where(crossing == 0, 0.0, crossing)  # the next number after -0.0 is not negative
         return (crossing.contiguous().view(whole) + 1).view(crossing.dtype)
 
     def of_bias(self, crossing: Tensor, t_max: float) -> Tensor:

@@ -65,5 +65,6 @@ class WindowedRamp(Neuron):
             refuse_bad_samples(NAN_POTENTIAL)
         least = self.start + self.threshold - t_max
         advance = torch.nn.functional.threshold(v.clamp(max=self.threshold), least, -math.inf)
-        at_end = (v + (t_max - self.start)).masked_fill(v > least, self.threshold)
-        return self.start + self.threshold - advance, at_end
+        spikes = self.start + self.threshold - advance
+        spikes = spikes.masked_fill(spikes >= t_max, math.inf)  # to which a time may be rounded
+        return spikes, (v + (t_max - self.start)).masked_fill(spikes.isfinite(), self.threshold)

@@ -12,6 +12,7 @@ from .. import _checks
 from ..functional.bins import Bins, NeuronsInBins, bins_to_times, potential_at_crossing, times_to_bins
 from ..surrogate import Arctan, LatchGradient
 from .connection import SpikeConnection
+from .rows import keep_up, runs_in_a_row
 
 # Modules of torch that only change the shape of a sample.
 SHAPING = nn.Flatten, nn.Unflatten, nn.Identity
@@ -71,14 +72,16 @@ class InBins(nn.Module):
     def layers(self, times: Tensor) -> list[Bins]:
         """What the inputs and every module send on over the bins of the window."""
         modules = list(_in_a_row(self.network))
-        window = next((m.t_max for m in self.network.modules() if isinstance(m, SpikeConnection)), None)
-        if window is None:
+        windows = [m.t_max for m in self.network.modules() if isinstance(m, SpikeConnection)]
+        if not windows:
             raise TypeError(f"network must hold a layer of neurons such as SpikeLinear, got {self.network!r}")
+        keep_up(self.network)
         last = next(module for module in reversed(modules) if not isinstance(module, SHAPING))
         device = times.device.type
         half = torch.is_autocast_enabled(device)
-        _checks.whole_and_positive("t_max", window)
-        outputs = [Bins(times_to_bins(times, int(window)))]
+        for window in windows:
+            _checks.whole_and_positive("t_max", window)
+        outputs = [Bins(times_to_bins(times, int(max(windows))))]
         for module in modules:
             inputs = outputs[-1]
             if module is last:
@@ -93,7 +96,7 @@ def in_bins(module: nn.Module, inputs: Bins, gradient: LatchGradient) -> Bins:
 
     A module of your own needs a method `in_bins(inputs, gradient)` that returns `functional.bins.Bins`.
     """
-    if isinstance(module, nn.Sequential):
+    if isinstance(module, nn.Sequential) and runs_in_a_row(module):
         for child in module:
             inputs = in_bins(child, inputs, gradient)
         return inputs
@@ -119,7 +122,7 @@ def _each_bin(module: nn.Module, bins: Tensor) -> Tensor:
 
 def _in_a_row(module: nn.Module) -> Iterator[nn.Module]:
     """The modules of nested sequences, in the order in which they run."""
-    if isinstance(module, nn.Sequential):
+    if isinstance(module, nn.Sequential) and runs_in_a_row(module):
         for child in module:
             yield from _in_a_row(child)
     else:

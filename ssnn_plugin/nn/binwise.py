@@ -131,9 +131,15 @@ class SpikeReadout(nn.Module):
         return _integrate(currents, response) + rest
 
     def _linear(self) -> nn.Linear | None:
-        """The only module of the weights, if it is a Linear on spike times."""
-        modules = list(self.currents.function.children())
-        alone = len(modules) == 1 and self.currents.constant == (False,)
+        """The weights, if they are a Linear on spike times and nothing else is computed."""
+        function = self.currents.function
+        modules = list(function.children())
+        if isinstance(function, torch.fx.GraphModule):
+            steps = [node.op for node in function.graph.nodes if node.op not in ("placeholder", "output")]
+            alone = steps == ["call_module"]
+        else:
+            alone = len(modules) == 1
+        alone = alone and self.currents.constant == (False,)
         return modules[0] if alone and type(modules[0]) is nn.Linear else None
 
     def _closed_form(self, times: Tensor, linear: nn.Linear) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from .. import _checks
 from .connection import SpikeConnection
@@ -41,8 +40,8 @@ def calibrate(
         The fraction that each connection reached, under the name of its module, in order.
 
     Raises:
-        ValueError: a fraction out of reach, as it is without positive weights; a fraction out of range;
-            layers without connections, or with one that was not called.
+        ValueError: a fraction out of reach, as it is without positive weights; a fraction out of range; no
+            samples; layers without connections, or with one that was not called.
 
     Source: calibration before training as Zhu et al. 2023 do, who bisect the thresholds.
 
@@ -57,6 +56,9 @@ def calibrate(
     [[inf, inf, 3.0, 3.0]]
     """
     _checks.wanted_fraction(fraction)
+    _checks.not_negative("tolerance", tolerance)
+    if not times.numel():
+        raise ValueError(f"times must hold samples to calibrate on, got shape {list(times.shape)}")
     network = _network(layers)
     named = _connections(network)
     reached: dict[str, float] = {}
@@ -145,7 +147,7 @@ def _bisect(layer: SpikeConnection, fires: Callable[[], float], fraction: float,
     tried: dict[float, float] = {}
 
     def at(octave: float) -> float:
-        _assign(layer, weight * 2.0**octave)
+        layer.assign_weight(weight * 2.0**octave)
         tried[octave] = fires()
         return tried[octave]
 
@@ -167,7 +169,7 @@ def _bisect(layer: SpikeConnection, fires: Callable[[], float], fraction: float,
         at(far)
     if short(far):
         least, most = at(-DISTANCES[-1]), at(DISTANCES[-1])
-        _assign(layer, weight)
+        layer.assign_weight(weight)
         raise _OutOfReach(f"{least:.3g} ... {most:.3g}")
     low, high = sorted((near, far))
     for _ in range(STEPS):
@@ -179,10 +181,3 @@ def _bisect(layer: SpikeConnection, fires: Callable[[], float], fraction: float,
         else:
             high = middle
     return at(closest())
-
-
-def _assign(layer: SpikeConnection, weight: Tensor) -> None:
-    if parametrize.is_parametrized(layer, "weight"):
-        layer.weight = weight  # type: ignore[assignment]
-    else:
-        layer.weight.copy_(weight)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import _checks
 from ..functional.silent import overdue_times
 from ..neurons import WindowedRamp
+from .calibration import evaluating
 from .decision import Decision
 from .linear import SpikeLinear
 from .scaling import MinMaxScaling
@@ -149,10 +150,8 @@ class SpikeClassifier(nn.Module):
     @torch.no_grad()
     def decide(self, images: Values) -> Decision:
         """Classes, when they were decided and after how many spikes; layer by layer, without dropout."""
-        training = self.training
-        decision = SpikeSequential(*self.eval().layers).decide(self.encode(self.features(images)))
-        self.train(training)
-        return decision
+        with evaluating(self):
+            return SpikeSequential(*self.layers).decide(self.encode(self.features(images)))
 
     def fit(
         self,

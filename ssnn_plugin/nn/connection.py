@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .. import _checks
 from ..functional import drop_spikes
-from ..functional.bins import Bins, NeuronsInBins, integrate
+from ..functional.bins import Bins, NeuronsInBins, going_on, integrate
 from ..functional.connection import how_to_fire
 from ..functional.pool import AveragePool
 from ..neurons import IF, Neuron
@@ -95,10 +96,17 @@ class SpikeConnection(nn.Module):
         """Draw the weights anew from `init_range` and set the bias to 0."""
         # What is drawn does not depend on how the weights lie in memory.
         drawn = torch.empty_like(self.weight, memory_format=torch.contiguous_format)
-        with torch.no_grad():
-            self.weight.copy_(drawn.uniform_(*self.init_range))
+        self.assign_weight(drawn.uniform_(*self.init_range))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    @torch.no_grad()
+    def assign_weight(self, weight: Tensor) -> None:
+        """Take these values as the weights, also where they are computed by a parametrization."""
+        if parametrize.is_parametrized(self, "weight"):
+            self.weight = weight  # type: ignore[assignment]
+        else:
+            self.weight.copy_(weight)
 
     @staticmethod
     def _empty_weight(shape: tuple[int, ...], **factory: Any) -> Tensor:
@@ -124,7 +132,8 @@ class SpikeConnection(nn.Module):
             shortcut: cumulative currents [T, batch, *out] that are added to those of the inputs.
 
         Raises:
-            TypeError: neurons in continuous time. ValueError: a `t_max` that is no whole number of bins.
+            TypeError: neurons in continuous time. ValueError: a `t_max` that is no whole number of bins, a
+                shortcut of another shape.
         """
         neuron = self.neuron
         if not isinstance(neuron, IF):
@@ -140,7 +149,13 @@ class SpikeConnection(nn.Module):
         currents = self._currents(bins.flatten(0, 1))
         currents = currents.reshape(*bins.shape[:2], *currents.shape[1:])
         if shortcut is not None:
-            currents = currents + shortcut[: len(bins)]
+            if shortcut.shape[1:] != currents.shape[1:]:
+                raise ValueError(
+                    f"shortcut must have shape [T, {', '.join(map(str, currents.shape[1:]))}], "
+                    f"got {list(shortcut.shape)}"
+                )
+            shortcut = shortcut[:window]
+            currents = going_on(currents, len(shortcut)) + going_on(shortcut, len(currents))
         bias = None if self.bias is None else self.bias.reshape(-1, *[1] * (currents.ndim - 3))
         return NeuronsInBins(integrate(currents, window, bias, float(neuron.beta)), neuron, gradient)
 

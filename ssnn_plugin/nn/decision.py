@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import decode, encode
+from .. import _checks, decode, encode
 from ..kernels import ops
 from ..neurons import IF
 from .binwise import BinwiseLayer
@@ -74,7 +74,10 @@ def decide_event_by_event(
 
 def decide_layer_by_layer(network: SpikeSequential, inputs: Tensor, tie: str, by_potential: bool) -> Decision:
     """The same decision of any network, from the spikes of the whole window."""
-    window = next(m.t_max for m in network.modules() if isinstance(m, SpikeConnection | BinwiseLayer))
+    layer = next((m for m in network.modules() if isinstance(m, SpikeConnection | BinwiseLayer)), None)
+    if layer is None:
+        raise TypeError(f"decide needs a layer of neurons such as SpikeLinear, got {network!r}")
+    window = layer.t_max
     if inputs.dtype == torch.uint8:
         dtype = next((p.dtype for p in network.parameters()), torch.get_default_dtype())
         inputs = _latency(inputs, window).to(dtype)
@@ -92,6 +95,17 @@ def decide_layer_by_layer(network: SpikeSequential, inputs: Tensor, tie: str, by
         for handle in handles:
             handle.remove()
     return decision_of(layers, outputs, potential, tie, by_potential)
+
+
+def silent_by_potential(tie: str, all_silent: str | None) -> bool:
+    """Whether a sample without output spikes is decided by potential, by arguments of `first_to_fire`.
+
+    Raises:
+        ValueError: an unknown rule.
+    """
+    _checks.one_of("tie", tie, decode.TIES)
+    _checks.one_of("all_silent", all_silent, (None, "potential", "undecided"))
+    return all_silent == "potential" or (all_silent is None and tie != "unique")
 
 
 def decision_of(

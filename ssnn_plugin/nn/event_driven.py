@@ -12,6 +12,7 @@ from .. import _checks
 from .binwise import BinwiseLayer
 from .connection import SpikeConnection
 from .decision import Decision
+from .rows import keep_up
 from .sequential import SpikeSequential
 
 
@@ -51,21 +52,33 @@ class EventDrivenNetwork(SpikeSequential):
     def forward(self, times: Tensor, return_potential: bool = False) -> Any:
         """Times, or values [batch, *] -> times, or (times, potential)."""
         if not torch.compiler.is_compiling():
-            for update in self.follow:
-                update()
+            keep_up(self)
         self._check_input(times)
         if self.sources is None:
             return super().forward(times, return_potential)
-        outputs = [times]
+        outputs, potential = [times], None
         for layer, sources in zip(self, self.sources, strict=True):
             given = [outputs[source + 1] for source in sources]
-            last = layer is self[-1] and return_potential
-            if last and not isinstance(layer, SpikeConnection | BinwiseLayer):
-                raise TypeError(
-                    f"return_potential=True needs a last layer with neurons, got {type(layer).__name__}"
-                )
-            outputs.append(layer(*given, return_potential=True) if last else layer(*given))
-        return outputs[-1]
+            if return_potential and layer is self._last_neurons():
+                spikes, potential = layer(*given, return_potential=True)
+                outputs.append(spikes)
+            else:
+                outputs.append(layer(*given))
+                potential = None if potential is None else layer(potential)
+        return (outputs[-1], potential) if return_potential else outputs[-1]
+
+    def in_a_row(self) -> bool:
+        """As of a `SpikeSequential`; also not of a network that branches."""
+        return type(self).forward is EventDrivenNetwork.forward and self.sources is None
+
+    def _last_neurons(self) -> nn.Module:
+        """The last layer but for what flattens its outputs."""
+        last = next((layer for layer in reversed(self) if not isinstance(layer, nn.Flatten)), None)
+        if not isinstance(last, SpikeConnection | BinwiseLayer):
+            raise TypeError(
+                f"return_potential=True needs a last layer with neurons, got {type(last).__name__}"
+            )
+        return last
 
     def decide(self, inputs: Tensor, *, tie: str = "potential", all_silent: str | None = None) -> Decision:
         """As of a `SpikeSequential`, layer by layer.

@@ -13,7 +13,7 @@ from ..functional import (
     first_spike_conv2d,
     first_spike_linear,
 )
-from ..functional.bins import Bins
+from ..functional.bins import Bins, going_on
 from ..surrogate import LatchGradient
 from .bins import in_bins
 from .connection import SpikeConnection
@@ -55,8 +55,8 @@ class EarliestSpikeResidual(nn.Module):
 
     def in_bins(self, inputs: Bins, gradient: LatchGradient) -> Bins:
         """Over the bins of a window, [T, batch, *] -> [T, batch, *]: from the bin on of the earlier spike."""
-        spikes = in_bins(self.block, inputs, gradient).activations
-        return Bins(torch.maximum(spikes, inputs.activations))
+        spikes, shortcut = in_bins(self.block, inputs, gradient).activations, inputs.activations
+        return Bins(torch.maximum(going_on(spikes, len(shortcut)), going_on(shortcut, len(spikes))))
 
 
 class AddedCurrentResidual(nn.Module):

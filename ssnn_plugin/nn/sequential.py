@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import _checks, decode
 from .binwise import BinwiseLayer
 from .connection import SpikeConnection
-from .decision import Decision, decide_event_by_event, decide_layer_by_layer
+from .decision import Decision, decide_event_by_event, decide_layer_by_layer, silent_by_potential
 
 
 class SpikeSequential(nn.Sequential):
@@ -48,6 +47,10 @@ class SpikeSequential(nn.Sequential):
             times, potential = layer(times), layer(potential)
         return times, potential
 
+    def in_a_row(self) -> bool:
+        """Whether a call runs the layers one after the other; of a subclass, whether it still does."""
+        return type(self).forward is SpikeSequential.forward
+
     @torch.no_grad()
     def decide(self, inputs: Tensor, *, tie: str = "potential", all_silent: str | None = None) -> Decision:
         """The class of the first output spike, found in one pass over the network that stops there.
@@ -76,9 +79,7 @@ class SpikeSequential(nn.Sequential):
         >>> decision.winner, decision.time, decision.spikes.tolist()  # inputs, outputs
         (tensor([1, 0]), tensor([3., 2.]), [[1, 1], [1, 1]])
         """
-        _checks.one_of("tie", tie, decode.TIES)
-        _checks.one_of("all_silent", all_silent, (None, "potential", "undecided"))
-        by_potential = all_silent == "potential" or (all_silent is None and tie != "unique")
+        by_potential = silent_by_potential(tie, all_silent)
         found = None
         if type(self) is SpikeSequential:
             found = decide_event_by_event(self, inputs, tie, by_potential)

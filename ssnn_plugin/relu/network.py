@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .. import _checks, decode
+from .. import _checks
 from ..kernels.status import NAN_POTENTIAL, refuse_bad_samples
 from ..nn import Decision
-from ..nn.decision import decision_of
+from ..nn.decision import decision_of, silent_by_potential
 from .follow import INPUT, OUTPUT
 from .neurons import RampNeurons, spike_times
 
@@ -52,7 +52,7 @@ class Activity:
             for name, leads in self.leads.items()
             if name not in (INPUT, OUTPUT)
         ]
-        return torch.stack(costs).sum() / len(self.potential)
+        return sum(costs, self.potential.new_zeros(())) / len(self.potential)
 
 
 class _Watch(fx.Interpreter):
@@ -177,9 +177,7 @@ class RampNetwork(nn.Module):
             TypeError, ValueError: as calling the network; outputs that are not [batch, classes], an unknown
                 rule.
         """
-        _checks.one_of("tie", tie, decode.TIES)
-        _checks.one_of("all_silent", all_silent, (None, "potential", "undecided"))
-        by_potential = all_silent == "potential" or (all_silent is None and tie != "unique")
+        by_potential = silent_by_potential(tie, all_silent)
         found = self.activity(inputs)
         layers = list(found.times.values())
         return decision_of(layers, layers[-1], found.potential, tie, by_potential)
