@@ -65,9 +65,8 @@ def pages() -> list[Path]:
     return [page for page in candidates if BLOCK.search(page.read_text(encoding="utf-8"))]
 
 
-def renewed(text: str) -> str:
+def renewed(text: str, runs: Sequence[Record]) -> str:
     """A page with the tables that the records give."""
-    runs = records.read_all(records.RESULTS)
     return BLOCK.sub(lambda match: f"{match[1]}\n{_table(match[2], runs)}\n\n{match[3]}", text)
 
 
@@ -150,21 +149,21 @@ KINDS: dict[str, Callable[[Sequence[Record], str], pd.DataFrame]] = {
 }
 
 
-def draw() -> None:
+def draw(runs: Sequence[Record]) -> None:
     """The figures of accuracy against spikes that the pages show."""
     from reproductions.figures import accuracy_against_spikes  # matplotlib, which tables do without
 
-    runs = records.read_all(records.RESULTS)
     for dataset in ("mnist", "fashion-mnist"):
         figure = accuracy_against_spikes([run for run in runs if run.dataset == dataset])
         figure.savefig(ROOT / "docs" / "figures" / f"accuracy-spikes-{dataset}.png", dpi=150)
 
 
 def main() -> None:
-    draw()
+    runs = records.read_all(records.RESULTS)
+    draw(runs)
     for page in pages():
         text = page.read_text(encoding="utf-8")
-        if (new := renewed(text)) != text:
+        if (new := renewed(text, runs)) != text:
             page.write_text(new, encoding="utf-8")
             print(f"written: {page.relative_to(ROOT)}")
 

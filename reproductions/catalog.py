@@ -69,8 +69,10 @@ def validated(content: dict[str, Any], source: str, implementation: Implementati
     """
     if "implementation" not in content:
         raise SuiteError(f"{source}: implementation: missing key")
-    names = (implementation.name,) if implementation else methods.names()
-    if (name := content["implementation"]) not in names:
-        allowed = ", ".join(map(repr, names))
-        raise SuiteError(f"{source}: implementation: must be one of {allowed}, got {name!r}")
+    name = content["implementation"]
+    if implementation or name not in methods.IMPLEMENTATIONS:  # else in all that is installed
+        names = (implementation.name,) if implementation else methods.names()
+        if name not in names:
+            allowed = ", ".join(map(repr, names))
+            raise SuiteError(f"{source}: implementation: must be one of {allowed}, got {name!r}")
     return parsed((implementation or methods.find(name)).settings, content, source)

@@ -66,12 +66,11 @@ def s4nn_train(
     Source: Kheradpisheh & Masquelier 2020; dropout is ours.
 
     >>> import torch
-    >>> weight = torch.tensor([[60.0, 50.0], [60.0, 50.0]])
+    >>> weight = torch.tensor([[60.0, 50.0], [60.0, 50.0]]).double()
     >>> done = s4nn_train([weight], torch.tensor([[3.0, 7.0]]), torch.tensor([0]), thresholds=[100.0],
     ...                   learning_rates=[1.0], weight_decay=0.0, gamma=3, t_max=256)
-    >>> weight  # the label ties: the other output is pushed back by a step of norm 1
-    tensor([[60., 50.],
-            [59., 49.]])
+    >>> weight.tolist()  # the label ties: the other output is pushed back by a step of norm 1
+    [[60.0, 50.0], [59.0, 49.0]]
     """
     depth = len(weights)
     drop = [0.0] * depth if dropout is None else list(dropout)

@@ -3,7 +3,7 @@ import functools
 import pytest
 import torch
 
-from reproductions import datasets
+from reproductions import datasets, records
 
 
 def pytest_collection_modifyitems(items):
@@ -33,7 +33,10 @@ def set_threads():
 
 @pytest.fixture(scope="module")
 def cheap_runs():
-    """For tiny runs: the digits are parsed once."""
+    """For tiny runs: the digits are parsed once, and versions and commit are looked up once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "_digits", functools.cache(datasets._digits))
+        patch.setitem(datasets.OF_ONE_FORM, "digits", functools.cache(datasets.OF_ONE_FORM["digits"]))
+        for name in ("commit", "versions"):
+            patch.setattr(records, name, functools.cache(getattr(records, name)))
+        assert datasets.load("digits", "train") is datasets.load("digits", "train")
         yield

@@ -5,6 +5,7 @@ import itertools
 import math
 import time
 
+import memory_steps
 import pytest
 import torch
 from torch import nn
@@ -57,22 +58,14 @@ def test_the_loop_has_the_weights_and_first_spikes_of_the_network_on_times():
     assert (decode.spikes_to_times(trains) == expected).double().mean() > 0.999
 
 
-def takes_32_mib():
-    return lambda inputs, labels: torch.ones(len(inputs), 2**23).sum() if len(inputs) == 1 else None
-
-
 def test_peak_memory_is_what_a_step_takes():
-    peak = memory.peak(takes_32_mib, torch.zeros(1, 1), torch.zeros(1), warm_up=0)
+    peak = memory.peak(memory_steps.takes_32_mib, torch.zeros(1, 1), torch.zeros(1), warm_up=0)
     assert 32 <= peak < 40
-
-
-def fails():
-    raise ValueError("no step")
 
 
 def test_a_step_that_fails_where_memory_is_measured_is_told(capfd):
     with pytest.raises(RuntimeError, match="measures memory ended with exit code 1"):
-        memory.peak(fails, torch.zeros(1, 1), torch.zeros(1))
+        memory.peak(memory_steps.fails, torch.zeros(1, 1), torch.zeros(1))
     assert "ValueError: no step" in capfd.readouterr().err
 
 

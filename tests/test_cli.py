@@ -1,15 +1,13 @@
 import errno
-import os
+import io
 import re
-import subprocess
+import runpy
 import sys
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from tiny_runs import config, content, execute, record, with_response, write_toml
 
-import reproductions
 from reproductions import __main__ as cli
 from reproductions import catalog, figures, records, sweep
 from reproductions.errors import run_command_line
@@ -138,13 +136,15 @@ def test_errors_are_told_and_exit_with_2(call, tmp_path, arguments, message):
     assert message in re.sub(r"\x1b\[[0-9;]*m", "", err)
 
 
-def test_an_error_comes_without_traceback_through_python_m(tmp_path):
-    command = [sys.executable, "-m", "reproductions", "table", "--results-dir", str(tmp_path)]
-    root = Path(reproductions.__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {tmp_path}: no records there")
-    assert "Traceback" not in done.stderr
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules.*:RuntimeWarning")
+def test_an_error_comes_without_traceback_through_python_m(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reproductions", "table", "--results-dir", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("reproductions", run_name="__main__", alter_sys=True)
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert err.startswith(f"error: {tmp_path}: no records there")
+    assert "Traceback" not in err
 
 
 def test_a_config_of_another_method_is_refused(call, tmp_path):
@@ -360,19 +360,15 @@ def test_response_times_show_every_sample(t_max):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_list_on_a_terminal_without_all_characters(tiny_suite, tmp_path, encoding):
+def test_list_on_a_terminal_without_all_characters(tiny_suite, tmp_path, encoding, monkeypatch):
     write_toml(tiny_suite, content() | {"description": "small digits, \u2264 3 epochs"})
-    code = (
-        "import pathlib; from reproductions import catalog; "
-        f"catalog.CONFIGS = pathlib.Path({str(tiny_suite.parent)!r}); "
-        "from reproductions.__main__ import *; sys.argv = ['reproductions', 'list', '--results-dir', '.']; "
-        "run_command_line(app)"
-    )
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "200"}
-    environment["PYTHONPATH"] = str(Path(reproductions.__file__).parents[1])
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert rb"\u2264 3 epochs" in done.stdout
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "argv", ["reproductions", "list", "--results-dir", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        run_command_line(cli.app)
+    assert not ended.value.code
+    assert rb"\u2264 3 epochs" in terminal.buffer.getvalue()
 
 
 def test_an_error_of_the_disk_comes_without_traceback(call, recorded, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import importlib
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -29,13 +30,15 @@ FILES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """The files of the page, where Python finds them."""
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory):
+    """The files of the page, where Python finds them: once, as what is imported anew is compiled anew."""
+    folder = tmp_path_factory.mktemp("page")
     for name, code in FILES.items():
-        (tmp_path / name).write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
+        (folder / name).write_text(code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
     for name in FILES:
         sys.modules.pop(name.removesuffix(".py"), None)
 
@@ -85,14 +88,14 @@ def test_the_neuron_has_exact_gradients(backend):
 
 def test_the_neuron_runs_in_every_layer_and_has_values_per_neuron():
     cls = importlib.import_module("saturating").SaturatingRamp
-    layer = SpikeConv2d(2, 4, 3, cls(tau=2.0), t_max=8.0, groups=2)
-    assert layer(3 * torch.rand(2, 2, 6, 6)).isfinite().any()
+    layer = SpikeConv2d(2, 4, 3, cls(tau=2.0), t_max=8.0, groups=2, dtype=torch.float64)
+    assert layer(3 * torch.rand(2, 2, 6, 6, dtype=torch.float64)).isfinite().any()
     times, weight = _example()
     tau = torch.linspace(1, 2, 7, dtype=torch.float64).requires_grad_()
     together = first_spike_linear(times, weight, cls(0.7, tau=tau), t_max=6.0)
     for j in (0, 6):
-        alone = first_spike_linear(times, weight[j : j + 1], cls(0.7, tau=float(tau[j])), t_max=6.0)
-        torch.testing.assert_close(together[:, j : j + 1], alone)
+        alike = first_spike_linear(times, weight, cls(0.7, tau=float(tau[j])), t_max=6.0)
+        torch.testing.assert_close(together[:, j], alike[:, j])
     together[together.isfinite()].sum().backward()
     assert tau.grad.all()
 
@@ -119,14 +122,16 @@ def test_what_is_compiled_for_the_neuron_does_not_stay_behind(folder, tmp_path):
     # One of the functions that a layer's kernel is made of: the whole of it would be compiled no differently.
     code = "from ssnn_plugin import ExpPSP; from ssnn_plugin.kernels.cpu.currents import slope_after; "
     run = "slope_after({}.compiled(), 1.0, 1.0, 0.5)"
+    page = shutil.copytree(folder, tmp_path / "page")
+    paths = [str(page), *(path for path in sys.path if path != str(folder))]
     environment = os.environ | {
         "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
-        "PYTHONPATH": os.pathsep.join(sys.path),
+        "PYTHONPATH": os.pathsep.join(paths),
     }
     own = "from saturating import SaturatingRamp; " + run.format("SaturatingRamp()")
     for line in (own, run.format("ExpPSP()")):
         subprocess.run([sys.executable, "-c", code + line], check=True, env=environment)
-        (folder / "saturating.py").unlink(missing_ok=True)
+        (page / "saturating.py").unlink(missing_ok=True)
     assert len(list((tmp_path / "cache").rglob("currents.slope_after-*.nbc"))) == 1
 
 

@@ -30,8 +30,8 @@ def test_the_draw_takes_as_many_of_each_class():
     assert len(few_labels.draw(images, None, 0)) == 42
 
 
-@pytest.fixture
-def record(monkeypatch, tmp_path):
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
     settings = few_labels.read()
     network = settings.network.model_copy(update={"steps": 60, "learning_rate": 1e-2})
     settings = settings.model_copy(update={"per_class": [5], "network": network})
@@ -42,11 +42,12 @@ def record(monkeypatch, tmp_path):
         forms.append(form)
         return parts[split]
 
-    monkeypatch.setattr(datasets, "load", load)
-    seen, form = [], Form(size=(4, 4))
-    record = few_labels.study(
-        "easy", form, Features(extractor="raw"), settings, 2, None, tmp_path, seen.append
-    )
+    seen, form, cache = [], Form(size=(4, 4)), tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load", load)
+        record = few_labels.study(
+            "easy", form, Features(extractor="raw"), settings, 2, None, cache, seen.append
+        )
     assert record.results == seen
     assert set(forms) == {form}
     return record

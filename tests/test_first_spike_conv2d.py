@@ -142,8 +142,16 @@ def _on_patches(times, weight, bias, neuron, stride, padding, dilation, groups, 
         (IF(1.0, delay=2, beta=0.97), True, True),
     ],
 )
-@pytest.mark.parametrize("out", [8, 44])  # with fewer and with more outputs in a group than a vector holds
-@pytest.mark.parametrize("geometry", GEOMETRIES)
+# With fewer and with more outputs in a group than a vector holds, and with some between.
+@pytest.mark.parametrize(
+    ("geometry", "out"),
+    [
+        pytest.param(g, out, marks=pytest.mark.slow if out > 8 and g["groups"] == 4 else [])
+        for g in GEOMETRIES
+        for out in (8, 44)
+    ],
+    ids=str,
+)
 @on_every_backend
 def test_a_convolution_is_a_linear_layer_on_every_patch(backend, geometry, out, neuron, with_bias, whole):
     t_max, generator = 256, torch.Generator().manual_seed(0)

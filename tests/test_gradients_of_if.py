@@ -19,8 +19,6 @@ INF = math.inf
 RULES = ["latency", "surrogate", "local_slope"]
 REACH = 4
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def _simulate(times, weight, neuron, t_max, bias=None):
     """Of one sample; between bins where the times are."""

@@ -281,7 +281,7 @@ def test_step_and_layer_compile():
     _same_compiled(_step_and_layer(Parameters()), *inputs, backend="inductor")
 
 
-@pytest.mark.parametrize("method", ["latency", "super"])
+@pytest.mark.parametrize("method", ["latency", pytest.param("super", marks=pytest.mark.slow)])
 def test_step_and_layer_trace_into_one_graph(method):
     def network(currents, start, v_th, tau_mem_inv):
         return _step_and_layer(Parameters(v_th, tau_mem_inv, method))(currents, start)

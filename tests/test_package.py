@@ -19,12 +19,38 @@ MODULES = ["ssnn_plugin", "ssnn_plugin.functional", "ssnn_plugin.nn"]
 HEAVY = {"snntorch", "norse", "pandas", "matplotlib", "torchvision", "numba"}
 
 
-def test_import_is_light():
-    code = "import sys, ssnn_plugin; print(*{name.split('.')[0] for name in sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    imported = set(done.stdout.split())
-    assert "torch" in imported
-    assert not imported & HEAVY
+IMPORT = """
+import sys, torch, ssnn_plugin
+print(*{name.split(".")[0] for name in sys.modules})
+from ssnn_plugin.kernels.backends import select
+print(select(None, torch.device("cpu"), ssnn_plugin.IF()), "triton" in sys.modules)
+import ssnn_plugin.suite, reproductions
+print(reproductions.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """What a process in another folder says after each import."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT],
+        cwd=tmp_path_factory.mktemp("elsewhere"),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+def test_import_is_light(imported):
+    modules = set(imported[0].split())
+    assert "torch" in modules
+    assert not modules & HEAVY
+
+
+def test_choosing_a_backend_for_the_cpu_imports_no_other(imported):
+    assert imported[1] == "cpu False"
 
 
 SAVE = """
@@ -115,18 +141,8 @@ def test_the_citation_is_of_this_version():
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_suite_is_importable_from_any_folder(tmp_path):
-    code = "import ssnn_plugin.suite, reproductions; print(reproductions.__file__)"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == str(ROOT / "reproductions" / "__init__.py")
+def test_the_suite_is_importable_from_any_folder(imported):
+    assert imported[2] == str(ROOT / "reproductions" / "__init__.py")
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,6 @@ INF, NAN = math.inf, math.nan
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def _random_times(shape, t_max=12, dtype=torch.float64, seed=0):
     """Whole bins, a third of them silent."""
     times = torch.randint(0, t_max * 3 // 2, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

@@ -91,6 +91,7 @@ def test_numbers_are_sorted_as_numbers(page):
     assert _column(page, "mnist", "method") == ["few", "s4nn"]
 
 
+@pytest.mark.slow
 def test_rows_without_a_number_stay_last(page):
     for expected in (["s4nn", "few"], ["s4nn", "few"]):
         _heading(page, "mnist", "published").click()
@@ -105,6 +106,7 @@ def test_the_filter_leaves_rows_of_its_name(page):
     assert _column(page, "mnist", "method") == ["few", "s4nn"]
 
 
+@pytest.mark.slow
 def test_the_rule_chooses_accuracy_and_difference(page):
     assert _column(page, "mnist", "accuracy") == ["91.00 ± 0.00", "91.00 ± 0.00"]
     place = _drawn(page, "mnist", "Accuracy against spikes")
@@ -114,6 +116,7 @@ def test_the_rule_chooses_accuracy_and_difference(page):
     assert page.evaluate("place => views.get(place).signal('rule')", place.element_handle()) == "lenient"
 
 
+@pytest.mark.slow
 def test_columns_are_chosen(page):
     assert _column(page, "mnist", "epochs") == []
     page.locator("#columns summary").click()
@@ -123,6 +126,7 @@ def test_columns_are_chosen(page):
     assert _column(page, "mnist", "network") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("title", "point"), [("Accuracy if stopped at time t", [1 / 16, 100]), ("Learning curves", [2, 30])]
 )
@@ -164,6 +168,7 @@ def test_a_seed_opens_its_record(page, file):
     assert page.evaluate("location.hash") == ""
 
 
+@pytest.mark.slow
 def test_the_address_of_a_record_opens_it(open_page, file):
     silent = runs()[-1]
     page = open_page(file, anchor=f"#{identity(silent)}")
@@ -173,6 +178,7 @@ def test_the_address_of_a_record_opens_it(open_page, file):
     assert told == "label 3, no output spike"
 
 
+@pytest.mark.slow
 def test_the_raster_of_a_method_is_drawn(page):
     choice = page.locator("#data-digits [data-raster]")
     choice.scroll_into_view_if_needed()

@@ -55,17 +55,23 @@ def test_compiled_equals_eager(way):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_training_step_compiles_with_its_loss():
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+def test_a_training_step_compiles_with_its_loss(backend):
     net, x, labels = Net().sequential(sequence=True), inputs(), torch.tensor([0, 1, 2, 0])
 
     def loss(x):
         spk, mem = net(x)
         return ce_temporal_loss()(spk, labels, mem) + mse_temporal_loss()(spk, labels)
 
+    def outcome(function):
+        reset(net)
+        value = function(x)
+        return value, *torch.autograd.grad(value, list(net.parameters()), allow_unused=True)
+
     torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(x)
-    reset(net)
-    torch.testing.assert_close(compiled, loss(x))
+    compiled = outcome(torch.compile(loss, fullgraph=True, backend=backend))
+    for found, expected in zip(compiled, outcome(loss), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("sequence", [False, True])

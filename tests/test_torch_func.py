@@ -13,7 +13,6 @@ from ssnn_plugin.nn import SpikeConv2d
 from ssnn_plugin.snntorch import SingleSpike, latency
 
 T = 12
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _image():

@@ -3,6 +3,7 @@
 The interpreter has to be asked for before triton is imported, so that it runs in a process of its own.
 """
 
+import itertools
 import math
 import os
 import subprocess
@@ -16,7 +17,7 @@ from marks import in_both_precisions
 
 from ssnn_plugin import IF, LIF, ReLPSP, WindowedRamp
 from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear
-from ssnn_plugin.kernels.backends import BACKENDS
+from ssnn_plugin.kernels.backends import BACKENDS, select
 
 pytestmark = pytest.mark.skipif(not BACKENDS["triton"].installed, reason="needs triton")
 
@@ -100,7 +101,7 @@ def test_whole_weights_give_equal_spikes_and_gradients(neuron, with_bias, dtype)
     times, weight, bias = whole_numbers(dtype, (5, 11), (6, 11))
     times[0] = INF
     inputs = times, weight, bias if with_bias else None
-    pairs = list(both(first_spike_linear, inputs, neuron, 7, silent_gradient=dtype == torch.float64))
+    pairs = list(both(first_spike_linear, inputs, neuron, 7, silent_gradient=with_bias))
     assert 0.1 < pairs[0][1].isfinite().double().mean() < 0.95
     for ours, reference in pairs:
         assert ours.dtype == dtype
@@ -123,15 +124,15 @@ def test_any_weights_give_equal_spikes(neuron, dtype):
 
 @of_kernels
 @pytest.mark.parametrize(
-    ("dtype", "with_bias"),
+    ("neuron", "dtype", "with_bias"),
     [
-        (torch.float32, True),
-        (torch.float64, False),
-        pytest.param(torch.float32, False, marks=pytest.mark.slow),
-        pytest.param(torch.float64, True, marks=pytest.mark.slow),
+        pytest.param(neuron, dtype, with_bias, marks=[] if (dtype, with_bias) == plain else pytest.mark.slow)
+        for neuron, plain in zip(NEURONS, itertools.cycle([(torch.float32, True), (torch.float64, False)]))
+        for dtype in (torch.float32, torch.float64)
+        for with_bias in (True, False)
     ],
+    ids=repr,
 )
-@pytest.mark.parametrize("neuron", NEURONS, ids=repr)
 def test_neurons_in_continuous_time(neuron, with_bias, dtype):
     times, weight, bias, t_max = random_layer(3, dtype=torch.zeros(0, dtype=dtype).numpy().dtype)
     inputs = tensors(times, weight, bias if with_bias else None, dtype=dtype)
@@ -152,7 +153,9 @@ SMALL = {"stride": (1, 1), "padding": 0, "dilation": (1, 1), "groups": 1}
 
 @of_kernels
 @pytest.mark.parametrize("geometry", [SMALL, *(pytest.param(g, marks=pytest.mark.slow) for g in GEOMETRIES)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, pytest.param(torch.channels_last, marks=pytest.mark.slow)]
+)
 def test_convolutions_of_steps(geometry, layout):
     groups = geometry["groups"]
     for neuron, with_bias in ((IF(4.0, delay=1), False), (IF(2.0, beta=0.5), True)):
@@ -198,6 +201,14 @@ def test_parts_of_the_rows_and_of_the_sums_and_torchs_sort_change_nothing(monkey
 
 
 @of_kernels
+def test_the_interpreter_is_not_what_runs_unless_it_is_asked_for():
+    if DEVICE == "cpu":
+        assert select(None, torch.device("cpu"), IF()) == "cpu"
+    times, weight = torch.zeros(1, 1, device=DEVICE), torch.ones(1, 1, device=DEVICE)
+    assert first_spike_linear(times, weight, IF(0.5), t_max=8, backend="triton").item() == 0
+
+
+@of_kernels
 def test_a_window_too_long_for_tables_of_the_leak_is_left_to_the_reference(monkeypatch):
     from ssnn_plugin.kernels import triton
 
@@ -212,7 +223,7 @@ def test_a_window_too_long_for_tables_of_the_leak_is_left_to_the_reference(monke
 
 @of_kernels
 @pytest.mark.parametrize("neuron", [IF(1.0), IF(1.0, beta=0.5), ReLPSP()], ids=repr)
-@pytest.mark.parametrize("odd", [NAN, INF])
+@pytest.mark.parametrize("odd", [NAN, pytest.param(INF, marks=pytest.mark.slow)])
 def test_weights_that_no_spike_reads_do_not_matter(neuron, odd):
     """Of silent inputs, of inputs after the window, and after all outputs have fired."""
     times = torch.tensor([[0.0, INF, 8.0, *[7.0] * 6]], device=DEVICE)
