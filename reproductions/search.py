@@ -154,7 +154,10 @@ def _study(path: Path, folder: Path) -> optuna.Study:
 
 def _keep_to(study: optuna.Study, what: str, value: Any, storage: Path) -> None:
     """Refuse a study that was begun with another value."""
-    if study.user_attrs.get(what, value) != value:
+    known = study.user_attrs.get(what, value)
+    if isinstance(known, dict):
+        known = {key: known[key] for key in known if key != "give_up"}  # which the first searches kept
+    if known != value:
         raise SuiteError(f"{storage}: begun with another {what}; name another folder")
     study.set_user_attr(what, value)
 

@@ -16,6 +16,7 @@ import torch
 
 from . import catalog, records
 from .errors import SuiteError
+from .locks import locked
 from .runner import Run, execute, name_with_epochs
 from .sweep_progress import Board, FileProgress
 
@@ -160,8 +161,10 @@ def sweep(runs: Sequence[Run], engine: Engine, board: Board) -> list[Failure]:
         SuiteError: the engine cannot be had.
     """
     for run in runs:
-        if run.overwrite:
-            run.checkpoint.unlink(missing_ok=True)
+        if run.overwrite and run.checkpoint.exists():
+            # Whoever is at it keeps it: what is wrong then is told when the run begins.
+            with contextlib.suppress(SuiteError, OSError), locked(run.lock, "another process is at it"):
+                run.checkpoint.unlink(missing_ok=True)
     left = {(run.name, run.seed): run for run in runs}
     failures: list[Failure] = []
     restarts = 0

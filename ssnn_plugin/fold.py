@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TypeAlias
 
 from torch import Tensor, fx, nn
@@ -10,6 +11,7 @@ from ._builder import check_plain_weights
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 CONNECTIONS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+SIZES = ("size", "dim", getattr)
 Connection: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
@@ -91,14 +93,21 @@ def _check_order(parent: nn.Module, norm: nn.Module, connection: nn.Module) -> N
     if type(parent).forward is nn.Sequential.forward:
         return
     try:
-        graph = _Children().trace(parent)
+        graph = _Children().trace(copy.deepcopy(parent))  # a copy, as `forward` may keep what it computes
     except Exception:  # as many as there are models
         return
     of = {node: parent.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
     for node, module in of.items():
-        given = node.all_input_nodes[0]
-        if module is norm and (of.get(given) is not connection or len(given.users) > 1):
+        if module is norm and of.get(_given(node, of)) is not connection:
             raise ValueError(f"{type(parent).__name__} does something else with the module before it")
+
+
+def _given(node: fx.Node, of: dict[fx.Node, nn.Module]) -> fx.Node | None:
+    """What a call takes, in front of an `Identity` too; None if something else computes with it."""
+    given = next(iter(node.all_input_nodes), None)
+    if given is None or sum(user.target not in SIZES for user in given.users) > 1:
+        return None
+    return _given(given, of) if isinstance(of.get(given), nn.Identity) else given
 
 
 def fold_into(connection: nn.Linear | nn.Conv1d | nn.Conv2d, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:

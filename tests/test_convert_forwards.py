@@ -331,9 +331,10 @@ def test_a_potential_comes_through_a_flattening_behind_branches():
 
         def forward(self, x):
             spikes = self.lif1(self.conv1(x))
-            return self.flatten(self.lif2(self.conv2(spikes) + spikes))
+            return self.flatten(self.lif2(self.conv2(spikes) + x))
 
     network = to_event_driven(Branches().double(), t_max=8)
+    assert network.sources is not None
     times = some_times((2, 1, 4, 4), 8)
     spikes, potential = network(times, return_potential=True)
     assert spikes.shape == potential.shape == (2, 64)

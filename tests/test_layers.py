@@ -236,7 +236,7 @@ def test_gain_and_shift_are_learned_per_output():
     layer = linear()
     parametrize.register_parametrization(layer, "weight", nn.WeightStandardization(1.0))
     shapes = {name: list(p.shape) for name, p in layer.named_parameters()}
-    originals = [f"parametrizations.weight.original0{n}" for n in range(3)]
+    originals = [f"parametrizations.weight.original{n}" for n in range(3)]
     assert shapes == dict(zip(originals, [[3, 4], [3, 1], [3, 1]], strict=True))
     layer(bins(30, 4)).nan_to_num(posinf=0).sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
@@ -307,7 +307,7 @@ def test_calibrated_layers_fire_as_wanted(neuron, fraction):
     before = copy.deepcopy(network)
     reached = nn.calibrate(network, IMAGES.to(dtype), fraction, tolerance=0.02)
     assert list(reached) == ["0", "3", "4"]
-    times = IMAGES
+    times = IMAGES.to(dtype)
     for name, layer in network.named_children():
         times = layer(times)
         if name in reached:

@@ -80,7 +80,7 @@ def test_time_based_training_refuses_what_it_does_not_use(key, changed):
 @pytest.mark.parametrize("implementation", OWN)
 def test_statistics_are_not_averaged_and_neither_are_weights(implementation):
     with pytest.raises(SuiteError, match="average_last is no option"):
-        build(implementation, training={"average_last": 2})
+        build(implementation, training={"epochs": 2, "average_last": 2})
 
 
 @needs_compiler

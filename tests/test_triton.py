@@ -201,7 +201,7 @@ def test_parts_of_the_rows_and_of_the_sums_and_torchs_sort_change_nothing(monkey
 
 
 @of_kernels
-def test_the_interpreter_is_not_what_runs_unless_it_is_asked_for():
+def test_tensors_on_the_cpu_take_it_only_where_it_is_asked_for():
     if DEVICE == "cpu":
         assert select(None, torch.device("cpu"), IF()) == "cpu"
     times, weight = torch.zeros(1, 1, device=DEVICE), torch.ones(1, 1, device=DEVICE)

@@ -44,6 +44,8 @@ RISING = 0.05
 SILENT_TIME, SILENT_COUNT = -3.0, -20.0
 # An earlier spike counts for up to a tenth more.
 EARLY = 0.1
+# Spikes asked of the label, and of all others, unless a config says how many.
+WANTED, OTHERS = 5, 1
 # Of the search for thresholds: bounds of the factor, and the ratio at which it ends.
 LOWEST, HIGHEST, CLOSE = 0.01, 100.0, 1.01
 
@@ -81,13 +83,13 @@ class Training(multi_spike.Training):
     learning_rates: list[PositiveFloat] = Field(min_length=1, max_length=1)
     precision: Literal["float32"] = "float32"
     loss: Literal["count", "count-plus", "first-spike", "cross-entropy-plus"]
-    wanted: PositiveInt = 5
-    others: PositiveInt = 1
+    wanted: PositiveInt = WANTED
+    others: PositiveInt = OTHERS
     gain_decay: Fraction = 0.0
 
     @model_validator(mode="after")
     def _numbers_are_used(self) -> Training:
-        if not self.loss.startswith("count") and {"wanted", "others"} & self.model_fields_set:
+        if not self.loss.startswith("count") and (self.wanted, self.others) != (WANTED, OTHERS):
             raise ValueError(f"wanted and others go with losses that count spikes, got {self.loss!r}")
         return self
 

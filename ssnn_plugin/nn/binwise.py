@@ -112,6 +112,7 @@ class SpikeReadout(nn.Module):
         super().__init__()
         self.currents, self.membrane, self.response = currents, membrane, response
         self.last_bin, self.t_max = last_bin, currents.t_max
+        self.only_weights = _calls_one_module(currents.function)
 
     def extra_repr(self) -> str:
         return f"last_bin={self.last_bin}"
@@ -132,15 +133,10 @@ class SpikeReadout(nn.Module):
 
     def _linear(self) -> nn.Linear | None:
         """The weights, if they are a Linear on spike times and nothing else is computed."""
-        function = self.currents.function
-        modules = list(function.children())
-        if isinstance(function, torch.fx.GraphModule):
-            steps = [node.op for node in function.graph.nodes if node.op not in ("placeholder", "output")]
-            alone = steps == ["call_module"]
-        else:
-            alone = len(modules) == 1
-        alone = alone and self.currents.constant == (False,)
-        return modules[0] if alone and type(modules[0]) is nn.Linear else None
+        if not self.only_weights or self.currents.constant != (False,):
+            return None
+        (module,) = self.currents.function.children()
+        return module if type(module) is nn.Linear else None
 
     def _closed_form(self, times: Tensor, linear: nn.Linear) -> Tensor:
         rest: Tensor | float = 0.0
@@ -157,6 +153,14 @@ class SpikeReadout(nn.Module):
         if linear.bias is not None:
             values = values + linear.bias * response.sum()
         return values + rest
+
+
+def _calls_one_module(function: nn.Module) -> bool:
+    """Whether a function is one of its modules, and computes nothing besides."""
+    if not isinstance(function, torch.fx.GraphModule):
+        return len(list(function.children())) == 1
+    steps = [node.op for node in function.graph.nodes if node.op not in ("placeholder", "output")]
+    return steps == ["call_module"]
 
 
 def _weigh(times: Tensor, response: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import _checks
@@ -51,8 +50,7 @@ class EventDrivenNetwork(SpikeSequential):
 
     def forward(self, times: Tensor, return_potential: bool = False) -> Any:
         """Times, or values [batch, *] -> times, or (times, potential)."""
-        if not torch.compiler.is_compiling():
-            keep_up(self)
+        keep_up(self)
         self._check_input(times)
         if self.sources is None:
             return super().forward(times, return_potential)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 
@@ -13,5 +14,7 @@ def runs_in_a_row(network: nn.Sequential) -> bool:
 
 def keep_up(network: nn.Module) -> None:
     """Have a network read what it has from the model that it was made from, if it was."""
+    if torch.compiler.is_compiling():
+        return
     for update in getattr(network, "follow", ()):
         update()
