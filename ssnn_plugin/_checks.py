@@ -65,6 +65,11 @@ def own_forward(module: object, *kinds: type) -> None:
         raise ValueError("its class has a forward of its own. Use the plain class")
 
 
+def in_two_places(model: nn.Module, module: nn.Module) -> bool:
+    """Whether a module stands in more than one place of a model."""
+    return sum(other is module for _, other in model.named_modules(remove_duplicate=False)) > 1
+
+
 def not_exported_by_a_host(module: nn.Module) -> None:
     """Refuse the hosts' exporters to NIR, which know no neuron that fires once.
 

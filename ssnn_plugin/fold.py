@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from torch import Tensor, fx, nn
 
+from . import _checks
 from ._builder import check_plain_weights
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -73,7 +74,7 @@ def _check(norm: nn.BatchNorm1d | nn.BatchNorm2d, before: nn.Module | None, mode
         raise ValueError(
             f"the module before it has {before.weight.shape[0]} outputs, not {norm.num_features}"
         )
-    if sum(module is before for _, module in model.named_modules(remove_duplicate=False)) > 1:
+    if _checks.in_two_places(model, before):
         raise ValueError("the module before it stands in two places")
     return before
 

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
+from . import _checks
 from .convert import Host, loaded_hosts
 
 Filter: TypeAlias = "str | type | Callable[[str, nn.Module], bool]"
@@ -182,7 +183,7 @@ def _carry_over(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
 
 def _pool(model: nn.Module, path: str, pool: nn.Module, host: Host) -> nn.Module:
     try:
-        if sum(module is pool for _, module in model.named_modules(remove_duplicate=False)) > 1:
+        if _checks.in_two_places(model, pool):
             raise ValueError("it stands in two places, which would share a state. Use a MaxPool2d for each")
         _check_position(model.get_submodule(path.rpartition(".")[0]), pool)
         return host.first_spike_pool(pool, model).train(pool.training)

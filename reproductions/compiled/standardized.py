@@ -9,12 +9,10 @@ import math
 from typing import Any
 
 import torch
-from numba import njit
 from torch import Tensor
 
+from ssnn_plugin.kernels.cpu.compile import jit
 from ssnn_plugin.kernels.cpu.parallel import share_out
-
-jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
 
 class Standardize(torch.autograd.Function):

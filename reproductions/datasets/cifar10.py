@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import tarfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -64,7 +63,7 @@ def _torchvision(split: str, root: Path, download: bool) -> Images:
     return _images(torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets))
 
 
-def _alone(root: Path) -> AbstractContextManager[None]:
+def _alone(root: Path) -> contextlib.AbstractContextManager[None]:
     """Keeps other processes from downloading to the same folder; they find the files there."""
     root.mkdir(parents=True, exist_ok=True)
     return locked(root / f".{BATCHES}.lock")

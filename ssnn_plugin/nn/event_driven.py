@@ -8,8 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import _checks
-from .binwise import BinwiseLayer
-from .connection import SpikeConnection
 from .decision import Decision
 from .rows import keep_up
 from .sequential import SpikeSequential
@@ -54,10 +52,11 @@ class EventDrivenNetwork(SpikeSequential):
         self._check_input(times)
         if self.sources is None:
             return super().forward(times, return_potential)
+        last = self._last_neurons() if return_potential else None
         outputs, potential = [times], None
-        for layer, sources in zip(self, self.sources, strict=True):
+        for position, (layer, sources) in enumerate(zip(self, self.sources, strict=True)):
             given = [outputs[source + 1] for source in sources]
-            if return_potential and layer is self._last_neurons():
+            if position == last:
                 spikes, potential = layer(*given, return_potential=True)
                 outputs.append(spikes)
             else:
@@ -68,15 +67,6 @@ class EventDrivenNetwork(SpikeSequential):
     def in_a_row(self) -> bool:
         """As of a `SpikeSequential`; also not of a network that branches."""
         return type(self).forward is EventDrivenNetwork.forward and self.sources is None
-
-    def _last_neurons(self) -> nn.Module:
-        """The last layer but for what flattens its outputs."""
-        last = next((layer for layer in reversed(self) if not isinstance(layer, nn.Flatten)), None)
-        if not isinstance(last, SpikeConnection | BinwiseLayer):
-            raise TypeError(
-                f"return_potential=True needs a last layer with neurons, got {type(last).__name__}"
-            )
-        return last
 
     def decide(self, inputs: Tensor, *, tie: str = "potential", all_silent: str | None = None) -> Decision:
         """As of a `SpikeSequential`, layer by layer.

@@ -29,23 +29,25 @@ class SpikeSequential(nn.Sequential):
 
     def forward(self, times: Tensor, return_potential: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Times [batch, *] -> times, or (times, potential)."""
-        layers = list(self)
-        if not return_potential:
-            for layer in layers:
+        last = self._last_neurons() if return_potential else None
+        potential: Tensor | None = None
+        for position, layer in enumerate(self):
+            if position == last:
+                times, potential = layer(times, return_potential=True)
+            else:
                 times = layer(times)
-            return times
-        flattening = []
+                potential = None if potential is None else layer(potential)
+        return times if potential is None else (times, potential)
+
+    def _last_neurons(self) -> int:
+        """Which layer is the last one, but for what flattens its outputs; it has a potential."""
+        layers = list(self)
         while layers and isinstance(layers[-1], nn.Flatten):
-            flattening.append(layers.pop())
+            layers.pop()
         if not layers or not isinstance(layers[-1], SpikeConnection | BinwiseLayer):
             last = type(layers[-1]).__name__ if layers else "Flatten"
             raise TypeError(f"return_potential=True needs a last layer with neurons, got {last}")
-        for layer in layers[:-1]:
-            times = layer(times)
-        times, potential = layers[-1](times, return_potential=True)
-        for layer in flattening:
-            times, potential = layer(times), layer(potential)
-        return times, potential
+        return len(layers) - 1
 
     def in_a_row(self) -> bool:
         """Whether a call runs the layers one after the other; of a subclass, whether it still does."""
