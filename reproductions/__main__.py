@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,7 @@ from rich.text import Text
 
 from . import catalog, methods, records
 from .errors import SuiteError, run_command_line
+from .locks import locked, remove_leftovers
 from .records import FewLabelsResult, PretrainingEpoch, Record
 
 # Characters of a description in `list`, in a narrow terminal too.
@@ -162,9 +165,6 @@ def pretrain(
 
     if output.suffix != ".pt":
         raise SuiteError(f"--output must end in .pt, got {output}")
-    if output.exists() and not overwrite:
-        raise SuiteError(f"{output}: exists already; pass --overwrite to train it again")
-    records.require_writable(output.parent)
 
     def report(epoch: PretrainingEpoch) -> None:
         console.print(f"epoch {epoch.epoch}/{epochs}: validation {100 * epoch.validation:.2f}%")
@@ -173,8 +173,9 @@ def pretrain(
         return datasets.load(on, split, data_root, None, seed, form)
 
     form = datasets.Form(size=image_size, grey=grey)
-    network, record = cnn.pretrain(on, load, epochs, seed, report, deformation)
-    cnn.save(output, network, record)
+    with _alone_at(output, overwrite):
+        network, record = cnn.pretrain(on, load, epochs, seed, report, deformation)
+        cnn.save(output, network, record)
     console.print(f"test {100 * record.test:.2f}%, kept in {output}", soft_wrap=True)
     console.print(f'use it as extractor = "cnn:{output}"', soft_wrap=True, markup=False)
 
@@ -206,9 +207,6 @@ def few_labels(
     from .tables import few_labels_table, render
 
     path = results_dir / f"{dataset}.json"
-    if path.exists() and not overwrite:
-        raise SuiteError(f"{path}: recorded already; pass --overwrite to run it again")
-    records.require_writable(results_dir)
 
     def report(result: FewLabelsResult) -> None:
         size = result.per_class or "all"
@@ -217,10 +215,10 @@ def few_labels(
     settings = study.read(config or study.SETTINGS)
     features = parsed(Features, {"extractor": extractor, "grid": grid, "size": size}, "few-labels")
     form = datasets.Form(size=image_size, grey=grey)
-    record = study.study(
-        dataset, form, features, settings, seeds, data_root, datasets.default_cache(), report
-    )
-    records.write_record(path, record)
+    cache = datasets.default_cache()
+    with _alone_at(path, overwrite):
+        record = study.study(dataset, form, features, settings, seeds, data_root, cache, report)
+        records.write_record(path, record)
     console.print(render(few_labels_table(record), "md"), soft_wrap=True, markup=False)
     for file in (path, *draw_few_labels(record, results_dir)):
         console.print(f"written: {file}", soft_wrap=True, markup=False)
@@ -286,7 +284,7 @@ def table(
         cite,
     )
     if output:
-        with records.atomic_write(output) as file:
+        with _alone_at(output), records.atomic_write(output) as file:
             file.write(text)
     else:
         sys.stdout.write(text)
@@ -409,7 +407,8 @@ def search(
     folder = (storage_dir or records.RESULTS / "searches").resolve()
     root = data_root and data_root.resolve()
     study = searching.find(ranges.resolve(), folder, Engine(workers), root)
-    chosen = searching.write_chosen(ranges.resolve(), study, output)
+    with _alone_at(output):
+        chosen = searching.write_chosen(ranges.resolve(), study, output)
     shown = Table("trial", "held-out accuracy", "spikes", "values")
     for trial in sorted(study.best_trials, key=lambda trial: trial.values[1]):
         accuracy, spikes = trial.values
@@ -446,8 +445,21 @@ def report(
     """Write one web page of all records, for any browser: tables to sort and filter, charts, the records."""
     from .report import write
 
-    write(results_dir, output)
+    with _alone_at(output):
+        write(results_dir, output)
     console.print(f"written: {output}", soft_wrap=True, markup=False)
+
+
+@contextlib.contextmanager
+def _alone_at(path: Path, overwrite: bool = True) -> Iterator[None]:
+    """Keep other processes away from a file to be written, and remove what a killed one left of it."""
+    records.require_writable(path.parent)
+    busy = "another process is at this file; wait for it, or name another one"
+    with locked(path.with_name(f"{path.name}.lock"), busy):
+        if path.exists() and not overwrite:
+            raise SuiteError(f"{path}: exists already; pass --overwrite to write it again")
+        remove_leftovers(path.parent, records.temporary_prefix(path))
+        yield
 
 
 def main() -> None:

@@ -58,6 +58,11 @@ class Run:
     def lock(self) -> Path:
         return self.checkpoint.with_suffix(".lock")
 
+    @property
+    def progress(self) -> Path:
+        """Where a run of a sweep says how far it is."""
+        return self.checkpoint.with_suffix(".progress")
+
 
 def name_with_epochs(name: str, epochs: int | None) -> str:
     """The name of a run that has another number of epochs than its config, if it has.
@@ -157,6 +162,7 @@ def _alone_at(run: Run) -> Iterator[None]:
     with locked(run.lock, "another process is at this run; wait for it, or name another results folder"):
         for path in (run.record, run.checkpoint):
             remove_leftovers(path.parent, records.temporary_prefix(path))
+        run.progress.unlink(missing_ok=True)
         _prepare(run)
         yield
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,7 +114,8 @@ def find(path: Path, folder: Path, engine: Engine, data_root: Path | None = None
         folder: of the storage and the checkpoints.
 
     Raises:
-        SuiteError: the file, the folder, or Optuna cannot be had; a trial that cannot be run.
+        SuiteError: the file, the folder, or Optuna cannot be had; a trial that cannot be run; a process
+            that was killed.
     """
     search, content = read(path)
     require_writable(folder)
@@ -123,13 +125,17 @@ def find(path: Path, folder: Path, engine: Engine, data_root: Path | None = None
         _keep_to(study, "search", search.model_dump(mode="json", exclude={"trials", "give_up"}), storage)
         _keep_to(study, "config", catalog.validated(content, str(path)).digest(), storage)
         _take_up_what_was_interrupted(study)
+        arguments = [(number, search, content, path, folder, data_root) for number in range(engine.workers)]
         with engine.open() as over:
-            arguments = [
-                (number, search, content, path, folder, data_root) for number in range(engine.workers)
-            ]
-            for failed in over(_work, *zip(*arguments, strict=True)):
-                if failed:
-                    raise SuiteError(failed)
+            try:
+                failures = [failed for failed in over(_work, *zip(*arguments, strict=True)) if failed]
+            except BrokenExecutor as error:
+                raise SuiteError(
+                    f"{path}: a process of the search was killed ({type(error).__name__}); search again, "
+                    "and it goes on with its trials"
+                ) from error
+    if failures:
+        raise SuiteError(failures[0])
     return study
 
 

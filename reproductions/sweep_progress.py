@@ -20,16 +20,11 @@ from .runner import Run
 SECONDS = 0.5
 
 
-def progress_path(run: Run) -> Path:
-    """Where a run says how far it is."""
-    return run.checkpoint.with_suffix(".progress")
-
-
 class FileProgress:
     """Writes how far a run is, twice a second at most."""
 
     def __init__(self, run: Run) -> None:
-        self.path, self.written = progress_path(run), 0.0
+        self.path, self.written = run.progress, 0.0
         self.samples = self.total = 0
 
     def begin(self, run: Run, epoch: int, samples: int) -> None:
@@ -105,7 +100,7 @@ class Board:
         going = {}
         for run in self.runs:
             with contextlib.suppress(OSError, ValueError):  # not going on, or being written
-                going[progress_path(run)] = run, json.loads(progress_path(run).read_text())
+                going[run.progress] = run, json.loads(run.progress.read_text())
         for path in self.bars.keys() - going.keys():
             self.bar.remove_task(self.bars.pop(path))
         for path, (run, (samples, total, process)) in going.items():

@@ -50,6 +50,13 @@ def call(monkeypatch, capsys):
     return run
 
 
+def test_what_a_killed_process_left_of_a_table_is_removed(recorded, call, tmp_path):
+    (tmp_path / ".table.md.abc").write_text("half of it")
+    code, _, _ = call("table", "--results-dir", recorded, "--output", tmp_path / "table.md")
+    assert code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
+
+
 def _mtimes(folder):
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
 

@@ -1,6 +1,8 @@
 """How kernels are compiled, and where their machine code is kept."""
 
 import shutil
+import subprocess
+import sys
 import warnings
 from typing import NamedTuple
 
@@ -30,6 +32,31 @@ def test_without_a_folder_that_can_be_written_kernels_are_kept_in_memory(monkeyp
         assert compiling.jit(double)(4.0) == 8.0
 
 
+COMPILING = """
+import importlib, warnings
+from numba.core import caching
+
+caching.FunctionCache._impl_class._locator_classes = []
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for name in ("competition", "sleep", "standardized", "stdp_convolution"):
+        importlib.import_module(f"reproductions.compiled.{name}")
+print(sum("NUMBA_CACHE_DIR" in str(warning.message) for warning in caught))
+"""
+
+
+def test_loops_of_the_suite_need_no_folder_either():
+    done = subprocess.run([sys.executable, "-c", COMPILING], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+def test_machine_code_belongs_to_all_files_of_its_folder(tmp_path):
+    (tmp_path / "one.py").write_text("a = 1")
+    before = compiling._digest_of_sources.__wrapped__(tmp_path)
+    (tmp_path / "other.py").write_text("b = 1")
+    assert compiling._digest_of_sources.__wrapped__(tmp_path) != before
+
+
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     """The files of machine code that are kept of a function compiled for whole and for real numbers."""
@@ -49,7 +76,7 @@ def test_machine_code_is_kept(kept):
 
 
 def test_machine_code_is_compiled_anew_after_any_source_file_changed(kept, monkeypatch):
-    monkeypatch.setattr(compiling, "_digest_of_sources", lambda: "another")
+    monkeypatch.setattr(compiling, "_digest_of_sources", lambda folder: "another")
     compiled = compiling.jit(double)
     assert (compiled(3), _hits(compiled)) == (6, 0)
 

@@ -78,7 +78,12 @@ def test_shipped_configs_are_valid_and_named_after_their_content(path, available
         ("online", "encoding", {"kind": "rank"}, "encoding: .*'rank'.*'latency', 'linear', 'two-times'"),
         ("online", "encoding", {"scale": 2.0}, "encoding: .*kind"),
         ("online", "encoding", {"kind": "two-times", "early": 2.0}, "early must be at most late, got 2.0"),
-        ("minibatch", "training.augment", {"shift": 0}, "training.augment: augment must shift or mirror"),
+        (
+            "minibatch",
+            "training.augment",
+            {"shift": 0},
+            "training.augment: augment must shift, mirror or cut",
+        ),
         ("minibatch", "training.augment", {"shift": -1}, "training.augment.shift: .*equal to 0, got -1"),
         ("minibatch", "training.momentum", 0.9, "momentum is an option of .*'sgd', got .*'adam'"),
         ("minibatch", "training.batch_size", 0, "training.batch_size: .*greater than 0, got 0"),

@@ -9,6 +9,7 @@ from reproductions.datasets import Form, Images
 from reproductions.errors import SuiteError
 from reproductions.features import Features
 from reproductions.figures import draw_few_labels
+from reproductions.locks import locked
 from reproductions.tables import few_labels_table, shown
 
 
@@ -85,6 +86,23 @@ def test_size_and_colour_of_the_images_come_from_the_command_line(monkeypatch, t
         with pytest.raises(SuiteError, match="far enough"):
             app(command, standalone_mode=False)
     assert forms == [Form(size=(40, 64), grey=True), Form()] * 2
+
+
+@pytest.mark.parametrize("name", ["few-labels", "pretrain"])
+def test_a_file_that_another_process_writes_or_wrote_is_refused(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(datasets, "load", lambda *_: pytest.fail("begins to work"))
+    path, options = {
+        "few-labels": (tmp_path / "eth80.json", ["--dataset", "eth80", "--results-dir", str(tmp_path)]),
+        "pretrain": (tmp_path / "net.pt", ["--on", "eth80", "--output", str(tmp_path / "net.pt")]),
+    }[name]
+    with (
+        locked(path.with_name(f"{path.name}.lock")),
+        pytest.raises(SuiteError, match="another process is at this file"),
+    ):
+        app([name, *options], standalone_mode=False)
+    path.touch()
+    with pytest.raises(SuiteError, match=f"{path.name}: exists already; pass --overwrite"):
+        app([name, *options], standalone_mode=False)
 
 
 def test_table_and_figure_show_every_size(record, tmp_path):

@@ -37,6 +37,13 @@ def eth80(tmp_path):
 
 
 @pytest.fixture
+def known(eth80, monkeypatch):
+    """The names of the images of the fixture are those that a download must have."""
+    names = folders._names(folders.KINDS["eth80"].find(eth80).paths, eth80)
+    monkeypatch.setattr(folders, "ETH80_NAMES", folders._hash(names))
+
+
+@pytest.fixture
 def caltech(tmp_path):
     """More than 200 images per class, of several sizes, some of them grey."""
     root = tmp_path / "caltech101" / "101_ObjectCategories"
@@ -187,7 +194,7 @@ def test_a_missing_folder_is_explained(tmp_path, name, layout):
         datasets.load(name, "train", tmp_path)
 
 
-def test_what_is_downloaded_is_kept(eth80, tmp_path, monkeypatch):
+def test_what_is_downloaded_is_kept(eth80, known, tmp_path, monkeypatch):
     calls = []
 
     def archive(address, root, filename):
@@ -213,7 +220,7 @@ def test_a_download_that_fails_is_explained_and_leaves_nothing(tmp_path, monkeyp
 
 
 @pytest.fixture
-def downloads(eth80, monkeypatch):
+def downloads(eth80, known, monkeypatch):
     """ETH-80 comes from the folder of the fixture, as often as it is asked for."""
     made = []
 
@@ -223,6 +230,13 @@ def downloads(eth80, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", archive)
     return made
+
+
+def test_a_download_of_other_images_is_refused_and_leaves_nothing(downloads, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "ETH80_NAMES", "of others")
+    with pytest.raises(SuiteError, match=r"the \d+ images of https://.* are not the 3 280 of ETH-80"):
+        datasets.load("eth80", "train", None, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "renamed", "not checked"])

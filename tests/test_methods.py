@@ -1,6 +1,7 @@
 """The trainer that the methods share, and each method on tiny data."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -275,6 +276,28 @@ def test_a_mirrored_image_is_one_of_two():
     random = torch.Generator().manual_seed(0)
     changed = augmented(image.repeat(50, 1), (1, 2, 3), Augment(shift=0, mirror=True), torch.inf, random)
     assert sorted(changed.unique(dim=0).tolist()) == [[0, 1, 2, 3, 4, 5], [2, 1, 0, 5, 4, 3]]
+
+
+def test_cutout_blanks_a_square_clipped_at_the_edges_in_all_channels():
+    image = 1 + torch.arange(40.0).reshape(1, 40)
+    random = torch.Generator().manual_seed(0)
+    changed = augmented(image.repeat(2000, 1), (2, 4, 5), Augment(shift=0, cutout=2), torch.inf, random)
+    blanked = changed.reshape(2000, 2, 4, 5).isinf()
+    assert torch.equal(changed[changed.isfinite()], image.expand_as(changed)[changed.isfinite()])
+    possible = torch.zeros(20, 4, 5, dtype=torch.bool)
+    for place, (row, column) in enumerate(itertools.product(range(4), range(5))):
+        possible[place, max(row - 1, 0) : row + 1, max(column - 1, 0) : column + 1] = True
+    assert torch.equal(blanked[:, 0], blanked[:, 1])
+    assert torch.equal(blanked[:, 0].unique(dim=0), possible.unique(dim=0))
+
+
+def test_cutout_leaves_shifts_and_mirror_images_what_they_are():
+    images, shape = torch.rand(64, 30, generator=torch.Generator().manual_seed(3)), (1, 5, 6)
+    changes = {"shift": 2, "mirror": True}
+    plain = augmented(images, shape, Augment(**changes), 1.0, torch.Generator().manual_seed(1))
+    cut = augmented(images, shape, Augment(**changes, cutout=3), 1.0, torch.Generator().manual_seed(1))
+    assert torch.equal(cut[cut != 1], plain[cut != 1])
+    assert not torch.equal(cut, plain)
 
 
 def _learned(name, seed=0, epochs=1):

@@ -1,12 +1,15 @@
 """Searches over ranges: reproducible, resumable, blind to the test set."""
 
+import contextlib
 import re
 from pathlib import Path
 
 import pytest
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tiny_runs import Interrupted, content, execute, write_toml
 
 from reproductions import catalog, datasets, runner, search
+from reproductions.__main__ import app
 from reproductions.config import read_toml
 from reproductions.errors import SuiteError
 from reproductions.locks import locked
@@ -126,6 +129,30 @@ def test_a_search_that_another_process_is_at_is_refused(ranges, tmp_path):
         pytest.raises(SuiteError, match=r"tiny\.lock: another process is at this search"),
     ):
         search.find(ranges(), tmp_path / "trials", Engine())
+
+
+def test_a_process_that_is_killed_is_told(ranges, tmp_path):
+    class Dying(Engine):
+        @contextlib.contextmanager
+        def open(self):
+            def over(*_):
+                raise TerminatedWorkerError("a worker process was killed")
+
+            yield over
+
+    with pytest.raises(SuiteError, match=r"a process of the search was killed \(TerminatedWorkerError\)"):
+        search.find(ranges(), tmp_path / "trials", Dying())
+
+
+def test_the_command_line_writes_what_is_chosen(ranges, tmp_path, capsys):
+    chosen = tmp_path / "chosen.toml"
+    app(
+        ["search", str(ranges()), "--output", str(chosen), "--storage-dir", str(tmp_path / "trials")],
+        standalone_mode=False,
+    )
+    assert "written to" in capsys.readouterr().out
+    assert 1 <= catalog.read(chosen).training.gamma <= 6
+    assert {path.name for path in tmp_path.iterdir()} == {"chosen.toml", "configs", "tiny.toml", "trials"}
 
 
 @pytest.mark.slow

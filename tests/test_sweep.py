@@ -12,6 +12,7 @@ from rich.console import Console
 from tiny_runs import Interrupted, Interrupting, config, content, execute, write_toml
 
 from reproductions import catalog, records, runner
+from reproductions.__main__ import app
 from reproductions.errors import SuiteError
 from reproductions.runner import Run
 from reproductions.sweep import (
@@ -24,7 +25,7 @@ from reproductions.sweep import (
     runs_of,
     sweep,
 )
-from reproductions.sweep_progress import Board, FileProgress, progress_path
+from reproductions.sweep_progress import Board, FileProgress
 
 pytestmark = pytest.mark.usefixtures("cheap_runs")
 LONG = 60
@@ -115,6 +116,15 @@ def test_failures_are_listed_and_nothing_else_is_lost(tmp_path, monkeypatch):
     report([], 5)
 
 
+@pytest.mark.slow
+def test_failures_in_other_processes_are_listed_too(tmp_path):
+    (run,) = _runs(tmp_path, seeds=[0])
+    broken = Run(config().model_copy(update={"validation": 1437}), "broken", 1, results=tmp_path)
+    (failure,) = sweep([broken, run], Engine(workers=2), Told())
+    assert (failure.run, run.record.exists()) == (broken, True)
+    assert "validation must be below the 1437 training samples" in failure.why
+
+
 def test_a_record_of_another_config_is_a_failure_unless_overwritten(tmp_path):
     (run,) = _runs(tmp_path, seeds=[0])
     execute(run)
@@ -155,7 +165,7 @@ def _kill_once(pids, run):
 @pytest.mark.slow
 def test_two_processes_one_of_them_killed(tmp_path):
     runs, board = _runs(tmp_path / "swept", range(3), config(epochs=LONG)), Told()
-    killer = _kill_once(lambda: json.loads(progress_path(runs[0]).read_text())[2:], runs[0])
+    killer = _kill_once(lambda: json.loads(runs[0].progress.read_text())[2:], runs[0])
     assert sweep(runs, Engine(workers=2), board) == []
     killer.join()
     assert board.lost
@@ -180,6 +190,21 @@ def test_a_dask_cluster_of_two_processes_one_of_them_killed(tmp_path):
         assert set(client.run(os.getpid).values()) != set(pids)
     assert sorted(board.ended) == [(seed, None) for seed in range(3)]
     assert _numbers(runs) == _one_by_one(tmp_path / "single", runs)
+
+
+@pytest.mark.slow
+def test_the_command_line_hands_runs_to_a_scheduler(tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    (tmp_path / "configs").mkdir()
+    monkeypatch.setattr(catalog, "CONFIGS", tmp_path / "configs")
+    write_toml(tmp_path / "configs" / "s4nn-digits.toml", content(epochs=1))
+    command = ["sweep", "--methods", "s4nn", "--datasets", "digits", "--results-dir", str(tmp_path)]
+    # Threads: the worker has to see the configs of this test.
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, silence_logs=50
+    ) as cluster:
+        app([*command, "--seeds", "0-1", "--scheduler", cluster.scheduler_address], standalone_mode=False)
+    assert [record.seed for record in records.read_all(tmp_path)] == [0, 1]
 
 
 def test_a_run_that_kills_its_process_again_and_again_is_a_failure(tmp_path, monkeypatch):
@@ -230,7 +255,15 @@ def test_runs_tell_how_far_they_are(tmp_path):
         progress.end()
         board._look()
         assert [task.total for task in board.bar.tasks] == [1]
-    assert not progress_path(run).exists()
+    assert not run.progress.exists()
+
+
+def test_what_a_killed_process_told_of_a_run_is_removed_with_the_next_one(tmp_path):
+    (run,) = _runs(tmp_path, seeds=[0])
+    run.checkpoint.parent.mkdir()
+    run.progress.write_text("[1, 2, 3]")
+    execute(run)
+    assert not run.progress.exists()
 
 
 @pytest.mark.parametrize(

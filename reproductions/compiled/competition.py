@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from ssnn_plugin.kernels.cpu.compile import compiled, exact_jit
 
 WINDOW = 1.0
 RULES = "s2stdp", "sstdp", "s4nn", "r-stdp"
@@ -50,7 +52,7 @@ class Inputs(NamedTuple):
         return Inputs(*(array[start:stop] for array in self))
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def sort(times, order, fired):
     """Inputs of each sample in the order of their spikes, those of one time as they come."""
     for n in range(len(times)):
@@ -59,7 +61,7 @@ def sort(times, order, fired):
         order[n, : len(spikes)] = spikes[np.argsort(times[n][spikes], kind="mergesort")]
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def fire(order, times, weight, thresholds, out, v):
     """Spike times and potentials of one sample: inputs in order, weights [neurons, inputs]; 1 is silence.
 
@@ -79,13 +81,13 @@ def fire(order, times, weight, thresholds, out, v):
         v[j] = potential
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def earlier(a, b, out, v):
     """Whether neuron a decides against b: it fires first, or with the higher potential."""
     return out[a] < out[b] or (out[a] == out[b] and v[a] > v[b])
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def first_of(start, stop, out, v):
     best = start
     for j in range(start + 1, stop):
@@ -94,7 +96,7 @@ def first_of(start, stop, out, v):
     return best
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def choose(out, v, dropped, rule, updated):
     """Mark who is updated: all, the first of each class, or of all; the losers of a class are silenced."""
     updated[:] = ~dropped
@@ -110,7 +112,7 @@ def choose(out, v, dropped, rule, updated):
                     updated[j], out[j] = False, WINDOW
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def find_errors(out, label, updated, accuracy, rule, error):
     """How much too late each updated neuron is; of R-STDP, the factor of what it changes by."""
     target = np.zeros(len(out), dtype=np.bool_)
@@ -145,7 +147,7 @@ def find_errors(out, label, updated, accuracy, rule, error):
             error /= norm
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def change_weights(times, weight, out, updated, error, right, rule):
     """STDP of the updated neurons, within the range of weights; the mass of each is kept if it should be."""
     plus, minus = rule.plus, rule.minus
@@ -157,7 +159,7 @@ def change_weights(times, weight, out, updated, error, right, rule):
             weight[j] *= rule.mass / mass
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "nnan", "nsz"})  # so that it runs on vectors
+@partial(compiled, fastmath={"reassoc", "nnan", "nsz"})  # so that it runs on vectors
 def change(times, weight, at, before, after, low, high):
     """Change a neuron's weights, of inputs up to its spike and after it; return the sum of their sizes."""
     mass = 0.0
@@ -168,7 +170,7 @@ def change(times, weight, at, before, after, low, high):
     return mass
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def compete(out, v, label, rate, floor, raised, rule):
     """Raise the threshold of the label's neuron that fired first, lower those of its other neurons."""
     start, stop = label * rule.per_class + rule.non_target, (label + 1) * rule.per_class
@@ -181,7 +183,7 @@ def compete(out, v, label, rate, floor, raised, rule):
         raised[j] = max(raised[j], floor)
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def learn(inputs, labels, weight, thresholds, raised, rate, floor, one, dropped, accuracy, rule, fired):
     """Samples right, and the sum of the squared errors; `fired` counts the spikes of every neuron."""
     neurons = len(weight)
@@ -215,7 +217,7 @@ def learn(inputs, labels, weight, thresholds, raised, rate, floor, one, dropped,
     return right, loss
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def run(inputs, weight, thresholds, out, v):
     """Spike times and potentials [samples, neurons]."""
     for n in range(len(out)):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+
+from ssnn_plugin.kernels.cpu.compile import exact_jit
 
 # Time constants of currents, of potentials, and of thresholds after a spike, in steps; volts are mV.
 SYNAPSE, MEMBRANE, ADAPTATION = 30.0, 30.0, 100.0
@@ -81,7 +82,7 @@ class Sleep(NamedTuple):
 TIME, AWAKE, INPUTS, NEURONS = range(4)
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def draw_inputs(rates, state, random):
     """Let every input fire with its probability."""
     count = 0
@@ -92,7 +93,7 @@ def draw_inputs(rates, state, random):
     return count
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def integrate(state, synapses, drive, noise, random):
     """One step of all neurons, on which `drive` comes: [neurons]; return how many fire behind the inputs."""
     count = state.clock[INPUTS]
@@ -113,7 +114,7 @@ def integrate(state, synapses, drive, noise, random):
     return count - state.clock[INPUTS]
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def add_spikes(start, stop, state, synapses, weight, drive):
     """Send on the spikes of a part of `state.fired`."""
     for k in range(start, stop):
@@ -123,7 +124,7 @@ def add_spikes(start, stop, state, synapses, weight, drive):
             drive[synapses.post[s]] += sign * weight[s]
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def change_weights(state, synapses, weight, rule):
     """STDP of every synapse with a spike on either side."""
     now, oldest = state.clock[TIME], len(rule.on_pre) - 1
@@ -145,7 +146,7 @@ def change_weights(state, synapses, weight, rule):
                 weight[place] = min(max(weight[place] + change, SMALLEST), LARGEST)
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def step(rates, state, synapses, weight, drive, rule, noise, learning, random):
     """One step: inputs act at once, neurons on one another in the next step."""
     clock = state.clock
@@ -159,14 +160,14 @@ def step(rates, state, synapses, weight, drive, rule, noise, learning, random):
     clock[TIME] += 1
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def sums(synapses, weight):
     """Of the excitatory and of the inhibitory weights."""
     border = synapses.outgoing[synapses.inputs + synapses.excitatory]
     return weight[:border].sum(), weight[border:].sum()
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def asleep(state, synapses, weight, drive, rule, sleep, random):
     """Sleep until the sums of the weights are back, or to the end; return the number of steps."""
     dark = np.zeros(0)
@@ -185,7 +186,7 @@ def asleep(state, synapses, weight, drive, rule, sleep, random):
     return sleep.steps
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def rescale(state, synapses, weight):
     """Bring the sums of the excitatory and of the inhibitory weights back by a factor each."""
     border = synapses.outgoing[synapses.inputs + synapses.excitatory]
@@ -196,7 +197,7 @@ def rescale(state, synapses, weight):
         weight[border:] *= state.balance[1] / inhibitory
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def present(images, steps, state, synapses, weight, rule, sleep, learning, random, spikes, first):
     """Show images [samples, inputs] one after the other, and count.
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from ssnn_plugin.kernels.cpu.compile import exact_jit
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def read_patch(times, row, column, size, patch, order):
     """Take the times of a patch, and its inputs in the order of their spikes; return how many fire."""
     fired = position = 0
@@ -31,7 +32,7 @@ def read_patch(times, row, column, size, patch, order):
     return fired
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def learn_patches(times, rows, columns, weight, thresholds, rate, amount, steepness, target, lowest):
     """Learn from one patch of every image; times [samples, channels, height, width]."""
     filters, size = weight.shape[1], patch_size(times, weight)
@@ -54,13 +55,13 @@ def learn_patches(times, rows, columns, weight, thresholds, rate, amount, steepn
             weight[i, winner] = min(max(w, 0.0), 1.0)
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def patch_size(times, weight):
     """Width of the square patches that the weights are for."""
     return round(math.sqrt(len(weight) // times.shape[1]))
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def first_to_fire(patch, order, weight, thresholds, v):
     """The filter whose potential first exceeds its threshold, spike by spike, and when; -1 if none does."""
     v[:] = -thresholds
@@ -76,7 +77,7 @@ def first_to_fire(patch, order, weight, thresholds, v):
     return -1, patch.dtype.type(1)
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def first_spikes(times, weight, thresholds, window, out):
     """Earliest spike in each pool of every filter, [samples, rows, columns, filters]."""
     size, (height, width) = patch_size(times, weight), times.shape[2:]
@@ -100,7 +101,7 @@ def first_spikes(times, weight, thresholds, window, out):
                         first[k] = min(first[k], t if v[k] >= thresholds[k] else first[k])
 
 
-@njit(cache=True, nogil=True)
+@exact_jit
 def share_out(times, size, spikes, moments, fired):
     """Give every patch its spikes in order, as numbers of its inputs and times; sorted once for them all."""
     height, width = times.shape[1:]

@@ -18,6 +18,8 @@ from .images import Images
 
 ETH80, CALTECH = "ETH-80", "caltech101"
 ETH80_ARCHIVE = "https://github.com/Kai-Xuan/ETH-80/archive/refs/heads/master.zip"
+# Of the names of its images; the branch may move, and what the pixels are is not published.
+ETH80_NAMES = "2dabc590838a73e1f7748a7412156e449da036e88518535916adeaf5a3761bc0"
 LAYOUTS = {
     ETH80: "ETH-80 (Leibe & Schiele 2003; github.com/Kai-Xuan/ETH-80) is expected as "
     "DIR/ETH-80/<class>/<object>/*.png",
@@ -134,8 +136,15 @@ def _intact(kind: Kind, cache: Path) -> bool:
 def _digest(kind: Kind, root: Path) -> str:
     """Hash of the names and contents of all images."""
     paths = kind.find(root).paths
-    names = "\n".join(path.relative_to(root).as_posix() for path in paths)
-    return hashlib.sha256(f"{names}\n{sha256(*paths)}".encode()).hexdigest()
+    return _hash(f"{_names(paths, root)}\n{sha256(*paths)}")
+
+
+def _names(paths: list[Path], root: Path) -> str:
+    return "\n".join(path.relative_to(root).as_posix() for path in paths)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _download_eth80(root: Path) -> None:
@@ -144,6 +153,9 @@ def _download_eth80(root: Path) -> None:
     download_and_extract_archive(ETH80_ARCHIVE, str(root), filename="eth80.zip")
     (unpacked,) = root.glob("ETH-80-*")
     unpacked.rename(root / ETH80)
+    paths = _find_eth80(root).paths
+    if _hash(_names(paths, root)) != ETH80_NAMES:
+        raise RuntimeError(f"the {len(paths)} images of {ETH80_ARCHIVE} are not the 3 280 of ETH-80")
 
 
 def _download_caltech(root: Path) -> None:

@@ -32,7 +32,7 @@ from ..errors import SuiteError
 from ..evaluation import FirstSpikes
 from ..records import EpochStatistics
 from . import layered, minibatch
-from .architecture import Convolution, Pool, parse, size_behind
+from .architecture import Convolution, Layers, Pool, parse, size_behind
 from .layered import SAMPLE
 from .minibatch import NORMALIZING, Done, Minibatch, MixedPrecision, Stage
 
@@ -103,7 +103,8 @@ class ConvertedReLU(Minibatch):
     ) -> None:
         if len(shape) != 3:
             raise SuiteError(f"converted_relu needs images, got {shape[0]} features per sample")
-        super().__init__(settings, _stages(settings.network, shape, classes), shape, seed, device)
+        stages = relu_stages(settings.network.layers, shape, classes, settings.network.whiten)
+        super().__init__(settings, stages, shape, seed, device)
         self.network.to(memory_format=torch.channels_last)
         if settings.training.mean_decay:
             mean = get_ema_multi_avg_fn(settings.training.mean_decay)  # type: ignore[no-untyped-call]
@@ -215,16 +216,20 @@ def spread(times: Tensor, count: int) -> Tensor:
     return times[torch.arange(count) * len(times) // count]
 
 
-def _stages(network: Network, shape: tuple[int, ...], classes: int) -> list[Stage]:
-    """Connections with their normalisation and ReLU, the pools behind them, and the outputs."""
+def relu_stages(layers: Layers, shape: tuple[int, ...], classes: int, whiten: bool = False) -> list[Stage]:
+    """Connections with their normalisation and ReLU, the pools behind them, and the outputs.
+
+    Raises:
+        SuiteError: a layer that does not fit what is left of an image [channels, height, width].
+    """
     stages: list[Stage] = []
-    for written in network.layers:
+    for written in layers:
         layer = parse(written)
         if isinstance(layer, Pool):
             stages[-1].after.append((nn.AvgPool2d if layer.average else nn.MaxPool2d)(layer.kernel))
             shape = shape[0], *size_behind(layer, shape[1:])
         elif isinstance(layer, Convolution):
-            whitening = network.whiten and not stages
+            whitening = whiten and not stages
             stages.append(Stage(nn.Sequential(*_convolution(shape[0], layer, whitening), nn.ReLU())))
             shape = layer.channels, *size_behind(layer, shape[1:])
         else:

@@ -30,7 +30,8 @@ from ..config import Config, Fraction, Latency, Strict
 from . import layered
 from .architecture import neuron_layers
 from .layered import Layered
-from .minibatch import MixedPrecision
+from .minibatch import Done, MixedPrecision
+from .teacher import Teacher, TeacherSettings
 
 # Spread at first of the directions, in units of 1 / sqrt(inputs), and of the real weights behind binary ones.
 DIRECTION_STD = 0.58
@@ -47,6 +48,10 @@ class CrossEntropy(Strict):
 
     def build(self, t_max: int) -> nn.Module:
         return TemporalCrossEntropyLoss(t_max, self.temperature / t_max)
+
+    def logits(self, times: Tensor, t_max: int) -> Tensor:
+        """What the cross-entropy is of; silence counts as a spike at the end."""
+        return -times.clamp(max=t_max) / self.temperature
 
 
 class SingleTarget(Strict):
@@ -90,12 +95,20 @@ class Network(layered.Network):
 class Training(MixedPrecision, layered.Training):
     """`potential_loss` weighs a cross-entropy on twice V of the outputs at the end of the hidden window.
 
-    `sharpness` is that of the arctan; `spike_price` is that of a hidden spike, whenever it comes.
+    `sharpness` is that of the arctan; `spike_price` is that of a hidden spike, whenever it comes. From a
+    `teacher` both the cross-entropy on -t and that on V learn.
     """
 
     loss: Loss
     potential_loss: NonNegativeFloat = 0.0
     sharpness: PositiveFloat = 2.0
+    teacher: TeacherSettings | None = None
+
+    @model_validator(mode="after")
+    def _taught_by_logits(self) -> Training:
+        if self.teacher and not isinstance(self.loss, CrossEntropy):
+            raise ValueError(f"teacher goes with loss 'cross-entropy', got {self.loss.kind!r}")
+        return self
 
 
 class Settings(Config):
@@ -134,6 +147,8 @@ class EveryBin(Layered):
         self.timing = settings.training.loss.build(settings.network.t_max)
         self.gradient = surrogate.Arctan(settings.training.sharpness)
         self.fired: list[Tensor] = []
+        asked = self.training.teacher
+        self.teacher = Teacher(asked, shape, classes, settings.bins, self.training, device) if asked else None
 
     def options(self, number: int) -> dict[str, Any]:
         network = self.settings.network
@@ -188,11 +203,31 @@ class EveryBin(Layered):
     def counted(self, layers: list[Tensor]) -> list[Tensor]:
         return [*(fired.detach() for fired in self.fired), *super().counted(layers)]
 
+    def _step(self, inputs: Tensor, labels: Tensor) -> Done:
+        if self.teacher:
+            self.teacher.answer(inputs, labels, self.rate)
+        return super()._step(inputs, labels)
+
     def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
+        weight, logits = self.training.potential_loss, 2 * self.at_end
         loss: Tensor = self.timing(outputs, labels)
-        if self.training.potential_loss:
-            loss = loss + self.training.potential_loss * nn.functional.cross_entropy(2 * self.at_end, labels)
+        if weight:
+            loss = loss + weight * nn.functional.cross_entropy(logits, labels)
+        if self.teacher:
+            assert isinstance(self.training.loss, CrossEntropy)
+            earliness = self.training.loss.logits(outputs, self.settings.network.t_max)
+            taught = self.teacher.loss(earliness) + weight * self.teacher.loss(logits)
+            share = self.teacher.settings.share
+            loss = (1 - share) * loss + share * taught
         return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | ({"teacher": self.teacher.state_dict()} if self.teacher else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.teacher:
+            self.teacher.load_state_dict(state["teacher"])
 
 
 class Counted(torch.autograd.Function):

@@ -28,17 +28,19 @@ class Augment(Strict):
     """Changes of the training images, drawn anew in every epoch.
 
     Shifts by up to `shift` pixels, with `border` coming in: silence, or the image reflected at its edge;
-    with `mirror`, half of the images left for right.
+    with `mirror`, half of the images left for right; `cutout` is the side of a square that is blanked
+    about a random pixel (DeVries & Taylor 2017), 0 for none.
     """
 
     shift: NonNegativeInt
     border: Literal["blank", "reflect"] = "blank"
     mirror: bool = False
+    cutout: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _changes_something(self) -> Augment:
-        if not (self.shift or self.mirror):
-            raise ValueError("augment must shift or mirror, got shift 0 without mirror")
+        if not (self.shift or self.mirror or self.cutout):
+            raise ValueError("augment must shift, mirror or cut out, got shift 0, no mirror and cutout 0")
         if self.border != "blank" and not self.shift:
             raise ValueError(f"border goes with a shift above 0, got {self.border!r}")
         return self
@@ -168,6 +170,8 @@ class Minibatch:
         self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self.average = AveragedModel(self.network)
         self.spikes: list[Tensor] = []
+        # Of the schedule: what all learning rates are multiplied by.
+        self.rate = 1.0
 
     def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
         """Loss of a mini-batch on the spike times and the potential of the outputs."""
@@ -297,9 +301,9 @@ class Minibatch:
         return kind(groups, weight_decay=decay, fused=True)
 
     def _set_rates(self, progress: float) -> None:
-        factor = self.training.schedule.factor(progress, self.training.epochs)
+        self.rate = self.training.schedule.factor(progress, self.training.epochs)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
+            group["lr"] = rate * self.rate
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -321,14 +325,29 @@ def augmented(
     inputs: Tensor, shape: tuple[int, ...], augment: Augment, blank: float, generator: torch.Generator
 ) -> Tensor:
     """Flat encoded images, each changed in its own way; `blank` is how no light is encoded."""
+    images = _moved(augment.padded(inputs.reshape(-1, *shape), blank), shape, augment, generator)
+    if augment.cutout:
+        images = images.where(~_squares(images.shape, augment.cutout, generator), blank)
+    return images.flatten(1)
+
+
+def _moved(padded: Tensor, shape: tuple[int, ...], augment: Augment, generator: torch.Generator) -> Tensor:
+    """Of each padded image a window of the shape [channels, height, width], perhaps mirrored."""
     channels, height, width = shape
-    most = augment.shift
-    padded = augment.padded(inputs.reshape(-1, *shape), blank)
-    down, right = torch.randint(2 * most + 1, (2, len(inputs), 1), generator=generator)
+    down, right = torch.randint(2 * augment.shift + 1, (2, len(padded), 1), generator=generator)
     rows, columns = down + torch.arange(height), right + torch.arange(width)
     if augment.mirror:
-        mirrored = torch.rand(len(inputs), 1, generator=generator) < 0.5
+        mirrored = torch.rand(len(padded), 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    sample = torch.arange(len(inputs))[:, None, None, None]
+    sample = torch.arange(len(padded))[:, None, None, None]
     channel = torch.arange(channels)[:, None, None]
-    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]].flatten(1)
+    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _squares(shape: torch.Size, side: int, generator: torch.Generator) -> Tensor:
+    """True in a square of `side` pixels of each image [batch, 1, height, width], clipped at its edges."""
+    batch, _, height, width = shape
+    top = torch.randint(height, (batch, 1, 1, 1), generator=generator) - side // 2
+    left = torch.randint(width, (batch, 1, 1, 1), generator=generator) - side // 2
+    row, column = torch.arange(height)[:, None], torch.arange(width)
+    return (row >= top) & (row < top + side) & (column >= left) & (column < left + side)

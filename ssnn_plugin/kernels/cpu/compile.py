@@ -19,7 +19,7 @@ NAMED_TUPLES = types.NamedTuple, types.NamedUniTuple
 
 def jit(function: Callable[..., Any]) -> Any:
     """Compile a function; re-association lets sums vectorise, and leaves `inf` alone, which is silence."""
-    return _compiled(function, fastmath={"reassoc", "contract"})
+    return compiled(function, fastmath={"reassoc", "contract"})
 
 
 def lean_jit(function: Callable[..., Any]) -> Any:
@@ -27,21 +27,22 @@ def lean_jit(function: Callable[..., Any]) -> Any:
 
     Nothing can be allocated.
     """
-    return _compiled(function, fastmath={"reassoc", "contract"}, _nrt=False)
+    return compiled(function, fastmath={"reassoc", "contract"}, _nrt=False)
 
 
 def exact_jit(function: Callable[..., Any]) -> Any:
-    """As `jit`, but as a loop of torch operations computes it, bit by bit."""
-    return _compiled(function, fastmath=False)
+    """As `jit`, but as it is written, bit by bit: as a loop of torch operations computes it."""
+    return compiled(function, fastmath=False)
 
 
-def _compiled(function: Callable[..., Any], **options: Any) -> Any:
-    compiled = nb.njit(nogil=True, error_model="numpy", **options)(function)
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """Compile a function with options of numba's; what is compiled is kept on disk, where it can be."""
+    dispatcher = nb.njit(nogil=True, error_model="numpy", **options)(function)
     try:
-        compiled._cache = _Cache(function)
+        dispatcher._cache = _Cache(function)
     except RuntimeError:
         _say_once_that_nothing_is_kept()
-    return compiled
+    return dispatcher
 
 
 def told_apart(response: Any) -> Any:
@@ -49,7 +50,9 @@ def told_apart(response: Any) -> Any:
 
     The types of this package have such names, and must, as what is cached finds them by these.
     """
-    return response if _is_own(type(response)) else _of_its_own(response.__class__)(*response)
+    return (
+        response if _root(type(response)) == _root(compiled) else _of_its_own(response.__class__)(*response)
+    )
 
 
 @cache
@@ -58,8 +61,9 @@ def _of_its_own(cls: Any) -> Any:
     return type(name, (cls,), {"__module__": cls.__module__, "__slots__": ()})
 
 
-def _is_own(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+def _root(defined: Callable[..., Any]) -> str:
+    """The top-level package that a class or a function is defined in."""
+    return defined.__module__.partition(".")[0]
 
 
 def where_given(absent: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -90,32 +94,34 @@ class _Cache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        stamp = self._impl.locator.get_source_stamp(), _digest_of_sources()
+        self._packages = {_root(compiled), _root(function)}
+        folder = Path(function.__code__.co_filename).parent
+        stamp = self._impl.locator.get_source_stamp(), _digest_of_sources(folder)
         self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        if _is_foreign(sig):
+        if self._is_foreign(sig):
             return None
         found = super().load_overload(sig, target_context)
         # Processes that write at once can leave the index of one beside the code of another.
         return found if found is not None and found.signature.args == tuple(sig) else None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        if not _is_foreign(data.signature.args):
+        if not self._is_foreign(data.signature.args):
             super().save_overload(sig, data)
+
+    def _is_foreign(self, argument_types: Any) -> bool:
+        classes = [t.instance_class for t in argument_types if isinstance(t, NAMED_TUPLES)]
+        return not self._packages.issuperset(map(_root, classes))
 
 
 @cache
-def _digest_of_sources() -> str:
-    """Of the files of this package that have compiled functions."""
+def _digest_of_sources(folder: Path) -> str:
+    """Of the files in a folder, and of those of this package that have compiled functions."""
     package = Path(__file__).parents[2]
-    files = sorted(path for folder in ("kernels", "neurons") for path in (package / folder).rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-
-
-def _is_foreign(argument_types: Any) -> bool:
-    classes = [t.instance_class for t in argument_types if isinstance(t, NAMED_TUPLES)]
-    return not all(map(_is_own, classes))
+    files = {path for part in ("kernels", "neurons") for path in (package / part).rglob("*.py")}
+    files.update(folder.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
 _said = False
