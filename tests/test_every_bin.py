@@ -22,6 +22,9 @@ LOSSES = [
 ]
 
 
+TEACHER = {"layers": ["8C3p1", "P2", "16"], "learning_rate": 0.1, "weight_decay": 1e-4}
+
+
 def settings_of(network=None, bins=6, **training):
     content = {
         "method": "every-bin",
@@ -106,8 +109,9 @@ def test_the_single_target_leaves_the_others_silent():
     assert outputs.isfinite().sum(1).double().mean() < 1.2
 
 
-def test_a_run_that_was_interrupted_ends_alike():
-    whole, first, second = method_of(), method_of(), method_of()
+@pytest.mark.parametrize("training", [{}, {"teacher": TEACHER}], ids=["from labels", "taught"])
+def test_a_run_that_was_interrupted_ends_alike(training):
+    whole, first, second = (method_of(**training) for _ in range(3))
     train(whole, 2)
     times, labels = images()
     first.train_epoch(0, times, labels, lambda samples: None)
@@ -211,6 +215,7 @@ def test_standardized_weights_have_the_gradient_of_what_they_are():
         ({"loss": {"kind": "relative-target", "gamma": 13.0}}, "gamma must be at most .*, got 13"),
         ({"network": {"layers": ["A2", "12"]}}, "a pool must follow a convolution"),
         ({"network": {"weights": "ternary"}}, "network.weights"),
+        ({"loss": LOSSES[1], "teacher": TEACHER}, "teacher goes with .*'cross-entropy', got 'single-target'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change, message):
