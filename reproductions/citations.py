@@ -46,7 +46,7 @@ def beginnings(method: str) -> list[str]:
 def works(method: str) -> list[Reference]:
     """The works that a method follows, by the longest beginning of its name that any work has; or none.
 
-    >>> [work.key for work in works("s4nn-tuned")], works("sparse-ramp")
+    >>> [work.key for work in works("s4nn-tuned")], works("my-own")
     (['kheradpisheh2020temporal'], [])
     """
     for name in beginnings(method):
@@ -69,7 +69,7 @@ def bibliography(methods: list[str]) -> str:
 def command(method: str) -> str:
     r"""LaTeX that cites the works that a method follows; nothing, if none is known.
 
-    >>> command("s4nn-tuned"), command("sparse-ramp")
+    >>> command("s4nn-tuned"), command("my-own")
     ('\\cite{kheradpisheh2020temporal}', '')
     """
     keys = ",".join(work.key for work in works(method))

@@ -7,7 +7,7 @@ import pytest
 from tiny_runs import record
 from typer.testing import CliRunner
 
-from reproductions import citations, tables
+from reproductions import catalog, citations, tables
 from reproductions.__main__ import app
 from reproductions.errors import SuiteError
 
@@ -27,23 +27,43 @@ def fields(text):
     ("method", "keys"),
     [
         ("s4nn", ["kheradpisheh2020temporal"]),
-        ("s4nn-every-bin", ["kheradpisheh2020temporal"]),
+        ("s4nn-every-bin", ["kheradpisheh2020temporal", "qiao2019microbatch", "che2024ettfs"]),
         ("bs4nn-every-bin", ["kheradpisheh2021bs4nn"]),
-        ("ts4tl-conv-every-bin", ["moqadasi2025temporal"]),
+        ("ts4tl-conv-every-bin", ["moqadasi2025temporal", "qiao2019microbatch", "che2024ettfs"]),
+        (
+            "ds4nn-every-bin-taught",
+            [
+                "mirsadeghi2023ds4nn",
+                "qiao2019microbatch",
+                "che2024ettfs",
+                "hinton2015distilling",
+                "anil2018large",
+            ],
+        ),
         ("ds4nn", ["mirsadeghi2023ds4nn"]),
         ("mostafa", ["mostafa2018supervised"]),
-        ("s2stdp-ncg", ["goupy2024competition", "goupy2024paired"]),
-        ("s2stdp-pcn", ["goupy2024paired"]),
+        ("s2stdp-ncg", ["goupy2024competition", "goupy2024paired", "falez2019multilayered"]),
+        ("s2stdp-pcn", ["goupy2024paired", "falez2019multilayered"]),
+        ("sstdp-ncg", ["goupy2024competition", "liu2021sstdp", "falez2019multilayered"]),
+        ("readout-s4nn-ncg", ["goupy2024competition", "falez2019multilayered"]),
+        ("logistic-stdp", ["falez2019multilayered"]),
+        ("sparse-ramp-stdp", ["falez2019multilayered", "stanojevic2024high"]),
+        ("converted-relu", ["stanojevic2024high", "jordan2024cifar"]),
         ("tebn", ["duan2022temporal"]),
         ("ltmd", ["wang2022ltmd"]),
         ("count-plus", ["zhu2023exploring"]),
         ("rate-backprop", ["yu2024advancing"]),
         ("sleep-short-textbook-20", ["massey2026sleep"]),
-        ("sparse-ramp-conv", []),
+        ("sparse-ramp-conv", ["stanojevic2024high"]),
+        ("my-own", []),
     ],
 )
 def test_a_method_follows_works(method, keys):
     assert [work.key for work in citations.works(method)] == keys
+
+
+def test_every_method_of_the_suite_follows_some_work():
+    assert all(citations.works(method) for method, _ in catalog.available())
 
 
 def test_every_entry_is_complete_and_has_a_key_of_its_own():
@@ -75,11 +95,11 @@ def test_entries_agree_with_the_citation_file():
 
 
 def test_cite_prints_each_work_once_and_the_suite():
-    result = run("cite", "s4nn", "s4nn-tuned", "sparse-ramp", "bs4nn")
+    result = run("cite", "s4nn", "s4nn-tuned", "eventprop", "bs4nn")
     assert result.exit_code == 0
     keys = re.findall(r"^@\w+\{(\S+),", result.stdout, re.MULTILINE)
     assert keys == [citations.SUITE, "kheradpisheh2020temporal", "kheradpisheh2021bs4nn"]
-    assert result.stdout.startswith("% no other work is known for: sparse-ramp\n")
+    assert result.stdout.startswith("% no other work is known for: eventprop\n")
 
 
 def test_cite_refuses_a_method_that_nobody_knows():
@@ -90,13 +110,14 @@ def test_cite_refuses_a_method_that_nobody_knows():
 
 
 def test_a_table_in_latex_cites():
-    runs = [record(), record(name="sparse-ramp-mnist", method="sparse-ramp")]
+    runs = [record(), record(name="my-own-mnist", method="my-own")]
     plain = tables.render_all(runs, "tex")
     cited = tables.render_all(runs, "tex", cite=True)
     assert "cite{" not in plain
     assert r"s4nn \cite{kheradpisheh2020temporal} & 784-400-10" in cited
-    assert "sparse-ramp & 784-400-10" in cited
-    assert "ettfs & convolutional" in cited
+    assert "my-own & 784-400-10" in cited
+    assert r"ettfs \cite{che2024ettfs} & convolutional" in cited
+    assert "eventprop & 784-350-10" in cited
 
 
 def test_cite_is_an_option_of_latex_alone():
