@@ -15,9 +15,11 @@ from ssnn_plugin.nir import to_nir
 from ssnn_plugin.nn import (
     AddedCurrentResidual,
     AveragePool,
+    EachBin,
     EarliestSpikePool2d,
     EarliestSpikeResidual,
     InBins,
+    Latch,
     SpikeConv2d,
     SpikeFlatten,
     SpikeLinear,
@@ -93,6 +95,48 @@ def test_times_and_potentials_are_those_of_the_network_on_times(build, shape, op
     assert torch.equal(actual, expected)
     torch.testing.assert_close(at_crossing, potential)
     assert torch.equal(InBins(network)(times), expected)
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+def test_times_differ_where_the_potential_is_the_threshold_to_rounding_alone(dtype, rounding):
+    """With ordinary weights, whose sums depend on their order."""
+    network, times = mlp(dtype), spike_times(512, 20, dtype=dtype)
+    calibrate(network, times, 0.4)
+    for layer, bins in zip(network, InBins(network).layers(times)[1:], strict=True):
+        found, expected = bins_to_times(bins.activations), layer(times)
+        assert 0.1 < found.isfinite().double().mean() < 0.9
+        differ = found != expected
+        earlier = torch.minimum(found, expected)[differ].long()
+        v = bins.potentials[:, differ].gather(0, earlier.unsqueeze(0))
+        assert ((v - 1).abs() < rounding).all()
+        times = found
+
+
+def test_a_network_of_torchs_own_layers_is_one_of_spike_times():
+    network = on_a_grid(
+        SpikeSequential(
+            SpikeConv2d(1, 4, 3, IF(2.0), t_max=T, dtype=torch.float64),
+            SpikeFlatten(),
+            SpikeLinear(144, 5, IF(3.0), t_max=T, dtype=torch.float64),
+        )
+    )
+    plain = nn.Sequential(
+        EachBin(nn.Conv2d(1, 4, 3, bias=False, dtype=torch.float64)), Latch(2.0),
+        EachBin(nn.Flatten()), EachBin(nn.Linear(4 * 36, 5, bias=False, dtype=torch.float64)), Latch(3.0),
+    )  # fmt: skip
+    with torch.no_grad():
+        plain[0].module.weight.copy_(network[0].weight)
+        plain[3].module.weight.copy_(network[2].weight)
+    times = spike_times(64, 1, 8, 8)
+    expected = network(times)
+    assert 0.05 < expected.isfinite().double().mean() < 1
+    spikes = bins_to_times(plain(times_to_bins(times, T)))
+    assert torch.equal(spikes, expected)
+    learning = InBins(network)(times)
+    for found in (spikes, learning):
+        found.clamp(max=T).sum().backward()
+    torch.testing.assert_close(plain[0].module.weight.grad, network[0].weight.grad)
+    assert plain[0].module.weight.grad.abs().sum() > 0
 
 
 def test_an_output_window_longer_than_the_hidden_one_and_a_constant_current():

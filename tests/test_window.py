@@ -104,3 +104,33 @@ def test_vmap_maps_over_parameters_too():
     mapped, _ = torch.func.vmap(lambda beta: single_spike_sequence(currents, beta=beta))(betas)
     for found, beta in zip(mapped, betas, strict=True):
         assert torch.equal(found, single_spike_sequence(currents, beta=beta)[0])
+
+
+def _leaking(currents, beta):
+    outputs = [currents[0]]
+    for current in currents[1:]:
+        outputs.append(beta * outputs[-1] + current)
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_leaky_sum_is_a_loop_over_its_bins(dtype, steps):
+    currents = _example(dtype, steps)[0]
+    expected = _leaking(currents, 0.9)
+    assert torch.equal(window.leaky_sum(currents, 0.9), expected)
+    assert torch.equal(window.leaky_sum(currents.movedim(-1, 1).contiguous().movedim(1, -1), 0.9), expected)
+    torch.testing.assert_close(window._leaky_sum(currents, 0.9), expected)
+    half = window.leaky_sum(currents.to(torch.bfloat16), 0.9)
+    torch.testing.assert_close(half.to(dtype), expected, atol=0.1, rtol=0.1)
+
+
+def test_a_leaky_sum_has_its_gradients_and_keeps_nothing_for_them():
+    currents = _example(steps=9)[0].requires_grad_()
+    assert torch.autograd.gradcheck(window.leaky_sum, (currents, 0.8))
+    assert torch.autograd.gradgradcheck(window.leaky_sum, (currents, 0.8))
+    torch.library.opcheck(window.leaky_sum, (currents, 0.8))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
+        window.leaky_sum(currents, 0.8)
+    assert kept == []

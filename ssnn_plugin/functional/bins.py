@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..kernels import latch as operators
-from ..kernels.window import accumulate
+from ..kernels.window import leaky_sum
 from ..neurons import IF
 from ..surrogate import Arctan, LatchGradient
 
@@ -200,7 +200,8 @@ def integrate(currents: Tensor, t_max: int, bias: Tensor | None = None, beta: fl
         age = torch.arange(1, t_max + 1, dtype=currents.dtype, device=currents.device)
         return currents + age.reshape(-1, *[1] * (currents.ndim - 1)) * bias
     steps = torch.cat([currents[:1], currents.diff(dim=0)])
-    return accumulate(steps if bias is None else steps + bias, torch.zeros_like(currents[0]), beta)
+    potentials: Tensor = leaky_sum(steps if bias is None else steps + bias, beta)
+    return potentials
 
 
 def going_on(cumulative: Tensor, bins: int) -> Tensor:

@@ -6,8 +6,10 @@
 `single_spike_window_grad(grad_spikes, grad_potentials, potentials, start, threshold) -> (grad, grad_start)`
     The latency rule: what V of a bin is worth to all later ones, and dS/dV = 1 at the spike; a current
     after the spike is worth nothing.
+`leaky_sum(currents, beta) -> potentials`
+    V of each bin [T, *] as if nothing fired, from rest. It is its own gradient, backwards in time.
 
-On the CPU both are one compiled pass; elsewhere a scan whose reach doubles in each of log2(T) passes.
+On the CPU each is one compiled pass; elsewhere a scan whose reach doubles in each of log2(T) passes.
 """
 
 from __future__ import annotations
@@ -107,6 +109,34 @@ def _(grad_spikes, grad_potentials, potentials, start, threshold):  # type: igno
     return tuple(
         torch.empty_like(like, memory_format=torch.contiguous_format) for like in (potentials, start)
     )
+
+
+def _leaky_sum(currents: Tensor, beta: float) -> Tensor:
+    return accumulate(currents, torch.zeros_like(currents[0]), beta)
+
+
+def _leaky_sum_on_cpu(currents: Tensor, beta: float) -> Tensor:
+    if currents.dtype not in _checks.DTYPES:
+        return _leaky_sum(currents, beta)
+    from .cpu import window
+
+    return window.leaky_sum(currents, beta)
+
+
+def _keep_leak(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.beta = inputs[1]
+
+
+def _leaky_sum_grad(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return leaky_sum(grad.flip(0), ctx.beta).flip(0), None
+
+
+leaky_sum = torch.library.custom_op("ssnn_plugin::leaky_sum", _leaky_sum, mutates_args=())
+leaky_sum.register_kernel("cpu", _leaky_sum_on_cpu)
+leaky_sum.register_fake(
+    lambda currents, beta: torch.empty_like(currents, memory_format=torch.contiguous_format)
+)
+leaky_sum.register_autograd(_leaky_sum_grad, setup_context=_keep_leak)
 
 
 def _mapped_over_last_axis(operator: Any) -> Any:

@@ -1,7 +1,7 @@
 """Layers on spike times: thin modules over `ssnn_plugin.functional`."""
 
 from ..functional.pool import AveragePool
-from .bins import InBins
+from .bins import EachBin, InBins, Latch
 from .binwise import BinwiseLayer, Currents, SpikeReadout
 from .calibration import calibrate
 from .classifier import SpikeClassifier
@@ -21,10 +21,12 @@ __all__ = [
     "BinwiseLayer",
     "Currents",
     "Decision",
+    "EachBin",
     "EarliestSpikePool2d",
     "EarliestSpikeResidual",
     "EventDrivenNetwork",
     "InBins",
+    "Latch",
     "MinMaxScaling",
     "SpikeClassifier",
     "SpikeConv2d",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from ..functional.bins import Bins, NeuronsInBins, bins_to_times, potential_at_crossing, times_to_bins
+from ..functional.bins import Bins, NeuronsInBins, bins_to_times, latch, potential_at_crossing, times_to_bins
 from ..surrogate import Arctan, LatchGradient
 from .connection import SpikeConnection
 from .rows import keep_up, runs_in_a_row
@@ -89,6 +89,60 @@ class InBins(nn.Module):
             with torch.autocast(device, enabled=half and module is not last):
                 outputs.append(in_bins(module, inputs, self.gradient))
         return outputs
+
+
+class EachBin(nn.Module):
+    """A module of torch over the bins of a window, which lie in its batch axis: a connection in one call.
+
+    Args:
+        module: called with [T x batch, *], such as `nn.Conv2d`, `nn.Linear` or `nn.AvgPool2d`.
+
+    Shape: activations [T, batch, *] -> what the module makes of them, [T, batch, *].
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, bins: Tensor) -> Tensor:
+        """Activations [T, batch, *] -> currents [T, batch, *]."""
+        return _each_bin(self.module, bins)
+
+
+class Latch(nn.Module):
+    """Neurons that fire at most once, on potentials of every bin: `functional.latch` as a module.
+
+    With `EachBin` it makes a network of torch's own layers, on activations instead of spike times; bins
+    are the first axis.
+
+    Args:
+        threshold: V above it fires.
+        gradient: the rule for the step at the threshold; None is `surrogate.Arctan()`.
+
+    Shape: potentials [T, batch, *] float -> activations [T, batch, *], 1 from the bin of the spike on.
+
+    Raises:
+        ValueError, TypeError: as `functional.latch`.
+
+    >>> import torch
+    >>> from ssnn_plugin.functional import bins_to_times, times_to_bins
+    >>> network = nn.Sequential(EachBin(nn.Linear(4, 8)), Latch(), EachBin(nn.Linear(8, 2)), Latch())
+    >>> activations = times_to_bins(torch.tensor([[0.0, 2.0, 5.0, torch.inf]]), t_max=8)
+    >>> bins_to_times(network(activations)).shape
+    torch.Size([1, 2])
+    """
+
+    def __init__(self, threshold: float = 1.0, gradient: LatchGradient | None = None) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.gradient = Arctan() if gradient is None else gradient
+
+    def extra_repr(self) -> str:
+        return f"threshold={self.threshold}, gradient={self.gradient!r}"
+
+    def forward(self, potentials: Tensor) -> Tensor:
+        """Potentials [T, batch, *] -> activations [T, batch, *]."""
+        return latch(potentials, self.threshold, self.gradient)
 
 
 def in_bins(module: nn.Module, inputs: Bins, gradient: LatchGradient) -> Bins:
