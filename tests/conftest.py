@@ -1,4 +1,5 @@
 import functools
+import shutil
 
 import pytest
 import torch
@@ -40,3 +41,44 @@ def cheap_runs():
             patch.setattr(records, name, functools.cache(getattr(records, name)))
         assert datasets.load("digits", "train") is datasets.load("digits", "train")
         yield
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser; what needs one is left out where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open a file at a width; whatever goes wrong on the page, or leaves it, fails the test."""
+    wrong, contexts = [], []
+
+    def open_(file, width=1280, anchor=""):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}))
+        contexts[-1].set_default_timeout(90_000)
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: wrong.append(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith(("file:", "blob:", "data:")) else wrong.append(request.url)
+            ),
+        )
+        page.goto(f"{file.as_uri()}{anchor}")
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert wrong == []

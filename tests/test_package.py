@@ -208,4 +208,6 @@ def test_the_command_of_a_wheel_works_from_any_folder(wheel, tmp_path):
     table = call("table", "--format", "csv")
     assert "64-" in table or "digits" in table
     assert "fashion-mnist" in table
+    call("report", "--output", "report.html")
+    assert "s4nn-digits-epochs2" in (tmp_path / "report.html").read_text()
     assert {path: path.stat().st_mtime_ns for path in unpacked.rglob("*.json")} == before

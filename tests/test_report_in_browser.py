@@ -1,7 +1,6 @@
 """The web page of all records, driven in a real browser; left out where there is none."""
 
 import json
-import shutil
 
 import pytest
 from report_runs import runs, written
@@ -9,50 +8,12 @@ from report_runs import runs, written
 from reproductions import records, report
 from reproductions.report.listings import identity
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     folder = written(tmp_path_factory.mktemp("records"))
     report.write(folder, folder / "report.html")
     return folder / "report.html"
-
-
-@pytest.fixture
-def open_page(browser):
-    """Open a file at a width; whatever goes wrong on the page, or leaves it, fails the test."""
-    wrong, contexts = [], []
-
-    def open_(file, width=1280, anchor=""):
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}))
-        contexts[-1].set_default_timeout(90_000)
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: wrong.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                None if request.url.startswith(("file:", "blob:", "data:")) else wrong.append(request.url)
-            ),
-        )
-        page.goto(f"{file.as_uri()}{anchor}")
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert wrong == []
 
 
 @pytest.fixture
@@ -128,7 +89,12 @@ def test_columns_are_chosen(page):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("title", "point"), [("Accuracy if stopped at time t", [1 / 16, 100]), ("Learning curves", [2, 30])]
+    ("title", "point"),
+    [
+        ("Accuracy against spikes", [91, 91]),
+        ("Accuracy if stopped at time t", [1 / 16, 100]),
+        ("Learning curves", [2, 30]),
+    ],
 )
 def test_a_point_is_told_when_the_pointer_is_over_it(page, title, point):
     place = _drawn(page, "mnist", title)

@@ -1,20 +1,23 @@
 """The documentation site builds without a warning, and its links lead somewhere."""
 
+import importlib
 import os
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
 import ssnn_plugin
-from ssnn_plugin import functional, nn
 
 ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.slow
+NAMES = "decode encode functional losses metrics nir nn norse online rules snntorch surrogate testing"
+MODULES = [f"ssnn_plugin.{name}" for name in NAMES.split()]
 
 
 class Page(HTMLParser):
@@ -75,11 +78,26 @@ def test_pages_load_nothing_from_elsewhere(pages):
 
 def test_the_reference_has_every_public_name(pages):
     anchors = set().union(*(page.anchors for page in pages.values()))
-    for module in (ssnn_plugin, nn, functional):
-        for name in module.__all__:
-            if isinstance(getattr(module, name), type(ssnn_plugin)):
-                continue
+    for module in (ssnn_plugin, *map(importlib.import_module, MODULES)):
+        for name in _public_names(module):
             assert f"{module.__name__}.{name}" in anchors, f"{module.__name__}.{name} is on no page"
+
+
+def _public_names(module):
+    """Those that it says it has, else those that are defined in it."""
+    if hasattr(module, "__all__"):
+        return [name for name in module.__all__ if not isinstance(getattr(module, name), ModuleType)]
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return [name for name, value in own.items() if getattr(value, "__module__", None) == module.__name__]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_pages_fit_the_screen(site, pages, open_page, width):
+    assert len(pages) > 20
+    for path in pages:
+        page = open_page(path, width)
+        page.locator("article").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path.relative_to(site)
 
 
 def test_formulas_are_there(site):

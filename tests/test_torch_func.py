@@ -3,11 +3,20 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
 
-from ssnn_plugin import IF, ExpPSP, WindowedRamp, encode, to_event_driven
+from ssnn_plugin import IF, ExpPSP, ReLPSP, WindowedRamp, encode, to_event_driven
 from ssnn_plugin.decode import first_spikes
-from ssnn_plugin.functional import fill_silent, first_spike_linear, normalize_error
+from ssnn_plugin.functional import (
+    bins_to_times,
+    fill_silent,
+    first_spike_linear,
+    latch,
+    normalize_error,
+    single_spike_sequence,
+)
+from ssnn_plugin.functional.bins import integrate
 from ssnn_plugin.losses import RelativeTargetLoss, SingleTargetLoss
 from ssnn_plugin.nn import SpikeConv2d
 from ssnn_plugin.snntorch import SingleSpike, latency
@@ -142,11 +151,30 @@ def test_the_latency_rule_has_no_second_derivative():
         grad(gradient)(parameters)
 
 
-@pytest.mark.parametrize("neuron", [IF(), ExpPSP(0.5), ExpPSP(0.5, tau=torch.ones(3, dtype=torch.float64))])
+@pytest.mark.parametrize(
+    "neuron", [IF(), ReLPSP(), ExpPSP(0.5), ExpPSP(0.5, tau=torch.ones(3, dtype=torch.float64))]
+)
 def test_forward_mode_is_refused(neuron):
     times, weight = torch.ones(2, 5, dtype=torch.float64), torch.ones(3, 5, dtype=torch.float64)
     with pytest.raises(NotImplementedError, match="forward mode AD"):
         jvp(lambda w: first_spike_linear(times, w, neuron, t_max=8), (weight,), (weight,))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda w: first_spike_linear(torch.ones(2, 5, dtype=w.dtype), w, ReLPSP(), t_max=8),
+        latch,
+        bins_to_times,
+        single_spike_sequence,
+        lambda currents: integrate(currents, 3, beta=0.5),
+    ],
+    ids=["ramp", "latch", "times", "sequence", "leak"],
+)
+def test_dual_numbers_are_refused_too(function):
+    x = torch.ones(3, 5, dtype=torch.float64)
+    with forward_ad.dual_level(), pytest.raises((NotImplementedError, RuntimeError), match="forward"):
+        function(forward_ad.make_dual(x, torch.ones_like(x)))
 
 
 def test_a_normalised_error_per_sample_is_that_of_the_batch():

@@ -200,8 +200,22 @@ def integrate(currents: Tensor, t_max: int, bias: Tensor | None = None, beta: fl
         age = torch.arange(1, t_max + 1, dtype=currents.dtype, device=currents.device)
         return currents + age.reshape(-1, *[1] * (currents.ndim - 1)) * bias
     steps = torch.cat([currents[:1], currents.diff(dim=0)])
-    potentials: Tensor = leaky_sum(steps if bias is None else steps + bias, beta)
+    potentials: Tensor = _LeakySum.apply(steps if bias is None else steps + bias, beta)
     return potentials
+
+
+class _LeakySum(torch.autograd.Function):
+    @staticmethod
+    def forward(currents: Tensor, beta: float) -> Tensor:
+        return leaky_sum(currents, beta)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.beta = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return _LeakySum.apply(grads[0].flip(0), ctx.beta).flip(0), None
 
 
 def going_on(cumulative: Tensor, bins: int) -> Tensor:

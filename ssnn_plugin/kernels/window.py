@@ -123,20 +123,11 @@ def _leaky_sum_on_cpu(currents: Tensor, beta: float) -> Tensor:
     return window.leaky_sum(currents, beta)
 
 
-def _keep_leak(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.beta = inputs[1]
-
-
-def _leaky_sum_grad(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return leaky_sum(grad.flip(0), ctx.beta).flip(0), None
-
-
 leaky_sum = torch.library.custom_op("ssnn_plugin::leaky_sum", _leaky_sum, mutates_args=())
 leaky_sum.register_kernel("cpu", _leaky_sum_on_cpu)
 leaky_sum.register_fake(
     lambda currents, beta: torch.empty_like(currents, memory_format=torch.contiguous_format)
 )
-leaky_sum.register_autograd(_leaky_sum_grad, setup_context=_keep_leak)
 
 
 def _mapped_over_last_axis(operator: Any) -> Any:
