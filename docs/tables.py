@@ -28,6 +28,7 @@ ALL = {
     "potential %": "accuracy %, `potential`",
     "spikes": "spikes",
     "until decision": "until the decision",
+    "spikes per neuron": "per neuron",
     "multiplications": "multiplications of pixels",
     "network": "network",
     "seeds": "seeds",

@@ -454,11 +454,11 @@ def report(
 def _alone_at(path: Path, overwrite: bool = True) -> Iterator[None]:
     """Keep other processes away from a file to be written, and remove what a killed one left of it."""
     records.require_writable(path.parent)
-    busy = "another process is at this file; wait for it, or name another one"
+    busy = "another process is at this file; wait for it, or name another folder"
     with locked(path.with_name(f"{path.name}.lock"), busy):
         if path.exists() and not overwrite:
             raise SuiteError(f"{path}: exists already; pass --overwrite to write it again")
-        remove_leftovers(path.parent, records.temporary_prefix(path))
+        remove_leftovers(path.parent, records.temporaries(path))
         yield
 
 

@@ -109,6 +109,7 @@ COLUMNS: dict[str, Pick] = {
     **{rule: _accuracy_under(rule) for rule in RULES},
     "spikes": _of_all_layers("spikes"),
     "spikes-by-layer": _by_layer("spikes"),
+    "per-neuron": _kept("spikes per neuron"),
     "until-decision": _of_all_layers("until decision"),
     "until-decision-by-layer": _by_layer("until decision"),
     "response": _kept("response", "response unit", renamed="mean response"),
@@ -122,6 +123,7 @@ COLUMNS: dict[str, Pick] = {
 LEGEND = {
     "accuracy": "{rule}: accuracy on the test set under this rule, mean ± deviation over seeds.",
     "spikes": "Spikes: per image, of all layers.",
+    "per-neuron": "Spikes per neuron: of hidden and output neurons, per image.",
     "response": "Response: time of the first output spike; unit: a time constant, or the span of the inputs.",
     "steps": "Steps: of the window, in discrete time.",
     "readouts": "Readout: accuracy of other readouts of the same spikes.",

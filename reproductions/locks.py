@@ -37,9 +37,9 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
         lock.release()
 
 
-def remove_leftovers(folder: Path, prefix: str) -> None:
+def remove_leftovers(folder: Path, pattern: str) -> None:
     """Remove temporary files and folders; to be called by the only one who could be writing them."""
-    for path in folder.glob(f"{prefix}*"):
+    for path in folder.glob(pattern):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

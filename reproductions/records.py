@@ -37,6 +37,8 @@ RECORDED = Path(__file__).parent / "results"
 SCHEMA: Literal[1] = 1
 # Before the digest of a file of tensors.
 DIGEST_OF = b"ssnn_plugin sha256 "
+# How the names of files end that are being written.
+PARTIAL = ".partial"
 CHECKPOINT_KEYS = {"config_hash", "track_test", "state", "method"}
 
 
@@ -307,14 +309,14 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise SuiteError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def temporary_prefix(path: Path) -> str:
-    """How the names of the files begin that `atomic_write` writes first."""
-    return f".{path.name}."
+def temporaries(path: Path) -> str:
+    """A pattern for the names of the files that `atomic_write` writes first."""
+    return f".{path.name}.*{PARTIAL}"
 
 
 @contextlib.contextmanager
 def _taking_its_place(path: Path, mode: str) -> Iterator[IO[Any]]:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(path))
+    handle, temporary = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file

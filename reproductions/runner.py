@@ -161,7 +161,7 @@ def _alone_at(run: Run) -> Iterator[None]:
     records.require_writable(run.checkpoint.parent)
     with locked(run.lock, "another process is at this run; wait for it, or name another results folder"):
         for path in (run.record, run.checkpoint):
-            remove_leftovers(path.parent, records.temporary_prefix(path))
+            remove_leftovers(path.parent, records.temporaries(path))
         run.progress.unlink(missing_ok=True)
         _prepare(run)
         yield

@@ -128,14 +128,14 @@ def find(path: Path, folder: Path, engine: Engine, data_root: Path | None = None
         arguments = [(number, search, content, path, folder, data_root) for number in range(engine.workers)]
         with engine.open() as over:
             try:
-                failures = [failed for failed in over(_work, *zip(*arguments, strict=True)) if failed]
+                for failed in over(_work, *zip(*arguments, strict=True)):
+                    if failed:
+                        raise SuiteError(failed)
             except BrokenExecutor as error:
                 raise SuiteError(
                     f"{path}: a process of the search was killed ({type(error).__name__}); search again, "
                     "and it goes on with its trials"
                 ) from error
-    if failures:
-        raise SuiteError(failures[0])
     return study
 
 

@@ -19,7 +19,7 @@ from ssnn_plugin.metrics import RULES
 from . import citations, columns
 from .columns import DEVIATION, accuracy_column
 from .errors import SuiteError
-from .records import FewLabels, Record
+from .records import Evaluation, FewLabels, Record
 from .text import fitted
 
 PUBLISHED = Path(__file__).parent / "published.csv"
@@ -222,6 +222,10 @@ def _published_in_brief(row: Row) -> str:
     return f"{row['published']} {row['published certainty']}" + ("*" if row["published network"] else "")
 
 
+def _per_neuron_in_brief(row: Row) -> str:
+    return "" if row["spikes per neuron"] is None else f"{row['spikes per neuron']:.3g}"
+
+
 def _verdict(row: Row) -> str:
     if (gap := row["lenient minus published"]) is None:
         return ""
@@ -234,6 +238,7 @@ SHOWN: dict[str, tuple[str, Callable[[Row], str]]] = {
     "features": ("features", lambda row: row["features"] or "none"),
     "labelled per class": ("labelled per class", lambda row: str(row["labelled per class"] or "all")),
     "spikes: input": ("spikes: input + hidden + output", _layers("spikes")),
+    "spikes per neuron": ("spikes per neuron", _per_neuron_in_brief),
     "until decision: input": ("of these until the decision", _layers("until decision")),
     "response": ("response", _response),
     "steps": ("steps", lambda row: "" if row["steps"] is None else f"{row['steps']:.0f}"),
@@ -277,6 +282,7 @@ def _row(runs: Sequence[Record], depth: int) -> Row:
     if len(best) == len(runs):
         row |= _spread(f"{BEST_EPOCH} %", best)
     row |= _by_layer("spikes", [test.total for test in tests], depth)
+    row["spikes per neuron"] = mean(_per_neuron(test) for test in tests)
     row |= _by_layer("until decision", [test.until_decision for test in tests], depth)
     row |= _spread("response", [test.response_time for test in tests])
     row["response unit"] = first.time_unit
@@ -310,6 +316,14 @@ def _against_published(runs: Sequence[Record], network: str) -> Row:
 def _paper(method: str, papers: set[str]) -> str:
     """The paper's method that a recipe belongs to: its name, or what that begins with, as of "s4nn-tuned"."""
     return next((name for name in citations.beginnings(method) if name in papers), method)
+
+
+def _per_neuron(test: Evaluation) -> float:
+    """Spikes of hidden and output neurons, by their number; of a classifier without spikes, none."""
+    if test.neurons_fire == "never":
+        return nan
+    neurons = sum(map(len, test.example.times[1:]))
+    return sum(test.total[1:]) / neurons
 
 
 def _spread(column: str, values: Sequence[float]) -> Row:

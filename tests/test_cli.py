@@ -51,10 +51,11 @@ def call(monkeypatch, capsys):
 
 
 def test_what_a_killed_process_left_of_a_table_is_removed(recorded, call, tmp_path):
-    (tmp_path / ".table.md.abc").write_text("half of it")
+    (tmp_path / ".table.md.abc.partial").write_text("half of it")
+    (tmp_path / ".table.md.swp").write_text("of an editor")
     code, _, _ = call("table", "--results-dir", recorded, "--output", tmp_path / "table.md")
     assert code == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
+    assert {path.name for path in tmp_path.iterdir()} == {"table.md", ".table.md.swp"}
 
 
 def _mtimes(folder):

@@ -41,6 +41,13 @@ def test_spikes_are_the_sum_over_the_layers():
     assert _shown("spikes", "until-decision") == {"spikes": "232", "until decision": "151"}
 
 
+def test_spikes_per_neuron_are_those_of_hidden_and_output_neurons():
+    """80 + 2 spikes of 400 + 10 neurons."""
+    (row,) = _selected("per-neuron").to_dict("records")
+    assert row == {"spikes per neuron": pytest.approx(82 / 410)}
+    assert _shown("per-neuron") == {"spikes per neuron": "0.2"}
+
+
 def test_brief_columns_in_words():
     assert _shown(*columns.BRIEF, rule="lenient") == {
         "method": "s4nn", "network": "784-400-10", "seeds": "2", "lenient %": "96.00 ± 1.41", "spikes": "232",

@@ -170,7 +170,7 @@ def test_whitening_filters_do_not_learn():
     [
         ({"encoding": {"scale": 2.0}}, "encoding must have scale 1"),
         ({"network": {"layers": ["5"], "whiten": True}}, "whiten needs a convolution as first layer"),
-        ({"shape": (20,)}, "converted_relu needs images, got 20 features per sample"),
+        ({"shape": (20,)}, "network.layers: a ReLU network needs images, got 20 features per sample"),
         ({"network": {"layers": ["4C9"]}}, "'4C9' does not fit what is left"),
         ({"training": {"momentum": 0.0}}, "nesterov goes with a momentum above 0"),
         ({"training": {"mean_decay": 0.9, "average_last": 2}}, "average_last goes without mean_decay"),

@@ -295,7 +295,7 @@ def test_what_a_killed_process_left_beside_the_features_is_swept(tmp_path):
     extractor, images = Counting(), _images()
     features.cached(extractor, images, tmp_path)
     path = _cache_file(tmp_path)
-    (path.parent / f".{path.name}.abc").write_bytes(b"half")
+    (path.parent / f".{path.name}.abc.partial").write_bytes(b"half")
     features.cached(extractor, _images(2, seed=1), tmp_path)
     assert _cache_file(tmp_path) == path
 

@@ -291,6 +291,12 @@ def test_cutout_blanks_a_square_clipped_at_the_edges_in_all_channels():
     assert torch.equal(blanked[:, 0].unique(dim=0), possible.unique(dim=0))
 
 
+def test_a_square_as_large_as_the_image_is_refused():
+    whole = _settings(augment=Augment(shift=0, cutout=3))
+    with pytest.raises(SuiteError, match=r"augment\.cutout must be below 3, .*image of 3 x 4, got 3"):
+        Minibatch(whole, [nn.Linear(12, 2)], (1, 3, 4), 0, "cpu")
+
+
 def test_cutout_leaves_shifts_and_mirror_images_what_they_are():
     images, shape = torch.rand(64, 30, generator=torch.Generator().manual_seed(3)), (1, 5, 6)
     changes = {"shift": 2, "mirror": True}

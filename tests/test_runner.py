@@ -469,11 +469,14 @@ def test_a_run_that_another_process_is_at_is_refused(tmp_path, finished, options
 def test_what_a_killed_run_left_behind_is_swept_by_the_next(tmp_path):
     run = _run(tmp_path)
     run.checkpoint.parent.mkdir()
-    left = [run.record.with_name(f".{run.record.name}.abc"), run.checkpoint.with_name(".tiny-seed0.pt.xyz")]
-    others = run.record.with_name(".tiny-seed1.json.abc")
+    left = [
+        run.record.with_name(f".{run.record.name}.abc.partial"),
+        run.checkpoint.with_name(".tiny-seed0.pt.xyz.partial"),
+    ]
+    others = run.record.with_name(".tiny-seed1.json.abc.partial")
     for path in (*left, others, run.lock):
         path.write_text("half")
     runner.execute(run, Quiet())
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        ".tiny-seed1.json.abc", "checkpoints", "tiny-seed0.json",
+        ".tiny-seed1.json.abc.partial", "checkpoints", "tiny-seed0.json",
     ]  # fmt: skip

@@ -136,6 +136,7 @@ def test_a_process_that_is_killed_is_told(ranges, tmp_path):
         @contextlib.contextmanager
         def open(self):
             def over(*_):
+                yield None
                 raise TerminatedWorkerError("a worker process was killed")
 
             yield over

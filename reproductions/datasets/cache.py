@@ -35,7 +35,7 @@ def fill(cache: Path, folder: str, make: Callable[[Path], None], intact: Callabl
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with locked(cache / f".{folder}.lock"):
-            remove_leftovers(cache, f".{folder}-")
+            remove_leftovers(cache, f".{folder}-*")
             if intact():  # another process was faster
                 return
             with tempfile.TemporaryDirectory(dir=cache, prefix=f".{folder}-") as temporary:

@@ -155,7 +155,7 @@ def _download_eth80(root: Path) -> None:
     unpacked.rename(root / ETH80)
     paths = _find_eth80(root).paths
     if _hash(_names(paths, root)) != ETH80_NAMES:
-        raise RuntimeError(f"the {len(paths)} images of {ETH80_ARCHIVE} are not the 3 280 of ETH-80")
+        raise RuntimeError(f"expected the 3 280 known images in {ETH80_ARCHIVE}, got {len(paths)} others")
 
 
 def _download_caltech(root: Path) -> None:

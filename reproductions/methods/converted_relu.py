@@ -101,8 +101,6 @@ class ConvertedReLU(Minibatch):
     def __init__(
         self, settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str
     ) -> None:
-        if len(shape) != 3:
-            raise SuiteError(f"converted_relu needs images, got {shape[0]} features per sample")
         stages = relu_stages(settings.network.layers, shape, classes, settings.network.whiten)
         super().__init__(settings, stages, shape, seed, device)
         self.network.to(memory_format=torch.channels_last)
@@ -216,12 +214,25 @@ def spread(times: Tensor, count: int) -> Tensor:
     return times[torch.arange(count) * len(times) // count]
 
 
-def relu_stages(layers: Layers, shape: tuple[int, ...], classes: int, whiten: bool = False) -> list[Stage]:
+def relu_stages(
+    layers: Layers,
+    shape: tuple[int, ...],
+    classes: int,
+    whiten: bool = False,
+    key: str = "network.layers",
+) -> list[Stage]:
     """Connections with their normalisation and ReLU, the pools behind them, and the outputs.
 
+    Args:
+        shape: of an image, [channels, height, width].
+        whiten: leave the first convolution to be whitened.
+        key: what the layers are called in a config.
+
     Raises:
-        SuiteError: a layer that does not fit what is left of an image [channels, height, width].
+        SuiteError: features instead of images; a layer that does not fit what is left of an image.
     """
+    if len(shape) != 3:
+        raise SuiteError(f"{key}: a ReLU network needs images, got {shape[0]} features per sample")
     stages: list[Stage] = []
     for written in layers:
         layer = parse(written)
@@ -238,7 +249,7 @@ def relu_stages(layers: Layers, shape: tuple[int, ...], classes: int, whiten: bo
             stages.append(Stage(nn.Sequential(nn.Flatten(), linear, norm, nn.ReLU())))
             shape = (layer,)
         if min(shape) < 1:
-            raise SuiteError(f"network.layers: {written!r} does not fit what is left of an image")
+            raise SuiteError(f"{key}: {written!r} does not fit what is left of an image")
     return [*stages, Stage(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes)))]
 
 

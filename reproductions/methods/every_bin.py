@@ -50,7 +50,7 @@ class CrossEntropy(Strict):
         return TemporalCrossEntropyLoss(t_max, self.temperature / t_max)
 
     def logits(self, times: Tensor, t_max: int) -> Tensor:
-        """What the cross-entropy is of; silence counts as a spike at the end."""
+        """What the cross-entropy is of; silence counts as a spike at the end, and gets no gradient."""
         return -times.clamp(max=t_max) / self.temperature
 
 
@@ -96,7 +96,7 @@ class Training(MixedPrecision, layered.Training):
     """`potential_loss` weighs a cross-entropy on twice V of the outputs at the end of the hidden window.
 
     `sharpness` is that of the arctan; `spike_price` is that of a hidden spike, whenever it comes. From a
-    `teacher` both the cross-entropy on -t and that on V learn.
+    `teacher` both the cross-entropy on -t and that on V learn; outputs that are silent, by V alone.
     """
 
     loss: Loss
@@ -147,8 +147,9 @@ class EveryBin(Layered):
         self.timing = settings.training.loss.build(settings.network.t_max)
         self.gradient = surrogate.Arctan(settings.training.sharpness)
         self.fired: list[Tensor] = []
-        asked = self.training.teacher
-        self.teacher = Teacher(asked, shape, classes, settings.bins, self.training, device) if asked else None
+        self.teacher: Teacher | None = None
+        if taught := self.training.teacher:
+            self.teacher = Teacher(taught, shape, classes, settings.bins, self.training, device)
 
     def options(self, number: int) -> dict[str, Any]:
         network = self.settings.network
@@ -205,21 +206,25 @@ class EveryBin(Layered):
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
         if self.teacher:
-            self.teacher.answer(inputs, labels, self.rate)
+            self.teacher.learn(inputs, labels, self.factor)
         return super()._step(inputs, labels)
 
     def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
-        weight, logits = self.training.potential_loss, 2 * self.at_end
         loss: Tensor = self.timing(outputs, labels)
-        if weight:
-            loss = loss + weight * nn.functional.cross_entropy(logits, labels)
         if self.teacher:
             assert isinstance(self.training.loss, CrossEntropy)
-            earliness = self.training.loss.logits(outputs, self.settings.network.t_max)
-            taught = self.teacher.loss(earliness) + weight * self.teacher.loss(logits)
-            share = self.teacher.settings.share
-            loss = (1 - share) * loss + share * taught
+            loss = self._taught(loss, self.training.loss.logits(outputs, self.settings.network.t_max))
+        if weight := self.training.potential_loss:
+            logits = 2 * self.at_end
+            from_labels = nn.functional.cross_entropy(logits, labels)
+            loss = loss + weight * (self._taught(from_labels, logits) if self.teacher else from_labels)
         return loss
+
+    def _taught(self, loss: Tensor, logits: Tensor) -> Tensor:
+        """A loss on the labels, a share of it replaced by one on the answers of the teacher."""
+        assert self.teacher is not None
+        share = self.teacher.settings.share
+        return (1 - share) * loss + share * self.teacher.loss(logits)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | ({"teacher": self.teacher.state_dict()} if self.teacher else {})

@@ -46,10 +46,15 @@ class Augment(Strict):
         return self
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Refuse features, and images [channels, height, width] that are too small to be reflected."""
+        """Refuse features, and images [channels, height, width] that are too small for the changes."""
         if len(shape) != 3:
             raise SuiteError(f"training.augment needs images, got {shape[0]} features per sample")
         _, height, width = shape
+        if self.cutout >= (side := min(height, width)):
+            raise SuiteError(
+                f"training.augment.cutout must be below {side}, for an image of {height} x {width}, "
+                f"got {self.cutout}"
+            )
         if self.border == "reflect" and self.shift >= min(height, width):
             raise SuiteError(
                 f"training.augment.shift must be below {min(height, width)}, to reflect an image of "
@@ -170,8 +175,8 @@ class Minibatch:
         self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self.average = AveragedModel(self.network)
         self.spikes: list[Tensor] = []
-        # Of the schedule: what all learning rates are multiplied by.
-        self.rate = 1.0
+        # What the schedule multiplies all learning rates by.
+        self.factor = 1.0
 
     def loss(self, outputs: Tensor, potential: Tensor, labels: Tensor) -> Tensor:
         """Loss of a mini-batch on the spike times and the potential of the outputs."""
@@ -301,9 +306,9 @@ class Minibatch:
         return kind(groups, weight_decay=decay, fused=True)
 
     def _set_rates(self, progress: float) -> None:
-        self.rate = self.training.schedule.factor(progress, self.training.epochs)
+        self.factor = self.training.schedule.factor(progress, self.training.epochs)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * self.rate
+            group["lr"] = rate * self.factor
 
     def state_dict(self) -> dict[str, Any]:
         return {

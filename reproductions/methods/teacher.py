@@ -39,12 +39,15 @@ class TeacherSettings(Strict):
 
 
 class Teacher:
-    """Learns by `answer`; `loss` compares what others say with what it answered last.
+    """Answers and learns by `learn`; `loss` compares what others say with what it answered last.
 
     Args:
         shape: of an image, [channels, height, width].
         bins: number of spike times of the inputs.
         precision: of its operations.
+
+    Raises:
+        SuiteError: features instead of images; layers that do not fit an image.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class Teacher:
         device: str,
     ) -> None:
         self.settings, self.shape, self.bins, self.precision = settings, shape, bins, precision
-        stages = relu_stages(settings.layers, shape, classes)
+        stages = relu_stages(settings.layers, shape, classes, key="training.teacher.layers")
         network = nn.Sequential(*(nn.Sequential(stage.neurons, stage.after) for stage in stages))
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
@@ -69,17 +72,21 @@ class Teacher:
         )
         self.soft = torch.empty(0, classes, device=device)
 
-    def answer(self, times: Tensor, labels: Tensor, rate: float) -> None:
+    def learn(self, times: Tensor, labels: Tensor, factor: float) -> None:
         """Say what is likely for spike times [batch, features], then learn from the labels.
 
-        `rate` is what the learning rate is multiplied by.
+        `factor` is that of the learning rate. From a single sample, which has no deviation that a batch could
+        be normalised by, nothing is learned.
         """
-        images = (1 - times / self.bins).clamp_(min=0).reshape(-1, *self.shape)
+        images = (1 - times.float() / self.bins).clamp_(min=0).reshape(-1, *self.shape)
+        self.network.train(len(times) > 1)
         with self.precision.autocast(times.device):
             logits = self.network(images.contiguous(memory_format=torch.channels_last)).float() / SCALE
         self.soft = (logits.detach() / self.settings.temperature).softmax(1)
+        if not self.network.training:
+            return
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * self.settings.learning_rate
+            group["lr"] = factor * self.settings.learning_rate
         self.optimizer.zero_grad()
         torch.autograd.backward(nn.functional.cross_entropy(logits, labels))
         self.optimizer.step()

@@ -9,8 +9,10 @@ tau_gradient, for the times of the input spikes.
 Losses set that error by the numbers of output spikes (`count`, and `count-plus`, by which errors count for
 all spikes of an output together and those of the labels weigh more while the others fire more), or by a
 cross-entropy on first spikes (`first-spike`) or on numbers (`cross-entropy-plus`; that its error is shared by
-the spikes of an output, as with `count-plus`, is our reading). While learning, the label fires in the last
-step in which its V still rises, if it did not.
+the spikes of an output, as with `count-plus`, is our reading). The error on first spikes is T times that of
+`TemporalCrossEntropyLoss(T, 1)`, with another time for silence; the others are of neurons that fire again,
+and so no losses of the plug-in. While learning, the label fires in the last step in which its V still
+rises, if it did not.
 
 Weights are standardised per neuron, with a gain and a shift; the gain moves into the threshold. Average pools
 share an error among the spikes that they have counted.

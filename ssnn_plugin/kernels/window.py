@@ -9,7 +9,8 @@
 `leaky_sum(currents, beta) -> potentials`
     V of each bin [T, *] as if nothing fired, from rest. It is its own gradient, backwards in time.
 
-On the CPU each is one compiled pass; elsewhere a scan whose reach doubles in each of log2(T) passes.
+On the CPU each is one compiled pass in single and double precision; elsewhere, and in half precision, a scan
+whose reach doubles in each of log2(T) passes.
 """
 
 from __future__ import annotations

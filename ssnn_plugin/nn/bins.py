@@ -105,7 +105,7 @@ class EachBin(nn.Module):
         self.module = module
 
     def forward(self, bins: Tensor) -> Tensor:
-        """Activations [T, batch, *] -> currents [T, batch, *]."""
+        """Activations, or what else changes from bin to bin, [T, batch, *] -> [T, batch, *]."""
         return _each_bin(self.module, bins)
 
 
@@ -116,13 +116,13 @@ class Latch(nn.Module):
     are the first axis.
 
     Args:
-        threshold: V above it fires.
+        threshold: V above it fires; a number (`functional.latch` takes tensors too).
         gradient: the rule for the step at the threshold; None is `surrogate.Arctan()`.
 
     Shape: potentials [T, batch, *] float -> activations [T, batch, *], 1 from the bin of the spike on.
 
     Raises:
-        ValueError, TypeError: as `functional.latch`.
+        ValueError, TypeError: when called, as `functional.latch`.
 
     >>> import torch
     >>> from ssnn_plugin.functional import bins_to_times, times_to_bins

@@ -50,9 +50,8 @@ def told_apart(response: Any) -> Any:
 
     The types of this package have such names, and must, as what is cached finds them by these.
     """
-    return (
-        response if _root(type(response)) == _root(compiled) else _of_its_own(response.__class__)(*response)
-    )
+    is_own = _root(type(response)) == _root(compiled)
+    return response if is_own else _of_its_own(response.__class__)(*response)
 
 
 @cache

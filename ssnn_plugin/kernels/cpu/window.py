@@ -33,23 +33,6 @@ def _run_window(currents, spikes, potentials, start, beta, threshold):
         v = potentials[t]
 
 
-def leaky_sum(currents: Tensor, beta: float) -> Tensor:
-    """See `ssnn_plugin.kernels.window`."""
-    potentials = torch.empty_like(currents, memory_format=torch.contiguous_format)
-    shape = len(currents), currents[0].numel()
-    _run_leaky_sum(*as_arrays(currents.reshape(shape), potentials.reshape(shape)), beta)
-    return potentials
-
-
-@exact_jit
-def _run_leaky_sum(currents, potentials, beta):
-    factor = potentials.dtype.type(beta)
-    potentials[0] = currents[0]
-    for t in range(1, currents.shape[0]):
-        for n in range(currents.shape[1]):
-            potentials[t, n] = factor * potentials[t - 1, n] + currents[t, n]
-
-
 def single_spike_window_grad(
     grad_spikes: Tensor, grad_potentials: Tensor, potentials: Tensor, start: Tensor, threshold: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -73,3 +56,20 @@ def _run_window_back(grad_spikes, grad_potentials, potentials, grad, start, thre
             fires = (potentials[t, n] > threshold[n]) & ~spent
             total[n] += grad_potentials[t, n] + (grad_spikes[t, n] if fires else zero)
             grad[t, n] = zero if spent else total[n]
+
+
+def leaky_sum(currents: Tensor, beta: float) -> Tensor:
+    """See `ssnn_plugin.kernels.window`."""
+    potentials = torch.empty_like(currents, memory_format=torch.contiguous_format)
+    shape = len(currents), currents[0].numel()
+    _run_leaky_sum(*as_arrays(currents.reshape(shape), potentials.reshape(shape)), beta)
+    return potentials
+
+
+@exact_jit
+def _run_leaky_sum(currents, potentials, beta):
+    factor = potentials.dtype.type(beta)
+    potentials[0] = currents[0]
+    for t in range(1, currents.shape[0]):
+        for n in range(currents.shape[1]):
+            potentials[t, n] = factor * potentials[t - 1, n] + currents[t, n]
