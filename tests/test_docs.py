@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -94,14 +95,21 @@ def test_a_table_is_written_between_its_marks(runs):
     assert tables.renewed(new, runs) == new
 
 
+COMMAND_LINE = re.compile(
+    r"(python -m (?:reproductions|ssnn_plugin|benchmarks)|ssnn-plugin) +([a-z][\w-]*)([^`\n#|]*)"
+)
+
+
 @pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
 def test_every_command_line_exists(page):
-    from typer.main import get_command
+    import benchmarks.__main__
+    import reproductions.__main__
 
-    from reproductions.__main__ import app
-
-    named = re.findall(r"python -m reproductions ([a-z][\w-]*)", page.read_text(encoding="utf-8"))
-    assert set(named) <= set(get_command(app).commands)
+    for program, name, rest in COMMAND_LINE.findall(page.read_text(encoding="utf-8")):
+        module = benchmarks if "benchmarks" in program else reproductions
+        command = get_command(module.__main__.app).commands[name]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert set(re.findall(r"--[\w-]+", rest)) <= known | {"--help"}, f"{program} {name}{rest}"
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)

@@ -50,6 +50,19 @@ def test_the_files_are_as_short_as_they_should_be():
         assert len(lines) <= 26
 
 
+def test_they_are_used_as_the_page_says():
+    needed = (IF, SpikeConv2d, SpikeLinear, SingleSpikeContract)
+    names = {cls.__name__: cls for cls in needed}
+    for name in ("saturating", "patient"):
+        names |= vars(importlib.import_module(name))
+    usage = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "import" not in code]
+    assert len(usage) == 3
+    for code in usage:
+        exec(code, names)
+    layer = names["TestPatient"]().build(torch.rand(3, 5), None, IF(0.5), 8)
+    assert repr(layer.gradient) == "Patient(tau=10.0)"
+
+
 def _example(dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     times = 3 * torch.rand(6, 30, generator=generator, dtype=dtype)
