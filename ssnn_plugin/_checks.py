@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 DTYPES = (torch.float32, torch.float64)
+WHOLE_IN_FLOAT32 = 2**24
 
 
 def finite(name: str, value: float) -> bool:
@@ -46,6 +47,15 @@ def not_negative(name: str, value: float) -> None:
 def whole_and_positive(name: str, value: float) -> None:
     if isinstance(value, bool) or not finite(name, value) or value != int(value) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def distinct_bins(t_max: float, dtype: torch.dtype) -> None:
+    """Refuse a window of which the dtype of times has not all bins."""
+    if dtype == torch.float32 and t_max > WHOLE_IN_FLOAT32:
+        raise ValueError(
+            f"t_max must be at most 2**24 for float32, which holds no odd bins beyond; got {t_max!r}. "
+            "Use float64"
+        )
 
 
 def dropout(name: str, value: float) -> None:

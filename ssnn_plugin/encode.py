@@ -25,8 +25,8 @@ def latency(x: Tensor, t_max: int = 256, *, x_max: float = 1.0) -> Tensor:
         Times of the shape of `x`; its dtype if that is float32 or float64, else the default dtype.
 
     Raises:
-        ValueError: NaN, values outside 0 ... x_max, a `t_max` or `x_max` that is not positive, or
-            an `x_max` that is not whole for integer `x`.
+        ValueError: NaN, values outside 0 ... x_max, a `t_max` or `x_max` that is not positive, an `x_max`
+            that is not whole for integer `x`, a `t_max` of more bins than the dtype of the times has.
         TypeError: boolean or complex `x`.
 
     Source: Kheradpisheh & Masquelier 2020, time-to-first-spike coding.
@@ -37,6 +37,7 @@ def latency(x: Tensor, t_max: int = 256, *, x_max: float = 1.0) -> Tensor:
     """
     _checks.positive("t_max", t_max)
     _checks.positive("x_max", x_max)
+    _checks.distinct_bins(t_max, _dtype_of_times(x))
     _intensities(x, x_max)
     if x.is_floating_point():
         times = ((x_max - x.double()) * t_max / x_max).floor()
@@ -64,7 +65,8 @@ def rank_order(x: Tensor, t_max: float | None = None) -> Tensor:
         Times of the shape of `x`.
 
     Raises:
-        ValueError: NaN or negative intensities, no batch dimension.
+        ValueError: NaN or negative intensities, no batch dimension, a `t_max` of more bins than the dtype of
+            the times has.
 
     Source: Thorpe & Gautrais, "Rank order coding", 1998.
 
@@ -81,6 +83,7 @@ def rank_order(x: Tensor, t_max: float | None = None) -> Tensor:
     rank = torch.searchsorted(-descending.double(), -flat.double()).double()
     if t_max is not None:
         _checks.positive("t_max", t_max)
+        _checks.distinct_bins(t_max, _dtype_of_times(x))
         rank = (rank * t_max / max(1, flat.shape[1])).floor()
     return rank.to(_dtype_of_times(x)).masked_fill(flat == 0, math.inf).reshape(x.shape)
 

@@ -124,6 +124,7 @@ def _check(
     _checks.gap("gamma", gamma, t_max)
     if not weights:
         raise ValueError("weights must hold at least one layer, got none")
+    _checks.distinct_bins(t_max, weights[0].dtype)
     _checks.floating("times", times)
     _checks.spike_times("times", times)
     features = times.shape[1] if times.ndim == 2 else -1

@@ -96,11 +96,18 @@ def test_dtype_of_whole_numbers_follows_the_default_dtype():
         (torch.tensor([0.5]), {"t_max": -3}, ValueError, "t_max must be finite and greater than 0, got -3"),
         (torch.tensor([0.5]), {"x_max": 0.0}, ValueError, "x_max must be finite and greater than 0, got 0.0"),
         (torch.tensor([1]), {"x_max": 2.5}, ValueError, "x_max and t_max must be whole for integer x"),
+        (torch.tensor([0.5]), {"t_max": 2**25}, ValueError, r"at most 2\*\*24 for float32, .*got 33554432"),
     ],
 )
 def test_latency_names_what_is_wrong(x, arguments, error, message):
     with pytest.raises(error, match=message):
         encode.latency(x, **arguments)
+
+
+def test_windows_of_more_bins_than_float32_holds_take_float64():
+    late = torch.tensor([[2.0**-25, 1.0]], dtype=torch.float64)
+    assert encode.latency(late, 2**25).tolist() == [[2**25 - 1, 0]]
+    assert encode.rank_order(late, 2**25 + 2).tolist() == [[2**24 + 1, 0]]
 
 
 def test_rank_order_by_hand():
@@ -141,6 +148,7 @@ def test_rank_order_ranks_all_features_of_a_sample_together():
         (torch.tensor([[0.5, -1.0]]), None, r"x must lie in 0 \.\.\. inf, got values in -1\.0"),
         (torch.tensor([0.5]), None, r"x must have shape \[batch, \*features\], got \[1\]"),
         (torch.tensor([[0.5]]), 0, "t_max must be finite and greater than 0, got 0"),
+        (torch.tensor([[0.5]]), 2**25, r"at most 2\*\*24 for float32, .*got 33554432"),
     ],
 )
 def test_rank_order_names_what_is_wrong(x, t_max, message):

@@ -61,6 +61,7 @@ def _arguments(**changes):
         ({"thresholds": [1.0, 1.0]}, "thresholds must hold 1 numbers, got 2"),
         ({"gamma": 0.0}, "gamma must be finite and greater than 0"),
         ({"t_max": 0}, "t_max must be finite and greater than 0"),
+        ({"t_max": 2.0**25}, r"t_max must be at most 2\*\*24 for float32"),
         ({"dropout": [0.5]}, "dropout must be below 1, and 0 in the last layer"),
         ({"weights": []}, "weights must hold at least one layer"),
         ({"weights": [torch.full((3, 4), float("nan"))]}, r"weights\[0\] must be finite"),

@@ -13,8 +13,6 @@ from ..kernels.precision import full_precision
 from ..kernels.window import accumulate
 from .base import Number, SeparableNeuron
 
-WHOLE_IN_FLOAT32 = 2**24
-
 
 @dataclass(frozen=True)
 class IF(SeparableNeuron):
@@ -63,11 +61,8 @@ class IF(SeparableNeuron):
 
     def check_times(self, times: Tensor, t_max: float, bias: bool) -> None:
         by_bins = bias or isinstance(self.beta, Tensor) or self.beta != 1
-        if (by_bins or self.delay) and times.dtype == torch.float32 and t_max > WHOLE_IN_FLOAT32:
-            raise ValueError(
-                f"t_max must be at most 2**24 for float32, which holds no odd bins beyond; got {t_max!r}. "
-                "Use float64"
-            )
+        if by_bins or self.delay:
+            _checks.distinct_bins(t_max, times.dtype)
         if by_bins:
             if t_max != int(t_max):
                 raise ValueError(f"t_max must be a whole number of bins with a bias or a leak, got {t_max!r}")
