@@ -209,8 +209,7 @@ class LocalSlope(_OfJumps):
 
     def check(self, neuron: Neuron, bias: bool) -> None:
         super().check(neuron, bias)
-        beta = getattr(neuron, "beta", 1)
-        if bias or isinstance(beta, Tensor) or beta != 1:
+        if bias or isinstance(neuron.beta, Tensor) or neuron.beta != 1:
             raise ValueError("gradient 'local_slope' takes neither a bias nor a leak")
 
     def check_times(self, times: Tensor) -> None:

@@ -288,3 +288,19 @@ def test_a_field_that_a_layer_has_too_is_named(name):
     with pytest.raises(ValueError, match=f"{name} of Own must have another name .* a {name} of its own"):
         SpikeLinear(2, 3, own(1.0, torch.ones(3)), t_max=8)
     assert SpikeLinear(2, 3, own(1.0, 2.0), t_max=8).neuron == own(1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("times", "weight", "message"),
+    [
+        (math.nan, 0.5, "times must hold spike times >= 0, .*got NaN"),
+        (-1.0, 0.5, r"times must hold spike times >= 0, .*got a negative time \(-1.0\)"),
+        (1.0, math.nan, "the membrane potential is NaN"),
+    ],
+)
+def test_a_leak_per_neuron_refuses_what_one_leak_refuses(times, weight, message):
+    given = torch.tensor([[times, 2.0]], dtype=torch.float64)
+    weights = torch.tensor([[weight, 1.0]] * 2, dtype=torch.float64)
+    for beta in (0.5, torch.tensor([0.5, 0.9], dtype=torch.float64)):
+        with pytest.raises(ValueError, match=message if isinstance(beta, torch.Tensor) else None):
+            first_spike_linear(given, weights, IF(1.0, beta=beta), t_max=8)

@@ -9,7 +9,7 @@ from ssnn_plugin.kernels import window
 
 KERNELS = {
     "reference": (window.plain_window, window._window_grad),
-    "cpu": (window._window_on_cpu, window._window_grad_on_cpu),
+    "cpu": (window.single_spike_window, window.single_spike_window_grad),
 }
 
 
@@ -45,7 +45,9 @@ def test_a_window_is_a_loop_over_its_steps(kernel, steps):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_compiled_kernel_is_the_loop_bit_by_bit(dtype):
     expected = _loop(*_example(dtype, steps=200))
-    for actual, formula in zip(window._window_on_cpu(*_example(dtype, steps=200)), expected, strict=True):
+    for actual, formula in zip(
+        window.single_spike_window(*_example(dtype, steps=200)), expected, strict=True
+    ):
         assert torch.equal(actual, formula)
 
 

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from .registration import register
 
 COMPILED = torch.float32, torch.float64, torch.bfloat16
 
@@ -66,18 +67,9 @@ def output_like(potentials: Tensor) -> Tensor:
 
 
 def _register(reference: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
-    operator = torch.library.custom_op(f"ssnn_plugin::{name}", reference, mutates_args=())
-
-    def on_cpu(potentials: Tensor, *args: Any) -> Tensor:
-        if potentials.dtype not in COMPILED:
-            return reference(potentials, *args)
-        from .cpu import latch as compiled  # when it first runs: importing numba is slow
-
-        kernel: Callable[..., Tensor] = getattr(compiled, name)
-        return kernel(potentials, *args)
-
-    operator.register_kernel("cpu", on_cpu)
-    operator.register_fake(lambda potentials, *args: output_like(potentials))
+    operator: Callable[..., Tensor] = register(
+        reference, name, "latch", COMPILED, lambda potentials, *args: output_like(potentials)
+    )
     return operator
 
 

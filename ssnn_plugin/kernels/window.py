@@ -15,12 +15,14 @@ whose reach doubles in each of log2(T) passes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _checks
+from .registration import register
 
 
 def accumulate(currents: Tensor, start: Tensor, beta: Tensor | float) -> Tensor:
@@ -63,72 +65,27 @@ def _window_grad(
     return total.masked_fill(spent, 0), total[0].clone()
 
 
-def _window_on_cpu(currents: Tensor, start: Tensor, beta: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    if currents.dtype not in _checks.DTYPES:
-        return plain_window(currents, start, beta, threshold)
-    from .cpu import window  # when it first runs: importing numba is slow
-
-    return window.single_spike_window(currents, start, beta, threshold)
-
-
-def _window_grad_on_cpu(
-    grad_spikes: Tensor, grad_potentials: Tensor, potentials: Tensor, start: Tensor, threshold: Tensor
-) -> tuple[Tensor, Tensor]:
-    if potentials.dtype not in _checks.DTYPES:
-        return _window_grad(grad_spikes, grad_potentials, potentials, start, threshold)
-    from .cpu import window
-
-    return window.single_spike_window_grad(grad_spikes, grad_potentials, potentials, start, threshold)
-
-
-single_spike_window = torch.library.custom_op(
-    "ssnn_plugin::single_spike_window",
-    plain_window,
-    mutates_args=(),
-    schema="(Tensor currents, Tensor start, Tensor beta, Tensor threshold) -> (Tensor, Tensor)",
-)
-single_spike_window.register_kernel("cpu", _window_on_cpu)
-single_spike_window_grad = torch.library.custom_op(
-    "ssnn_plugin::single_spike_window_grad",
-    _window_grad,
-    mutates_args=(),
-    schema=(
-        "(Tensor grad_spikes, Tensor grad_potentials, Tensor potentials, Tensor start, Tensor threshold)"
-        " -> (Tensor, Tensor)"
-    ),
-)
-single_spike_window_grad.register_kernel("cpu", _window_grad_on_cpu)
-
-
-@single_spike_window.register_fake
-def _(currents, start, beta, threshold):  # type: ignore[no-untyped-def]
-    return tuple(torch.empty_like(currents, memory_format=torch.contiguous_format) for _ in range(2))
-
-
-@single_spike_window_grad.register_fake
-def _(grad_spikes, grad_potentials, potentials, start, threshold):  # type: ignore[no-untyped-def]
-    return tuple(
-        torch.empty_like(like, memory_format=torch.contiguous_format) for like in (potentials, start)
-    )
-
-
 def _leaky_sum(currents: Tensor, beta: float) -> Tensor:
     return accumulate(currents, torch.zeros_like(currents[0]), beta)
 
 
-def _leaky_sum_on_cpu(currents: Tensor, beta: float) -> Tensor:
-    if currents.dtype not in _checks.DTYPES:
-        return _leaky_sum(currents, beta)
-    from .cpu import window
-
-    return window.leaky_sum(currents, beta)
+def _register(reference: Callable[..., Any], name: str, fake: Callable[..., Any]) -> Any:
+    return register(reference, name, "window", _checks.DTYPES, fake)
 
 
-leaky_sum = torch.library.custom_op("ssnn_plugin::leaky_sum", _leaky_sum, mutates_args=())
-leaky_sum.register_kernel("cpu", _leaky_sum_on_cpu)
-leaky_sum.register_fake(
-    lambda currents, beta: torch.empty_like(currents, memory_format=torch.contiguous_format)
+def _room_like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+single_spike_window = _register(
+    plain_window, "single_spike_window", lambda currents, *args: (_room_like(currents), _room_like(currents))
 )
+single_spike_window_grad = _register(
+    _window_grad,
+    "single_spike_window_grad",
+    lambda a, b, potentials, start, threshold: (_room_like(potentials), _room_like(start)),
+)
+leaky_sum = _register(_leaky_sum, "leaky_sum", lambda currents, beta: _room_like(currents))
 
 
 def _mapped_over_last_axis(operator: Any) -> Any:

@@ -49,6 +49,8 @@ class Neuron(ABC):
     jumps: ClassVar[bool] = False
     #: bins between the crossing and the spike
     delay: int = 0
+    #: what is left of V after a bin, of neurons in bins
+    beta: Number = 1.0
     #: name of the class, by which an operator finds the neuron
     kind: ClassVar[str]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..kernels.precision import full_precision
+from ..kernels.status import NAN_POTENTIAL, refuse_bad_samples
 from ..kernels.window import accumulate
 from .base import Number, SeparableNeuron
 
@@ -72,11 +73,14 @@ class IF(SeparableNeuron):
         self, times: Tensor, weight: Tensor, bias: Tensor | None, t_max: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Bin by bin: [t_max, batch, out]."""
+        _checks.spike_times("times", times)
         bins = torch.arange(int(t_max), dtype=times.dtype, device=times.device)[:, None, None]
         with full_precision(times.device):
             currents = (times == bins).to(weight) @ weight.t()
         currents = currents if bias is None else currents + bias
         v = accumulate(currents, torch.zeros_like(currents[0]), self.beta)
+        if _checks.has_values(v) and bool(v.isnan().any()):
+            refuse_bad_samples(NAN_POTENTIAL)
         crosses = (v > self.threshold) & (bins + self.delay < t_max)
         at = torch.where(crosses, bins, math.inf).amin(0)
         potential = v.gather(0, at.clamp(max=t_max - 1).long().unsqueeze(0)).squeeze(0)

@@ -156,7 +156,7 @@ def _is_plain(layer: SpikeLinear) -> bool:
 
 def _drifts(layer: SpikeLinear) -> bool:
     """Whether V changes between spikes, so that only whole bins have a meaning."""
-    return layer.bias is not None or layer._neuron.beta != 1  # type: ignore[attr-defined]
+    return layer.bias is not None or bool(layer._neuron.beta != 1)
 
 
 def _fit(inputs: Tensor, stack: list[SpikeLinear]) -> bool:

@@ -44,7 +44,7 @@ def first_spike(
 
 def _chunks(length: int, weight: Tensor, neuron: Any = None) -> Iterator[slice]:
     """Ranges of the batch whose tables fit; one, if it is empty."""
-    table = max(1, weight.numel(), 0 if getattr(neuron, "beta", 1) == 1 else weight.shape[1] ** 2)
+    table = max(1, weight.numel(), 0 if neuron is None or neuron.beta == 1 else weight.shape[1] ** 2)
     step = max(1, CHUNK // table)
     return (slice(start, start + step) for start in range(0, max(1, length), step))
 
