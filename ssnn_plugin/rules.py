@@ -22,6 +22,8 @@ from .kernels.geometry import Geometry
 if TYPE_CHECKING:
     from .neurons.base import Neuron, SeparableNeuron
 
+__all__ = ["Crossing", "Exact", "Latency", "LocalSlope", "Rule", "SurrogateSlope"]
+
 
 class Crossing(NamedTuple):
     """What a rule may look at: a layer's inputs and weights, and where V crossed the threshold.
