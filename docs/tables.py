@@ -54,7 +54,12 @@ FIRST_PAGE = {
         "s2stdp-ncg",
         "tebn",
     ],
-    "fashion-mnist": ["bs4nn-every-bin", "ts4tl-conv-every-bin", "ds4nn-every-bin-taught", "sparse-ramp-conv"],
+    "fashion-mnist": [
+        "bs4nn-every-bin",
+        "ts4tl-conv-every-bin",
+        "ds4nn-every-bin-taught",
+        "sparse-ramp-conv",
+    ],
     "cifar10": ["converted-relu"],
     "eth80": ["ts4tl"],
 }
