@@ -17,7 +17,7 @@ from rich.text import Text
 
 from . import catalog, methods, records
 from .errors import SuiteError, run_command_line
-from .locks import locked, remove_leftovers
+from .locks import locked
 from .records import FewLabelsResult, PretrainingEpoch, Record
 
 # Characters of a description in `list`, in a narrow terminal too.
@@ -458,7 +458,7 @@ def _alone_at(path: Path, overwrite: bool = True) -> Iterator[None]:
     with locked(path.with_name(f"{path.name}.lock"), busy):
         if path.exists() and not overwrite:
             raise SuiteError(f"{path}: exists already; pass --overwrite to write it again")
-        remove_leftovers(path.parent, records.temporaries(path))
+        records.remove_temporaries(path)
         yield
 
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from ssnn_plugin.metrics import RULES
 
 from .errors import SuiteError
+from .locks import remove_leftovers
 
 # The runs that come with the suite.
 RECORDED = Path(__file__).parent / "results"
@@ -309,9 +310,9 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise SuiteError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def temporaries(path: Path) -> str:
-    """A pattern for the names of the files that `atomic_write` writes first."""
-    return f".{path.name}.*{PARTIAL}"
+def remove_temporaries(path: Path) -> None:
+    """Remove what `atomic_write` left of a file when it was killed; for the only one who writes it."""
+    remove_leftovers(path.parent, f".{path.name}.*{PARTIAL}")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from .datasets import Images
 from .errors import SuiteError
 from .evaluation import evaluate
 from .features import Pipeline
-from .locks import locked, remove_leftovers
+from .locks import locked
 from .methods import Implementation, Method
 from .records import BestEpoch, Epoch, Evaluation, Extractor, Record
 
@@ -161,7 +161,7 @@ def _alone_at(run: Run) -> Iterator[None]:
     records.require_writable(run.checkpoint.parent)
     with locked(run.lock, "another process is at this run; wait for it, or name another results folder"):
         for path in (run.record, run.checkpoint):
-            remove_leftovers(path.parent, records.temporaries(path))
+            records.remove_temporaries(path)
         run.progress.unlink(missing_ok=True)
         _prepare(run)
         yield

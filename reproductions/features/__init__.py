@@ -15,8 +15,8 @@ from ssnn_plugin.nn import MinMaxScaling
 
 from ..datasets import Images
 from ..errors import SuiteError
-from ..locks import locked, remove_leftovers
-from ..records import Extractor, load_tensors, require_writable, save_tensors, temporaries
+from ..locks import locked
+from ..records import Extractor, load_tensors, remove_temporaries, require_writable, save_tensors
 from . import cnn, extractors
 from .stdp import STDP, STDPConvolution
 
@@ -118,7 +118,7 @@ def cached(extractor: nn.Module, images: Images, cache: Path) -> Tensor:
     if not known.keys() >= set(keys):
         require_writable(path.parent)
         with locked(path.with_suffix(".lock")):
-            remove_leftovers(path.parent, temporaries(path))
+            remove_temporaries(path)
             known, features = _kept(path)  # another process may have been faster
             new = {key: sample for sample, key in enumerate(keys) if key not in known}
             extracted = extract(extractor, images.select(torch.tensor(list(new.values()), dtype=torch.long)))

@@ -34,7 +34,7 @@ from ..records import EpochStatistics
 from . import layered, minibatch
 from .architecture import Convolution, Layers, Pool, parse, size_behind
 from .layered import SAMPLE
-from .minibatch import NORMALIZING, Done, Minibatch, MixedPrecision, Stage
+from .minibatch import NORMALIZING, Done, Minibatch, MixedPrecision, Stage, in_a_row
 
 # Images whose patches are whitened, and the ridge.
 WHITENED, RIDGE = 1000, 5e-4
@@ -178,8 +178,7 @@ class ConvertedReLU(Minibatch):
     def relu(self) -> nn.Sequential:
         """The network that learns, with averaged weights if there are any; called with images."""
         network = self.average.module if self.average.n_averaged else self.network
-        stages = [stage for stage in network.modules() if isinstance(stage, Stage)]
-        return nn.Sequential(*(nn.Sequential(stage.neurons, stage.after) for stage in stages))
+        return in_a_row(stage for stage in network.modules() if isinstance(stage, Stage))
 
     def spiking(self) -> RampNetwork:
         """The network of single-spike neurons, converted anew after learning."""

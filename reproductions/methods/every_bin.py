@@ -216,13 +216,13 @@ class EveryBin(Layered):
             loss = self._taught(loss, self.training.loss.logits(outputs, self.settings.network.t_max))
         if weight := self.training.potential_loss:
             logits = 2 * self.at_end
-            from_labels = nn.functional.cross_entropy(logits, labels)
-            loss = loss + weight * (self._taught(from_labels, logits) if self.teacher else from_labels)
+            loss = loss + weight * self._taught(nn.functional.cross_entropy(logits, labels), logits)
         return loss
 
     def _taught(self, loss: Tensor, logits: Tensor) -> Tensor:
-        """A loss on the labels, a share of it replaced by one on the answers of the teacher."""
-        assert self.teacher is not None
+        """A loss on the labels; of it a share on the answers of the teacher instead, if there is one."""
+        if self.teacher is None:
+            return loss
         share = self.teacher.settings.share
         return (1 - share) * loss + share * self.teacher.loss(logits)
 

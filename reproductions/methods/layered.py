@@ -16,7 +16,7 @@ from .. import config
 from ..config import Config, Fraction, Strict
 from . import minibatch
 from .architecture import Convolution, Layers, build_stages, neuron_layers
-from .minibatch import Minibatch
+from .minibatch import Minibatch, in_a_row
 
 # Training images on which initial weights are scaled, and deeper layers are looked at.
 SAMPLE = 500
@@ -149,8 +149,7 @@ class Layered(Minibatch):
 
     def calibrate(self, times: Tensor, firing: float) -> None:
         """Scale the weights so that a fraction of each layer's neurons fires on the first samples."""
-        network = nn.Sequential(*(nn.Sequential(stage.neurons, *stage.after) for stage in self.stages))
-        calibrate(network, times[:SAMPLE].to(self.device), firing)
+        calibrate(in_a_row(self.stages), times[:SAMPLE].to(self.device), firing)
 
     def _linear(
         self, number: int, in_features: int, out_features: int, pool: AveragePool | None

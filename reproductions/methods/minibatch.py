@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -108,6 +108,11 @@ class Stage(nn.Module):
     def __init__(self, neurons: nn.Module, *after: nn.Module) -> None:
         super().__init__()
         self.neurons, self.after = neurons, nn.Sequential(*after)
+
+
+def in_a_row(stages: Iterable[Stage]) -> nn.Sequential:
+    """Stages as one module that runs them."""
+    return nn.Sequential(*(nn.Sequential(stage.neurons, stage.after) for stage in stages))
 
 
 def restore_average(average: AveragedModel, state: dict[str, Any]) -> None:

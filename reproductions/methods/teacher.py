@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..config import Fraction, Strict
 from .architecture import Layers
 from .converted_relu import relu_stages
-from .minibatch import MixedPrecision, lay_out_as_parameters
+from .minibatch import MixedPrecision, in_a_row, lay_out_as_parameters
 
 MOMENTUM = 0.9
 # By which the logits of the teacher are divided, so that learning begins slowly.
@@ -60,8 +60,7 @@ class Teacher:
         device: str,
     ) -> None:
         self.settings, self.shape, self.bins, self.precision = settings, shape, bins, precision
-        stages = relu_stages(settings.layers, shape, classes, key="training.teacher.layers")
-        network = nn.Sequential(*(nn.Sequential(stage.neurons, stage.after) for stage in stages))
+        network = in_a_row(relu_stages(settings.layers, shape, classes, key="training.teacher.layers"))
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
