@@ -166,7 +166,7 @@ def test_the_surrogate_of_tebn_is_a_triangle():
 
 @pytest.mark.parametrize("kind", ["none", "batch", "each-step", "tebn"])
 def test_normalisations_over_steps(kind):
-    norm = build("tebn", {"normalization": kind}).norm(0, 4, spatial=True)
+    norm = build("tebn", {"normalization": kind}).norm(1, 4, spatial=True)
     x = torch.randn(3, 5, 4, 2, 2, generator=torch.Generator().manual_seed(2))
     for module in norm.modules():
         if isinstance(module, tebn.StepScale):
@@ -177,6 +177,15 @@ def test_normalisations_over_steps(kind):
     expected = x if kind == "none" else (x - mean) / (variance + 1e-5).sqrt()
     if kind == "tebn":
         expected = expected * torch.tensor([1.0, 2.0, 0.5]).reshape(3, 1, 1, 1, 1)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["none", "batch", "each-step", "tebn"])
+def test_the_currents_of_images_are_repeated(kind):
+    method = build("tebn", {"normalization": kind})
+    x = torch.randn(5, 4, 2, 2, generator=torch.Generator().manual_seed(2))
+    found = method.norm(0, 4, spatial=True)(x)
+    expected = method.norm(1, 4, spatial=True)(x.repeat(3, 1, 1, 1))
     torch.testing.assert_close(found, expected)
 
 

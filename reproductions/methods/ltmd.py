@@ -71,7 +71,8 @@ class LTMD(MultiSpike):
     training: Training
 
     def norm(self, number: int, channels: int, spatial: bool) -> nn.Module:
-        return nn.BatchNorm2d(channels) if spatial else nn.BatchNorm1d(channels)
+        over_batch = nn.BatchNorm2d if spatial else nn.BatchNorm1d
+        return nn.Sequential(over_batch(channels), super().norm(number, channels, spatial))
 
     def neurons(self, number: int) -> nn.Module:
         network = self.settings.network

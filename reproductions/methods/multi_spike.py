@@ -27,6 +27,8 @@ from .minibatch import Done, Minibatch, MixedPrecision
 
 # Samples that are predicted at once.
 CHUNK = 250
+# Convolutions with the channels last are faster alone, and slower in the middle of what is fused here.
+COMPILED: dict[str, Any] = {"dynamic": False, "options": {"layout_optimization": False}}
 
 
 class Network(layered.Network):
@@ -99,17 +101,26 @@ class OverSteps(nn.Module):
         return torch.cat(spikes)
 
 
-class SpikingLayer(nn.Module):
-    """Currents from a connection, normalised, into neurons; the first layer's are the same in all steps."""
+class Repeat(nn.Module):
+    """The currents of images, in all steps the same: [batch, *] to [T * batch, *]."""
 
-    def __init__(self, connection: nn.Module, norm: nn.Module, neurons: nn.Module, repeat: int) -> None:
+    def __init__(self, steps: int) -> None:
         super().__init__()
-        self.connection, self.norm, self.neurons, self.repeat = connection, norm, neurons, repeat
+        self.steps = steps
+
+    def forward(self, currents: Tensor) -> Tensor:
+        return currents.repeat(self.steps, *[1] * (currents.ndim - 1))
+
+
+class SpikingLayer(nn.Module):
+    """Currents from a connection, normalised, into neurons."""
+
+    def __init__(self, connection: nn.Module, norm: nn.Module, neurons: nn.Module) -> None:
+        super().__init__()
+        self.connection, self.norm, self.neurons = connection, norm, neurons
 
     def forward(self, inputs: Tensor) -> Tensor:
-        currents = self.connection(inputs)
-        currents = currents.repeat(self.repeat, *[1] * (currents.ndim - 1))
-        spikes: Tensor = self.neurons(self.norm(currents))
+        spikes: Tensor = self.neurons(self.norm(self.connection(inputs)))
         return spikes
 
 
@@ -134,11 +145,14 @@ class MultiSpike(Minibatch):
         first = parse(settings.network.layers[0])
         assert not isinstance(first, Pool)
         self.multiplications = multiplications(first, shape)
-        self.compiled = torch.compile(self.learn, dynamic=False) if self.training.compiled else self.learn
+        self.compiled = torch.compile(self.learn, **COMPILED) if self.training.compiled else self.learn
 
     def norm(self, number: int, channels: int, spatial: bool) -> nn.Module:
-        """Of the currents [T * batch, channels, *] of the layer with that number."""
-        return nn.Identity()
+        """Of the currents of the layer with that number: [T * batch, channels, *] to the same.
+
+        Those of the first layer are the same in all steps, and come as [batch, channels, *].
+        """
+        return Repeat(self.steps) if number == 0 else nn.Identity()
 
     def neurons(self, number: int) -> nn.Module:
         """Of the layer with that number: currents [T * batch, *] to spikes."""
@@ -227,7 +241,7 @@ class MultiSpike(Minibatch):
         if number == self.last:
             return self.readout(connection)
         norm, neurons = self.norm(number, channels, spatial), self.neurons(number)
-        return self.layer(connection, norm, neurons, self.steps if number == 0 else 1)
+        return self.layer(connection, norm, neurons)
 
 
 def multiplications(first: Convolution | int, shape: tuple[int, ...]) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import snntorch
 import torch
 from torch import Tensor, nn
 
@@ -59,14 +60,17 @@ class Rates:
 
 
 class InEachStep(nn.Module):
-    """The normalisation of the batch of each step: [T * batch, channels, *] to the same."""
+    """The normalisation of the batch of each step: [T * batch, channels, *] to the same.
 
-    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d, steps: int) -> None:
+    `repeat` is as for `MultiSpike.norm`.
+    """
+
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d, steps: int, repeat: nn.Module) -> None:
         super().__init__()
-        self.norm, self.steps = norm, steps
+        self.norm, self.steps, self.repeat = norm, steps, repeat
 
     def forward(self, currents: Tensor) -> Tensor:
-        return torch.cat([self.norm(part) for part in currents.chunk(self.steps)])
+        return torch.cat([self.norm(part) for part in self.repeat(currents).chunk(self.steps)])
 
     def of_rates(self, currents: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         """Mean currents [batch, channels, *], normalised; the values of the statistics are those given."""
@@ -114,10 +118,14 @@ class RateBackprop(MultiSpike):
     surrogate = Sigmoid()
 
     def norm(self, number: int, channels: int, spatial: bool) -> nn.Module:
-        return InEachStep(nn.BatchNorm2d(channels) if spatial else nn.BatchNorm1d(channels), self.steps)
+        over_batch = nn.BatchNorm2d if spatial else nn.BatchNorm1d
+        return InEachStep(over_batch(channels), self.steps, super().norm(number, channels, spatial))
 
     def neurons(self, number: int) -> OverSteps:
         soft = leaky(self.settings.network, self.surrogate, reset_mechanism="subtract", reset_delay=False)
+        # snnTorch keeps it as a tensor, and asks it in every step, where a compiled graph would end.
+        del soft.reset_mechanism_val
+        soft.reset_mechanism_val = snntorch.Leaky.reset_dict["subtract"]
         return OverSteps(soft, self.steps)
 
     def learn(self, images: Tensor) -> tuple[list[Tensor], Tensor]:

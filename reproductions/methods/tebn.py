@@ -32,13 +32,13 @@ class TEBN(MultiSpike):
 
     def norm(self, number: int, channels: int, spatial: bool) -> nn.Module:
         over_batch = nn.BatchNorm2d if spatial else nn.BatchNorm1d
-        kind = self.settings.network.normalization
+        kind, in_all_steps = self.settings.network.normalization, super().norm(number, channels, spatial)
         if kind == "none":
-            return nn.Identity()
+            return in_all_steps
         if kind == "each-step":
-            return EachStep([over_batch(channels) for _ in range(self.steps)])
-        norm = over_batch(channels)
-        return nn.Sequential(norm, StepScale(self.steps)) if kind == "tebn" else norm
+            return nn.Sequential(in_all_steps, EachStep([over_batch(channels) for _ in range(self.steps)]))
+        over_all = nn.Sequential(over_batch(channels), in_all_steps)
+        return over_all.append(StepScale(self.steps)) if kind == "tebn" else over_all
 
 
 class StepScale(nn.Module):
