@@ -79,7 +79,12 @@ def leaky(network: Network, gradient: Surrogate, **options: Any) -> snntorch.Lea
     """
     spike = custom_surrogate(lambda distance, grad, spikes: grad * gradient.derivative(distance))
     reset = {"reset_mechanism": "zero"} | options
-    return snntorch.Leaky(network.beta, threshold=network.threshold, spike_grad=spike, **reset)
+    neuron = snntorch.Leaky(network.beta, threshold=network.threshold, spike_grad=spike, **reset)
+    # It asks this number in every step; as the tensor that it keeps it would end a compiled graph there.
+    mechanism = int(neuron.reset_mechanism_val)
+    del neuron.reset_mechanism_val
+    neuron.reset_mechanism_val = mechanism
+    return neuron
 
 
 class OverSteps(nn.Module):

@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import snntorch
 import torch
 from torch import Tensor, nn
 
@@ -123,9 +122,6 @@ class RateBackprop(MultiSpike):
 
     def neurons(self, number: int) -> OverSteps:
         soft = leaky(self.settings.network, self.surrogate, reset_mechanism="subtract", reset_delay=False)
-        # snnTorch keeps it as a tensor, and asks it in every step, where a compiled graph would end.
-        del soft.reset_mechanism_val
-        soft.reset_mechanism_val = snntorch.Leaky.reset_dict["subtract"]
         return OverSteps(soft, self.steps)
 
     def learn(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
