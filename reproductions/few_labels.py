@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -24,7 +24,7 @@ from .config import Fraction, Strict, parsed, read_toml
 from .datasets import Form, Images
 from .features import Features, cached, extractors
 from .methods import random_seed
-from .records import FewLabels, FewLabelsResult
+from .records import Accuracies, FewLabels, FewLabelsResult, FewLabelsScores
 
 SETTINGS = Path(__file__).with_suffix(".toml")
 CLASSIFIERS = "single-spike", "logistic regression", "ReLU network"
@@ -96,10 +96,12 @@ def study(
         for per_class in (*settings.per_class, None):
             chosen = draw(parts["train"], per_class, seed)
             train = x["train"][chosen], parts["train"].y[chosen]
-            for name, outcome in compare(train, (x["test"], parts["test"].y), settings, seed).items():
-                drawn: dict[str, Any] = {"seed": seed, "per_class": per_class, "labelled": len(chosen)}
-                results.append(FewLabelsResult(**drawn, classifier=name, **outcome))
-                report(results[-1])
+            for name, scores in compare(train, (x["test"], parts["test"].y), settings, seed).items():
+                result = FewLabelsResult(
+                    seed=seed, per_class=per_class, labelled=len(chosen), classifier=name, **dict(scores)
+                )
+                results.append(result)
+                report(result)
     return FewLabels(
         schema=records.SCHEMA, kind="few-labels", dataset=dataset,
         images=form.model_dump(mode="json"), features=features.model_dump(), settings=settings.model_dump(),
@@ -118,7 +120,7 @@ def draw(images: Images, per_class: int | None, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
-def compare(train: Part, test: Part, settings: Settings, seed: int) -> dict[str, dict[str, Any]]:
+def compare(train: Part, test: Part, settings: Settings, seed: int) -> dict[str, FewLabelsScores]:
     """Test accuracy of each classifier on features and labels; of the single-spike one, spikes too."""
     classes = int(train[1].max()) + 1
     scaling = MinMaxScaling(train[0].shape[1]).fit(train[0])
@@ -131,7 +133,7 @@ def compare(train: Part, test: Part, settings: Settings, seed: int) -> dict[str,
     return dict(zip(CLASSIFIERS, found, strict=True))
 
 
-def _single_spike(train: Part, test: Part, classes: int, settings: Network, seed: int) -> dict[str, Any]:
+def _single_spike(train: Part, test: Part, classes: int, settings: Network, seed: int) -> FewLabelsScores:
     options = {"dropout": settings.dropout, "spike_price": settings.spike_price}
     classifier = SpikeClassifier(nn.Identity(), train[0].shape[1], classes, [settings.hidden], **options)
     training = settings.model_dump(include={"steps", "batch_size", "learning_rate"})
@@ -142,15 +144,15 @@ def _single_spike(train: Part, test: Part, classes: int, settings: Network, seed
         counts.update(*classifier.spike_times(test[0]))
     spikes = counts.compute()
     rules = {rule: metrics.accuracy(times, test[1], potential=potential, tie=rule) for rule in metrics.RULES}
-    return {
-        "accuracy": rules["potential"],
-        "rules": rules,
-        "spikes": list(spikes.total),
-        "spikes_until_decision": list(spikes.until_decision),
-    }
+    return FewLabelsScores(
+        accuracy=rules["potential"],
+        rules=Accuracies(**rules),
+        spikes=list(spikes.total),
+        spikes_until_decision=list(spikes.until_decision),
+    )
 
 
-def _logistic_regression(train: Part, test: Part, settings: LogisticRegression, seed: int) -> dict[str, Any]:
+def _logistic_regression(train: Part, test: Part, settings: LogisticRegression, seed: int) -> FewLabelsScores:
     from sklearn import linear_model
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -162,10 +164,10 @@ def _logistic_regression(train: Part, test: Part, settings: LogisticRegression, 
         warnings.simplefilter("ignore", ConvergenceWarning)
         search.fit(train[0].numpy(), train[1].numpy())
     accuracy = search.score(test[0].numpy(), test[1].numpy())
-    return {"accuracy": float(accuracy), "C": search.best_params_["C"]}
+    return FewLabelsScores(accuracy=float(accuracy), C=search.best_params_["C"])
 
 
-def _relu_network(train: Part, test: Part, classes: int, settings: Network, seed: int) -> dict[str, Any]:
+def _relu_network(train: Part, test: Part, classes: int, settings: Network, seed: int) -> FewLabelsScores:
     """The same shape, dropout, steps and optimiser as the single-spike classifier."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -184,4 +186,4 @@ def _relu_network(train: Part, test: Part, classes: int, settings: Network, seed
             schedule.step()
     with torch.no_grad():
         right = network.eval()(test[0]).argmax(1) == test[1]
-    return {"accuracy": right.float().mean().item()}
+    return FewLabelsScores(accuracy=right.float().mean().item())

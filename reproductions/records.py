@@ -239,18 +239,26 @@ class Record(Stored):
         return "bins" if isinstance(self.t_max, int) else "units"
 
 
-class FewLabelsResult(Stored):
-    """Test accuracy of a classifier; `per_class` None is for all images. Spikes are those per image."""
+class FewLabelsScores(Stored):
+    """Test accuracy of a classifier; of a single-spike one that under every rule, and spikes per image.
 
-    seed: int
-    per_class: int | None
-    labelled: int
-    classifier: str
+    `C` is the inverse regularisation that logistic regression chose.
+    """
+
     accuracy: float
     rules: Accuracies | None = None
     spikes: list[float] | None = None
     spikes_until_decision: list[float] | None = None
     C: float | None = None
+
+
+class FewLabelsResult(FewLabelsScores):
+    """Scores of a classifier that learned `labelled` images; `per_class` None is for all of them."""
+
+    seed: int
+    per_class: int | None
+    labelled: int
+    classifier: str
 
 
 class FewLabels(Stored):

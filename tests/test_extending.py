@@ -10,8 +10,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import naive
 import pytest
 import torch
+from continuous_examples import random_layer, tensors, with_every_neuron
 from marks import on_every_backend
 from torch import nn
 
@@ -22,12 +24,18 @@ from ssnn_plugin.rules import Rule
 from ssnn_plugin.testing import SingleSpikeContract
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 FILES = {
     name: code
     for section in PAGE.split("\n## ")
     for name, code in re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", section, re.DOTALL)
     if "new method" not in section.partition("\n")[0]
 }
+
+# The page's own test of its rule, which pytest collects here.
+CONTRACT = {"__name__": __name__, "SpikeLinear": SpikeLinear, "SingleSpikeContract": SingleSpikeContract}
+exec(next(code for code in CODE if "class TestPatient" in code), CONTRACT)
+TestPatient = CONTRACT["TestPatient"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,6 +46,7 @@ def folder(tmp_path_factory):
         (folder / name).write_text(code)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
+        CONTRACT["Patient"] = importlib.import_module("patient").Patient
         yield folder
     for name in FILES:
         sys.modules.pop(name.removesuffix(".py"), None)
@@ -51,16 +60,14 @@ def test_the_files_are_as_short_as_they_should_be():
 
 
 def test_they_are_used_as_the_page_says():
-    needed = (IF, SpikeConv2d, SpikeLinear, SingleSpikeContract)
-    names = {cls.__name__: cls for cls in needed}
+    names = {cls.__name__: cls for cls in (IF, SpikeConv2d, SpikeLinear, SingleSpikeContract)}
     for name in ("saturating", "patient"):
         names |= vars(importlib.import_module(name))
-    usage = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "import" not in code]
+    usage = [code for code in CODE if "import" not in code]
     assert len(usage) == 3
     for code in usage:
         exec(code, names)
-    layer = names["TestPatient"]().build(torch.rand(3, 5), None, IF(0.5), 8)
-    assert repr(layer.gradient) == "Patient(tau=10.0)"
+    assert repr(names["layer"].gradient) == "Patient(tau=10.0)"
 
 
 def _example(dtype=torch.float64):
@@ -165,21 +172,24 @@ def test_the_rule(backend):
         again.sum().backward()
 
 
-class TestTheRuleKeepsTheContract(SingleSpikeContract):
-    def build(self, weight, bias, neuron, t_max):
-        patient = importlib.import_module("patient").Patient()
-        out, inputs = weight.shape
-        layer = SpikeLinear(
-            inputs, out, neuron, t_max=t_max, bias=bias is not None, dtype=weight.dtype, gradient=patient
-        )
-        layer.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
-        return layer
-
-    def spike_times(self, module, times):
-        return module(times)
-
-    def rate(self, crossing, potential, neuron):
-        return (-crossing / 10.0).exp()
+@on_every_backend
+@with_every_neuron
+def test_the_rule_goes_with_neurons_in_continuous_time(neuron, backend):
+    """Its gradient is -rate(t) times what a unit weight adds to V at the crossing."""
+    rule = importlib.import_module("patient").Patient(5.0)
+    times, weight, bias, t_max = random_layer(4)
+    t, w, b = tensors(times, weight, bias)
+    spikes = first_spike_linear(
+        t, w.requires_grad_(), neuron, bias=b, t_max=t_max, gradient=rule, backend=backend
+    )
+    fired = spikes.isfinite()
+    assert fired.any()
+    spikes[fired].sum().backward()
+    since = (spikes.detach().unsqueeze(2) - t.unsqueeze(1)).nan_to_num(-1.0)
+    response = torch.as_tensor(naive.response(neuron)(since.clamp(min=0).numpy()))
+    response = torch.where((since > 0) & fired.unsqueeze(2), response, 0.0)
+    rate = torch.where(fired, (-spikes.detach() / 5).exp(), 0.0)
+    torch.testing.assert_close(w.grad, -(rate.unsqueeze(2) * response).sum(0))
 
 
 def test_the_rule_in_a_convolution_and_its_name():
