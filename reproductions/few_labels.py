@@ -24,7 +24,7 @@ from .config import Fraction, Strict, parsed, read_toml
 from .datasets import Form, Images
 from .features import Features, cached, extractors
 from .methods import random_seed
-from .records import Accuracies, FewLabels, FewLabelsResult, FewLabelsScores
+from .records import FewLabels, FewLabelsResult, FewLabelsScores
 
 SETTINGS = Path(__file__).with_suffix(".toml")
 CLASSIFIERS = "single-spike", "logistic regression", "ReLU network"
@@ -146,7 +146,7 @@ def _single_spike(train: Part, test: Part, classes: int, settings: Network, seed
     rules = {rule: metrics.accuracy(times, test[1], potential=potential, tie=rule) for rule in metrics.RULES}
     return FewLabelsScores(
         accuracy=rules["potential"],
-        rules=Accuracies(**rules),
+        rules=rules,
         spikes=list(spikes.total),
         spikes_until_decision=list(spikes.until_decision),
     )
