@@ -84,6 +84,47 @@ def test_networks_of_torchvision(build_model):
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
+def _digits(size):
+    """Scans of digits [1797, 3, size, size] from 0 to 1, and their labels."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    scans = torch.from_numpy(data.images / 16).float().unsqueeze(1)
+    return nn.functional.interpolate(scans, size).repeat(1, 3, 1, 1), torch.from_numpy(data.target)
+
+
+def _train(model, x, labels, steps):
+    optimizer = torch.optim.Adam(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for _ in range(steps):
+        batch = torch.randint(len(x), (64,))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[batch]), labels[batch]).backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("build_model", "size", "steps"), [(_vgg, 32, 90), (_resnet, 16, 40), (_mobilenet, 32, 90)]
+)
+def test_trained_networks_of_torchvision_decide_as_before(build_model, size, steps):
+    """In double precision with the same outputs, in single precision with the same accuracy."""
+    x, labels = _digits(size)
+    torch.manual_seed(0)
+    model = _train(build_model(), x[:1000], labels[:1000], steps)
+    test, target = x[1000:], labels[1000:]
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-9)):
+        network = from_relu(model.to(dtype), calibrate_on=x[:200].to(dtype), margin=1.0)
+        with torch.no_grad():
+            expected = torch.cat([model(part) for part in test.to(dtype).split(200)])
+            found = torch.cat([network(part) for part in test.to(dtype).split(200)])
+        assert (expected.argmax(1) == target).float().mean() > 0.6
+        assert difference(found, expected) <= tolerance
+        assert torch.equal(found.argmax(1), expected.argmax(1))
+
+
 def test_shortcuts_of_a_resnet_are_delays_by_the_window_that_they_skip():
     torch.manual_seed(0)
     network = from_relu(_resnet().double().eval(), calibrate_on=images(2, 32))
