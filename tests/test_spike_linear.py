@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import traceback
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from marks import in_both_precisions
 
 from ssnn_plugin import IF
 from ssnn_plugin.functional import first_spike_linear
+from ssnn_plugin.kernels.cpu import steps
 from ssnn_plugin.nn import SpikeLinear
 
 
@@ -137,3 +139,21 @@ def test_bad_layers_are_named(changes, error, message):
 def test_bad_sizes_and_ranges_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         SpikeLinear(**{"in_features": 2, "out_features": 3, "neuron": IF(), "t_max": 8, **arguments})
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_few_calls_lie_between_a_layer_and_its_compiled_loop(monkeypatch, learning):
+    layer, times = SpikeLinear(20, 5, IF(1.0), t_max=8), torch.rand(4, 20).mul(8).floor()
+    calls, compiled = [], steps.fire_linear
+
+    def fire_linear(*arguments):
+        calls.extend(frame.name for frame in traceback.extract_stack())
+        compiled(*arguments)
+
+    monkeypatch.setattr(steps, "fire_linear", fire_linear)
+    with torch.set_grad_enabled(learning):
+        layer(times)
+    below = calls[calls.index("forward") + 1 :]
+    assert below[0] == "first_spike_linear"
+    assert below[-1] == "fire_linear"
+    assert len(below) <= 7
