@@ -21,10 +21,10 @@ from torch import Tensor
 from ..geometry import whole_lanes
 from .bits import bits_of, trailing_zeros
 from .compile import jit, lean_jit
-from .events import sort_events
+from .events import place_by_rank, sort_events, status_of
 from .lanes import any_of, least, load, load_at, splat, store, where
 from .parallel import as_arrays, share_out
-from .steps import bins_of_current, potential_after
+from .steps import bins_of_current, hold_potential, potential_after
 
 LANES = 16
 # Neurons that are added to at a time: as vectors they stay in registers.
@@ -145,13 +145,17 @@ def _decide(begin, end, inputs, rank, times_of, bins, network, tie, by_potential
             n = sort_times(inputs[b], windows[0], order, when, ranks, spiking, table)
         else:
             n = sort_bytes(inputs[b], rank, times_of, order, when, ranks, spiking, table)
-        settled[b] = n >= 0 and _run(
+        if n < 0:
+            settled[b] = False
+            continue
+        _run(
             b, n,
             addresses, widths, currents, thresholds, betas, delays, windows, rising, scale,
             order, when, level, head, tail, horizon, v, seen, clock,
             limits, numbers, arrivals, crossing, reached, fired, counts,
             first, times, potential, spikes,
         )  # fmt: skip
+        settled[b] = status_of(v.reshape(-1)) == 0
         winner[b] = winner_of(b, first, times, potential, tie, by_potential)
 
 
@@ -215,7 +219,7 @@ def sort_times(times, t_max, order, when, ranks, spiking, counts):
     if between > 0 or silent < t_max:
         n = sort_events(times, t_max, order[0], spiking, counts)
     else:
-        n = sort_ranks(order, ranks, spiking, counts)
+        n = sort_ranks(order[0], ranks, spiking, counts)
     for k in range(n):
         when[0, k] = times[order[0, k]]
     return n
@@ -226,7 +230,7 @@ def sort_bytes(image, rank, times, order, when, ranks, spiking, counts):
     """As `sort_times`, of bytes with a rank each."""
     for i in range(image.size):
         ranks[i] = rank[image[i]]
-    n = sort_ranks(order, ranks, spiking, counts)
+    n = sort_ranks(order[0], ranks, spiking, counts)
     for k in range(n):
         when[0, k] = times[ranks[order[0, k]]]
     return n
@@ -234,7 +238,7 @@ def sort_bytes(image, rank, times, order, when, ranks, spiking, counts):
 
 @jit
 def sort_ranks(order, ranks, spiking, counts):
-    """Write the inputs to the first row of `order`, by rank and then by index; return how many.
+    """Write the inputs to `order`, by rank and then by index; return how many.
 
     Ranks are 0 ... `counts.size` - 1; those of the last rank are left out.
     """
@@ -242,18 +246,7 @@ def sort_ranks(order, ranks, spiking, counts):
     for i in range(ranks.size):
         spiking[n] = i
         n += ranks[i] < silent
-    counts[:] = 0
-    for k in range(n):
-        counts[ranks[spiking[k]]] += 1
-    before = np.uint32(0)
-    for rank in range(silent):
-        here = counts[rank]
-        counts[rank] = before
-        before += here
-    for k in range(n):
-        i = spiking[k]
-        order[0, counts[ranks[i]]] = i
-        counts[ranks[i]] += 1
+    place_by_rank(ranks, spiking, n, order, counts)
     return n
 
 
@@ -265,7 +258,7 @@ def _run(
     limits, numbers, arrivals, crossing, reached, fired, counts,
     first, times, potential, spikes,
 ):  # fmt: skip
-    """Let `n` input spikes through the network and note what it decides; False where a V is not a number.
+    """Let `n` input spikes through the network and note what it decides.
 
     The arrays are those of `_network`, `_scratch`, `_reading` and `decide`.
     """
@@ -324,9 +317,13 @@ def _run(
             times[b, order[depth, k]] = decision
             potential[b, order[depth, k]] = level[depth, k] * scale[order[depth, k]]
     else:
-        layer = depth - 1
-        write_levels(b, windows[layer] - 1, v, layer, seen[layer], currents, betas[layer], scale, potential)
-    return all_numbers(v)
+        layer, n_out = depth - 1, times.shape[1]
+        hold_potential(
+            windows[layer] - 1, seen[layer], v[layer, :n_out], currents[layer], betas[layer],
+            times[b], potential[b],
+        )  # fmt: skip
+        for j in range(n_out):
+            potential[b, j] *= scale[j]
 
 
 @lean_jit
@@ -369,39 +366,16 @@ def read(layer, threshold, delay, window, when, head, tail, horizon, limits, arr
 def cross(layer, first, last, address, width, order, v, limits, numbers, crossing, fired):
     """Add the weights of the events to whole tiles of neurons; note which cross and when, return how many."""
     number = v.dtype.type
-    silent, out, n_fired = splat(number(np.inf), LANES), splat(number(-np.inf), LANES), 0
+    silent, out, n_fired = splat(number(np.inf), TILE), splat(number(-np.inf), TILE), 0
     for j in range(0, width - width % TILE, TILE):
-        at = layer * v.shape[1] + j
-        a = load(v, at, LANES)
-        b = load(v, at + LANES, LANES)
-        c = load(v, at + 2 * LANES, LANES)
-        d = load(v, at + 3 * LANES, LANES)
-        e = load(v, at + 4 * LANES, LANES)
-        p, q, r, s, t = silent, silent, silent, silent, silent
+        a, p = load(v, layer * v.shape[1] + j, TILE), silent
         for k in range(first, last):
-            row = order[layer, k] * width + j
-            limit, now = splat(limits[k - first], LANES), splat(numbers[k - first], LANES)
-            a = a + load_at(v, address, row, LANES)
-            b = b + load_at(v, address, row + LANES, LANES)
-            c = c + load_at(v, address, row + 2 * LANES, LANES)
-            d = d + load_at(v, address, row + 3 * LANES, LANES)
-            e = e + load_at(v, address, row + 4 * LANES, LANES)
-            p = where(a > limit, least(p, now), p)
-            q = where(b > limit, least(q, now), q)
-            r = where(c > limit, least(r, now), r)
-            s = where(d > limit, least(s, now), s)
-            t = where(e > limit, least(t, now), t)
-        store(v, at, where(silent > p, out, a))
-        store(v, at + LANES, where(silent > q, out, b))
-        store(v, at + 2 * LANES, where(silent > r, out, c))
-        store(v, at + 3 * LANES, where(silent > s, out, d))
-        store(v, at + 4 * LANES, where(silent > t, out, e))
-        if any_of((silent > p) | (silent > q) | (silent > r) | (silent > s) | (silent > t)):
+            a = a + load_at(v, address, order[layer, k] * width + j, TILE)
+            above = a > splat(limits[k - first], TILE)
+            p = where(above, least(p, splat(numbers[k - first], TILE)), p)
+        store(v, layer * v.shape[1] + j, where(silent > p, out, a))
+        if any_of(silent > p):
             store(crossing, j, p)
-            store(crossing, j + LANES, q)
-            store(crossing, j + 2 * LANES, r)
-            store(crossing, j + 3 * LANES, s)
-            store(crossing, j + 4 * LANES, t)
             n_fired = list_fired(j, j + TILE, crossing, fired, n_fired)
     return n_fired
 
@@ -520,30 +494,11 @@ def drift(
 
 
 @lean_jit
-def write_levels(b, end, v, layer, since, currents, beta, scale, potential):
-    """V of the outputs in bin `end`, none of which has fired and no input having come after `since`."""
-    number = v.dtype.type
-    kept = number(1 if beta == 1 else beta ** (end - since))
-    bins = number(bins_of_current(beta, end))
-    for j in range(potential.shape[1]):
-        potential[b, j] = (v[layer, j] * kept + currents[layer, j] * bins) * scale[j]
-
-
-@lean_jit
 def until(first, when, layer, tail):
     """How many of a layer's spikes come up to a time."""
     while tail > 0 and when[layer, tail - 1] > first:
         tail -= 1
     return tail
-
-
-@lean_jit
-def all_numbers(v):
-    nans = np.int32(0)
-    for layer in range(v.shape[0]):
-        for j in range(v.shape[1]):
-            nans += np.int32(0) if v[layer, j] == v[layer, j] else np.int32(1)
-    return nans == 0
 
 
 @lean_jit

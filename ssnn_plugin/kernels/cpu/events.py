@@ -64,19 +64,26 @@ def sort_by_bucket(times, t_max, order, spiking, counts):
     if 2 * highest < last:  # all spikes are early: spread them over the table
         write_buckets(times, number(t_max), number(scale * last / (highest + 1)), number(last), buckets)
     n = find_events(times, number(t_max), spiking)
+    place_by_rank(buckets, spiking, n, order, counts)
+    return n
+
+
+@jit
+def place_by_rank(ranks, spiking, n, order, counts):
+    """Write `n` inputs to `order`, by rank and then as they come; ranks are below `counts.size`."""
     counts[:] = 0
     for k in range(UNSIGNED(n)):
-        counts[buckets[UNSIGNED(spiking[k])] + UNSIGNED(1)] += 1
-    before = np.int32(0)
-    for k in range(1, counts.size):
-        before += counts[k]
-        counts[k] = before
+        counts[ranks[UNSIGNED(spiking[k])]] += 1
+    before = UNSIGNED(0)
+    for rank in range(counts.size):
+        here = UNSIGNED(counts[rank])
+        counts[rank] = before
+        before += here
     for k in range(UNSIGNED(n)):
         i = UNSIGNED(spiking[k])
-        at = UNSIGNED(counts[buckets[i]])
+        at = UNSIGNED(counts[ranks[i]])
         order[at] = i
-        counts[buckets[i]] = at + UNSIGNED(1)
-    return n
+        counts[ranks[i]] = at + UNSIGNED(1)
 
 
 @jit

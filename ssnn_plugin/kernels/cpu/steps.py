@@ -134,8 +134,7 @@ def fire_if_with_drift(
     k = 0
     t = 0.0
     while t < t_max and waiting > 0:
-        if k < n and times[order[k]] == t:
-            k, _ = add_rows_of_time(t, k, order, n, times, weight_t, threshold, v)
+        k = add_rows_of_time(t, k, order, n, times, weight_t, v)
         t_next = min(times[order[k]] if k < n else np.inf, t_max)
         last = max(min(t_next, t_max - delay) - 1, t) if rising else t
         if t + delay < t_max:
@@ -232,25 +231,20 @@ def first_bin_above(v, current, beta, threshold, start, last):
 
 
 @jit
-def add_rows_of_time(t, k, order, n, times, weight_t, threshold, v):
-    """Add the weights of every input spike of time `t` to `v`.
+def add_rows_of_time(t, k, order, n, times, weight_t, v):
+    """Add the weights of every input spike of time `t` to `v`; return the first event after them.
 
-    Returns the first event after them, and how many outputs are above threshold now. They are
-    counted in passing, and rows are added in pairs: reading `v` costs as much as reading a row.
+    Rows are added in pairs: reading `v` costs as much as reading a row.
     """
-    while True:
-        above = np.int32(0)
+    while k < n and times[order[k]] == t:
         row = weight_t[order[k]]
         if k + 1 < n and times[order[k + 1]] == t:
             other = weight_t[order[k + 1]]
             for j in range(v.size):
                 v[j] = (v[j] + row[j]) + other[j]
-                above += np.int32(1) if v[j] > threshold else np.int32(0)
             k += 2
         else:
             for j in range(v.size):
                 v[j] += row[j]
-                above += np.int32(1) if v[j] > threshold else np.int32(0)
             k += 1
-        if k == n or times[order[k]] != t:
-            return k, above
+    return k
