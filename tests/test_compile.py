@@ -120,3 +120,31 @@ def test_an_absent_factor_chooses_the_other_function():
 
     assert total(np.array([1.0, 2.0, 4.0])) == 7
     assert total(None) == 3
+
+
+class Doubled(NamedTuple):
+    factor: float
+
+    def applied(self, x):
+        return 2 * self.factor * x
+
+
+class Plain(NamedTuple):
+    inner: Doubled
+    factor: float
+
+
+def test_a_method_of_a_named_tuple_is_called_or_what_stands_for_it():
+    applied = compiling.method("applied", otherwise=lambda owner, x: owner.factor * x)
+
+    @compiling.jit
+    def run(owner, x):
+        return applied(owner, x)
+
+    assert run(Doubled(3.0), 5.0) == 30
+    assert run(Plain(Doubled(1.0), 3.0), 5.0) == 15
+
+
+def test_named_tuples_are_found_within_others():
+    kind = numba.typeof(Plain(Doubled(1.0), 3.0))
+    assert list(compiling._named_tuples([numba.float64, kind])) == [Plain, Doubled]

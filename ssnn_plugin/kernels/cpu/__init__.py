@@ -11,7 +11,7 @@ from torch import Tensor
 from ..backends import Factors
 from ..geometry import Geometry
 from ..status import refuse_bad_samples
-from . import conv2d_currents, conv2d_gradients, conv2d_steps, currents, gradients, steps
+from . import conv2d, conv2d_gradients, currents, gradients, steps
 from .parallel import as_arrays, share_out
 
 __all__ = ["first_spike", "input_grad", "weight_grad"]
@@ -21,11 +21,11 @@ def first_spike(
     times: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, neuron: Any, t_max: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.ops.first_spike`."""
-    status, kind = np.zeros(len(times), np.int8), steps if neuron.jumps else currents
-    outputs: Any
+    status, shape = np.zeros(len(times), np.int8), geometry.output_shape(times, weight)
+    slope = times.new_empty(0 if neuron.jumps else shape)
+    outputs = times.new_empty(shape), times.new_empty(shape), slope
     if geometry.linear:
-        shape = len(times), len(weight)
-        outputs = *(times.new_empty(shape) for _ in range(2)), times.new_empty(0 if neuron.jumps else shape)
+        kind: Any = steps if neuron.jumps else currents
         rows, *arrays = as_arrays(weight.t(), times, *outputs)
         # An array in any case: code for None would be compiled beside that for arrays.
         (current,) = as_arrays(times.new_empty(0) if bias is None else bias)
@@ -34,10 +34,9 @@ def first_spike(
         given = arrays[0], rows, current, *arrays[1:], status, *numbers, tile
         share_out(len(times), work, kernel, *given)
     else:
-        convolution = conv2d_steps if neuron.jumps else conv2d_currents
-        outputs = convolution.first_spike(times, weight, bias, geometry, neuron, t_max, status)
+        conv2d.first_spike(times, weight, bias, geometry, neuron, t_max, outputs, status)
     refuse_bad_samples(status.max(initial=0))
-    return outputs  # type: ignore[no-any-return]
+    return outputs
 
 
 def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,19 @@ def where_given(absent: Callable[..., Any]) -> Callable[[Callable[..., Any]], Ca
     return decorate
 
 
+def method(name: str, otherwise: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """A function that is a method of its first argument, a named tuple, or another one if that has none."""
+
+    def function(owner: Any, *others: Any) -> Any:
+        raise NotImplementedError
+
+    @overload(function, strict=False)
+    def _(owner: Any, *others: Any) -> Any:
+        return getattr(owner.instance_class, name, otherwise)
+
+    return function
+
+
 class _Cache(FunctionCache):
     """Numba's cache on disk, without what is compiled for neurons of other packages.
 
@@ -110,8 +123,15 @@ class _Cache(FunctionCache):
             super().save_overload(sig, data)
 
     def _is_foreign(self, argument_types: Any) -> bool:
-        classes = [t.instance_class for t in argument_types if isinstance(t, NAMED_TUPLES)]
-        return not self._packages.issuperset(map(_root, classes))
+        return not self._packages.issuperset(map(_root, _named_tuples(argument_types)))
+
+
+def _named_tuples(argument_types: Iterable[Any]) -> Iterator[Any]:
+    """The classes of named tuples, and of those that they hold."""
+    for each in argument_types:
+        if isinstance(each, NAMED_TUPLES):
+            yield each.instance_class
+            yield from _named_tuples(each)
 
 
 @cache

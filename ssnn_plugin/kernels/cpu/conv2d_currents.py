@@ -1,65 +1,47 @@
-"""Compiled forward pass of convolutions of neurons with a synaptic current; arrays as in `patches`."""
+"""Locations of convolutions of neurons with a synaptic current; see `conv2d`."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from ..geometry import Geometry, by_group, weight_rows, whole_lanes
-from ..status import BAD_TIMES
-from .compile import jit, told_apart
-from .currents import BUCKETS, LANES, fire_currents
-from .events import has_bad_times, judge
-from .parallel import as_arrays, share_out
-from .patches import by_position, rank_spikes, read_patch, room_for, tiles_of
+from ..geometry import whole_lanes
+from .currents import BUCKETS, LANES, PAIR, fire_tile, numbers_of, propagate
+from .lanes import splat
+from .parallel import as_arrays
 
 
-def first_spike(
-    times: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    neuron: Any,
-    t_max: float,
-    status: np.ndarray,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Crossings, potentials and slopes of a convolution; `status` [batch] tells what is wrong."""
-    groups, shape = geometry.groups, geometry.output_shape(times, weight)
-    spikes, potential, slope = (times.new_empty(shape) for _ in range(3))
-    tiles = tiles_of(times, weight, geometry)
-    current = whole_lanes(by_group(weight.new_zeros(len(weight)) if bias is None else bias, groups), LANES)
-    rows = whole_lanes(weight_rows(weight, groups).flatten(1, 2), LANES)
-    arrays = as_arrays(by_position(times, groups), rows, current, spikes, potential, slope)
-    work = spikes.numel() * rows.shape[1] // 2
-    numbers = told_apart(neuron.compiled()), float(neuron.threshold), t_max
-    share_out(len(times), work, _fire, *arrays, status, tiles, *numbers)
-    return spikes, potential, slope
+class Currents(NamedTuple):
+    """Weights [groups, rows, whole vectors], currents at time 0, and what belongs to the neurons."""
+
+    rows: np.ndarray
+    bias: np.ndarray
+    response: Any
+    threshold: float
+    table: int = BUCKETS + 1
+    width: int = 1
+
+    def scratch(self):
+        dtype = self.rows.dtype
+        return np.empty(3 * (self.rows.shape[1] + 1), dtype), np.empty((5, LANES), dtype)
+
+    def fire(self, room, seen, scratch, t_max, b, location, group, spikes, potential, slope):
+        moves, state = scratch
+        rows, when, n_out = room.rows[:seen], room.when[:seen], spikes.shape[3]
+        width = len(splat(self.rows.dtype.type(0), PAIR))
+        propagate(when, self.response, t_max, moves)
+        for lane in range(0, n_out, width):
+            fire_tile(
+                rows, when, self.rows[group], self.bias[group], self.response, self.threshold, t_max, moves,
+                lane, min(width, n_out - lane), state, spikes[b, location, group],
+                potential[b, location, group], slope[b, location, group], PAIR,
+            )  # fmt: skip
 
 
-@jit
-def _fire(
-    begin, end, times, rows, bias, spikes, potential, slope, status, tiles, response, threshold, t_max
-):  # fmt: skip
-    groups, n_rows, _ = rows.shape
-    n_out = spikes.shape[2] // groups
-    room = room_for(times, tiles, n_rows, BUCKETS + 1)
-    moves, state = np.empty((3, n_rows + 1), rows.dtype), np.empty((5, LANES), rows.dtype)
-    for b in range(begin, end):
-        for group in range(groups):
-            image, outputs = times[b, group], slice(group * n_out, (group + 1) * n_out)
-            if has_bad_times(image):
-                status[b] = BAD_TIMES
-                continue
-            for tile in range(tiles.top.size):
-                n = rank_spikes(image, tile, tiles, t_max, 1, room)
-                for at in range(tiles.after.size):
-                    seen = read_patch(at, n, tiles, 1, room)
-                    location = np.int64(tiles.location[tile] + tiles.after[at])
-                    fire_currents(
-                        room.rows[:seen], room.when[:seen], rows[group], bias[group], response, threshold,
-                        t_max, moves, state, spikes[b, location, outputs],
-                        potential[b, location, outputs], slope[b, location, outputs],
-                    )  # fmt: skip
-        judge(b, potential, status)
+def layer_of(rows: Tensor, bias: Tensor, rising: bool, neuron: Any, t_max: float) -> Currents:
+    """Of these weights and currents."""
+    response, threshold, _ = numbers_of(neuron, t_max)
+    weights, currents = as_arrays(whole_lanes(rows, LANES), whole_lanes(bias, LANES))
+    return Currents(weights, currents, response, threshold)

@@ -11,15 +11,13 @@ fired is ruled out with V = -inf.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numba.extending import overload
 from torch import Tensor
 
-from .compile import jit, told_apart
+from .compile import jit, method, told_apart
 from .events import MOST_EVENTS, sort_batch, status_of
 from .lanes import TILES, any_of, at_least_a_tile, current_of, leading, load, splat, store, tile_of, where
 
@@ -29,46 +27,6 @@ PAIR = TILES[1]  # of registers: no more than `LANES`
 BUCKETS = 1 << 10
 # Of Newton's method; near a tangent each halves the error.
 MOST_ITERATIONS = 100
-
-
-def propagators(response, d):
-    """alpha, beta and gamma over a time d."""
-    raise NotImplementedError
-
-
-def rates(response):
-    """The numbers x and y of V' = x V + y I."""
-    raise NotImplementedError
-
-
-def time_to_crossing(response, threshold, v, current):
-    """Time until V rises through the threshold without further input; `inf` if it does not."""
-    raise NotImplementedError
-
-
-@lru_cache
-def _method(response: type, name: str) -> Callable[..., Any]:
-    return jit(getattr(response, name))  # type: ignore[no-any-return]
-
-
-@overload(propagators)
-def _(response, d):
-    method = _method(response.instance_class, "propagators")
-    return lambda response, d: method(response, d)
-
-
-@overload(rates)
-def _(response):
-    method = _method(response.instance_class, "rates")
-    return lambda response: method(response)
-
-
-@overload(time_to_crossing)
-def _(response, threshold, v, current):
-    if not hasattr(response.instance_class, "crossing"):
-        return rise_to_crossing
-    method = _method(response.instance_class, "crossing")
-    return lambda response, threshold, v, current: method(response, threshold, v, current)
 
 
 def rise_to_crossing(response, threshold, v, current):
@@ -90,6 +48,12 @@ def rise_to_crossing(response, threshold, v, current):
         if not step > 1e-15 * (1 + d):
             break
     return d
+
+
+# Of a response: alpha, beta and gamma over a time, and x and y of V' = x V + y I.
+propagators, rates = method("propagators"), method("rates")
+# The time until V rises through the threshold without further input; `inf` if it does not.
+time_to_crossing = method("crossing", rise_to_crossing)
 
 
 def leak_of(response):
@@ -163,29 +127,6 @@ def moves_of(events, response, t_max):
 
 
 @jit
-def fire_currents(
-    rows, when, weight_rows, bias, response, threshold, t_max, moves, state, fired, potential, slope
-):  # fmt: skip
-    """First crossing of each output: `fired` is `inf` where there is none before `t_max`.
-
-    Args:
-        rows: those of `weight_rows` [in, width] whose inputs spike, earliest first, at the times `when`.
-        bias: [width], the current at time 0. Outputs are padded to a `width` of whole `LANES`.
-        moves, state: scratch space [3, at least len(rows) + 1] and [5, LANES].
-        fired, potential, slope: [out], overwritten.
-    """
-    flat = moves.reshape(-1)
-    propagate(when, response, t_max, flat)
-    width = len(splat(weight_rows.dtype.type(0), PAIR))
-    for lane in range(0, bias.size, width):
-        if lane < fired.size:
-            fire_tile(
-                rows, when, weight_rows, bias, response, threshold, t_max, flat, lane,
-                min(width, fired.size - lane), state, fired, potential, slope, PAIR,
-            )  # fmt: skip
-
-
-@jit
 def propagate(when, response, t_max, moves):
     """Write the propagators to the first of the times `when`, from each to the next one, and to the end."""
     for k in range(len(when) + 1):
@@ -204,7 +145,15 @@ def fire_tile(
     rows, when, weight_rows, bias, response, threshold, t_max, moves, lane, n_out, state,
     fired, potential, slope, tile,
 ):  # fmt: skip
-    """As `fire_currents`, of the `n_out` outputs from `lane` on, which a tile holds."""
+    """First crossings of `n_out` outputs from `lane` on: `fired` is `inf` where there is none before `t_max`.
+
+    Args:
+        rows: those of `weight_rows` [in, width] whose inputs spike, earliest first, at the times `when`.
+        bias: [width], the current at time 0.
+        moves: what `propagate` writes.
+        state: scratch space [5, width of the tile].
+        fired, potential, slope: [out], of which these are overwritten.
+    """
     note_crossings(
         rows, when, weight_rows, bias, leak_of(response), threshold, t_max, moves, lane, n_out, state, tile
     )

@@ -13,7 +13,7 @@ Arrays are read and written without a check of bounds, as everywhere in compiled
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,10 +52,10 @@ class Lanes(types.Type):
         return Mask(self.width, self.in_register)
 
 
-def tile_of(rows: Any, most: int = len(TILES)) -> tuple[int, ...]:
-    """The smallest tile that holds all outputs of these rows, or the widest one of the `most` smallest."""
+def tile_of(rows: Any, tiles: Sequence[tuple[int, ...]] = TILES) -> tuple[int, ...]:
+    """The smallest tile that holds all outputs of these rows, or the widest one."""
     width = rows.shape[-1] * rows.itemsize
-    return next((tile for tile in TILES[:most] if width <= len(tile) * REGISTER), TILES[most - 1])
+    return next((tile for tile in tiles if width <= len(tile) * REGISTER), tiles[-1])
 
 
 def width_of(tile: tuple[int, ...], itemsize: int) -> int:
