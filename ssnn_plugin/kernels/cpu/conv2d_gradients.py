@@ -23,7 +23,7 @@ from ..backends import Factors
 from ..geometry import Geometry, output_size, weight_rows, whole_lanes
 from .bits import bits_of, trailing_zeros
 from .compile import jit, where_given
-from .gradients import _optional_arrays, has_error, only_with, response, splat_in, value_of
+from .gradients import _optional_arrays, count_errors, item_of, latest_of, only_with, response, splat_in
 from .lanes import leading, load, load_where, splat, store, store_where, total, where, width_of
 from .parallel import as_arrays, share_out
 from .patches import by_position
@@ -119,10 +119,9 @@ def compare_directions(p, q, until, times, runs, n_out, width):
     padded, along_errors, along_spikes = runs.length + -runs.length % width, 0, 0
     for unit in range(0, len(times) * locations * groups, ONE_OF):
         group, place = unit % groups, unit // groups
-        first, n_errors, n_causal = unit * n_out, 0, 0
-        for j in range(first, first + n_out):
-            n_errors += has_error(q, p, until, j)
-        latest = latest_of_location(p, q, until, first, first + n_out)
+        first, n_causal = unit * n_out, 0
+        n_errors = count_errors(p, q, until, first, first + n_out)
+        latest = latest_of(p, q, until, first, first + n_out)
         image = (place // locations * groups + group) * n_inputs + runs.first[place % locations]
         if n_errors > 0:
             for run in runs.run:
@@ -185,9 +184,9 @@ def same(lanes, others):
     return (lanes <= others) & (others <= lanes)
 
 
-@where_given(lambda factor, at, inside, none: 1)
-def factor_at(factor, at, inside, none):
-    """A factor of neighbouring inputs; 1 where there is none."""
+@where_given(lambda factor, at, inside, none: None)
+def part_of(factor, at, inside, none):
+    """A factor of neighbours; None stays."""
     return load_where(inside, factor, at, none)
 
 
@@ -218,7 +217,7 @@ def subtract_errors(errors, found, first, runs, times, a, b, grad):
         for lane in range(0, runs.length, len(none)):
             at, inside = first + runs.run[k] + lane, leading(none, runs.length - lane)
             t = load_where(inside, times, at, silent)
-            of_a, of_b = factor_at(a, at, inside, none), factor_at(b, at, inside, none)
+            of_a, of_b = part_of(a, at, inside, none), part_of(b, at, inside, none)
             for e in range(found):
                 to, counts = (outputs[e] * n_runs + k) * width + lane, splat(until[e], ONE) > t
                 change = response(splat_in(q, e, ONE), splat(p[e], ONE), of_a, of_b)
@@ -255,7 +254,7 @@ def add_errors(errors, found, first, runs, times, a, b, rows, grad):
                 counts = splat(until[e], TWO) > t
                 sum_p = sum_p + where(counts, splat(p[e], TWO) * weights, none)
                 sum_q = add_where(q, sum_q, e, counts, weights, none)
-            of_a, of_b = factor_at(a, at, inside, none), factor_at(b, at, inside, none)
+            of_a, of_b = part_of(a, at, inside, none), part_of(b, at, inside, none)
             change = response(only_with(q, sum_q), sum_p, of_a, of_b)
             store_where(inside, grad, at, load_where(inside, grad, at, none) + change)
 
@@ -293,15 +292,6 @@ def find_causal(first, runs, times, latest, spikes):
 
 
 @jit
-def latest_of_location(p, q, until, first, end):
-    """Until when inputs count for any output with an error; -inf if there is none."""
-    latest = p.dtype.type(-np.inf)
-    for j in range(first, end):
-        latest = max(latest, until[j] if has_error(q, p, until, j) else latest)
-    return latest
-
-
-@jit
 def _weights_along_spikes(first, end, p, q, until, a, b, times, grad, runs, n_out):
     """The gradient of the weights of tiles of outputs, which are counted through all groups."""
     (groups, n_inputs), locations = times.shape[1:], runs.first.size
@@ -313,7 +303,7 @@ def _weights_along_spikes(first, end, p, q, until, a, b, times, grad, runs, n_ou
             n_lanes, image = min(len(none), n_out - lane), (n * groups + group) * n_inputs
             for location in range(locations):
                 at = ((n * locations + location) * groups + group) * n_out + lane
-                latest = latest_of_location(p, q, until, at, at + n_lanes)
+                latest = latest_of(p, q, until, at, at + n_lanes)
                 found = find_causal(image + runs.first[location], runs, times, latest, spikes)
                 to = group * grad.shape[1] * grad.shape[2] + lane
                 subtract_spikes(p, q, until, at, n_lanes, spikes, found, a, b, to, grad)
@@ -333,12 +323,6 @@ def subtract_spikes(p, q, until, at, n_lanes, spikes, found, a, b, to, grad):
         store(grad, row, load(grad, row, TWO) - where(last > splat(when[k], TWO), change, none))
 
 
-@where_given(lambda factor, at, inside, none: None)
-def part_of(factor, at, inside, none):
-    """A factor of a tile of outputs; None stays."""
-    return load_where(inside, factor, at, none)
-
-
 @where_given(lambda factor: None)
 def flat_of(factor):
     """A factor of all inputs in a row; None stays."""
@@ -355,7 +339,7 @@ def _times_along_spikes(first, end, p, q, until, a, b, times, rows, grad, runs, 
             image = (n * groups + group) * n_inputs
             for location in range(locations):
                 at = ((n * locations + location) * groups + group) * n_out
-                latest = latest_of_location(p, q, until, at, at + n_out)
+                latest = latest_of(p, q, until, at, at + n_out)
                 found = find_causal(image + runs.first[location], runs, times, latest, spikes)
                 add_spikes(p, q, until, at, n_out, spikes, found, a, b, rows[group], grad)
 
@@ -373,7 +357,7 @@ def add_spikes(p, q, until, at, n_out, spikes, found, a, b, weights, grad):
             counts = last > splat(when[k], TWO)
             of_row = load(weights, rows[k] * weights.shape[1] + lane, TWO)
             sum_p, sum_q = total(where(counts, of_p * of_row, none)), total_of(of_q, counts, of_row, none)
-            of_a, of_b = value_of(flat_of(a), places[k]), value_of(flat_of(b), places[k])
+            of_a, of_b = item_of(flat_of(a), places[k]), item_of(flat_of(b), places[k])
             flat[places[k]] += response(sum_q, sum_p, of_a, of_b)
 
 

@@ -15,21 +15,10 @@ import torch
 from torch import Tensor
 
 from ..backends import Factors
-from ..geometry import (
-    Geometry,
-)
+from ..geometry import Geometry
 from .compile import jit, where_given
 from .events import Events, find_events, write_times
-from .lanes import (
-    any_of,
-    at_least_a_tile,
-    load,
-    splat,
-    store,
-    tile_of,
-    where,
-    width_of,
-)
+from .lanes import any_of, at_least_a_tile, load, splat, store, tile_of, where, width_of
 from .parallel import as_arrays, share_out
 
 # What a row of a response with two factors costs beside its additions, in additions.
@@ -83,9 +72,7 @@ def _count(p, q, until, times):
     """Number of outputs with an error, and of input spikes."""
     n_errors = n_events = 0
     for n in range(len(p)):
-        of_p, of_q, last = p[n], row_of(q, n), until[n]
-        for j in range(of_p.size):
-            n_errors += has_error(of_q, of_p, last, j)
+        n_errors += count_errors(p[n], item_of(q, n), until[n], 0, p.shape[1])
         for i in range(times.shape[1]):
             n_events += times[n, i] < np.inf
     return n_errors, n_events
@@ -98,30 +85,27 @@ def has_error(q, p, until, j):
 
 
 @jit
-def latest_of(p, q, until):
-    """Until when inputs count for any output with an error; the others can be skipped."""
-    latest = -np.inf
-    for j in range(until.size):
-        latest = max(latest, until[j] if has_error(q, p, until, j) else -np.inf)
+def count_errors(p, q, until, first, end):
+    """How many of the outputs `first` ... `end` have an error."""
+    n_errors = np.int32(0)
+    for j in range(first, end):
+        n_errors += np.int32(has_error(q, p, until, j))
+    return n_errors
+
+
+@jit
+def latest_of(p, q, until, first, end):
+    """Until when inputs count for any of these outputs that has an error; -inf if none has."""
+    latest = p.dtype.type(-np.inf)
+    for j in range(first, end):
+        latest = max(latest, until[j] if has_error(q, p, until, j) else latest)
     return latest
 
 
-@where_given(lambda factor, n: None)
-def row_of(factor, n):
-    """What a factor is in a sample; None stays."""
-    return factor[n]
-
-
-@where_given(lambda row, k: 1)
-def value_of(row, k):
-    """A factor of one input or output; 1 where there is none."""
-    return row[k]
-
-
-@where_given(lambda row, k: None)
-def element_of(row, k):
-    """A factor of one input or output; None stays."""
-    return row[k]
+@where_given(lambda factor, k: None)
+def item_of(factor, k):
+    """A factor of one sample, input or output; None stays."""
+    return factor[k]
 
 
 @where_given(lambda factor, value: None)
@@ -174,7 +158,7 @@ def subtract_tiles(first, end, p, q, until, a, b, times, grad_weight_t, tile):
             at, end_n = n * stride + lane, np.uint64(events.ends[n])
             p_n, q_n, until_n = load(p, at, tile), load_in(q, at, tile), load(until, at, tile)
             if may_matter(q_n, p_n, none):
-                of_a, of_b = row_of(a, n), row_of(b, n)
+                of_a, of_b = item_of(a, n), item_of(b, n)
                 for k in range(begin, end_n):
                     i = events.inputs[k]
                     to, counts = np.int64(i) * stride + lane, until_n > splat(events.when[k], tile)
@@ -196,10 +180,7 @@ def events_with_errors(p, q, until, times):
     inputs, when = np.empty(times.size, np.int32), np.empty(times.size, times.dtype)
     ends, at = np.empty(len(times), np.int64), 0
     for n in range(len(times)):
-        n_errors, of_p, of_q, last = np.int32(0), p[n], row_of(q, n), until[n]
-        for j in range(of_p.size):
-            n_errors += np.int32(has_error(of_q, of_p, last, j))
-        if n_errors > 0:
+        if count_errors(p[n], item_of(q, n), until[n], 0, p.shape[1]) > 0:
             found = find_events(times[n], np.inf, inputs[at:])
             write_times(times[n], inputs[at : at + found], when[at : at + found])
             at += found
@@ -212,12 +193,12 @@ def _times_along_inputs(first, end, p, q, until, a, b, times, weight, grad_times
     zero = p.dtype.type(0)
     for n in range(first, end):
         t, last, sums = times[n], until[n], grad_times[n]
-        of_p, of_q, of_a, of_b = p[n], row_of(q, n), row_of(a, n), row_of(b, n)
+        of_p, of_q, of_a, of_b = p[n], item_of(q, n), item_of(a, n), item_of(b, n)
         for j in range(until.shape[1]):
             if has_error(of_q, of_p, last, j):
-                row, end_j, p_j, q_j = weight[j], last[j], of_p[j], element_of(of_q, j)
+                row, end_j, p_j, q_j = weight[j], last[j], of_p[j], item_of(of_q, j)
                 for i in range(row.size):
-                    change = response(q_j, p_j, value_of(of_a, i), value_of(of_b, i)) * row[i]
+                    change = response(q_j, p_j, item_of(of_a, i), item_of(of_b, i)) * row[i]
                     sums[i] += change if t[i] < end_j else zero
 
 
@@ -225,8 +206,8 @@ def _times_along_inputs(first, end, p, q, until, a, b, times, weight, grad_times
 def _times_along_outputs(first, end, p, q, until, a, b, times, weight_t, grad_times):
     zero = p.dtype.type(0)
     for n in range(first, end):
-        last, of_p, of_q, of_a, of_b = until[n], p[n], row_of(q, n), row_of(a, n), row_of(b, n)
-        latest = latest_of(of_p, of_q, last)
+        last, of_p, of_q, of_a, of_b = until[n], p[n], item_of(q, n), item_of(a, n), item_of(b, n)
+        latest = latest_of(of_p, of_q, last, 0, last.size)
         for i in range(times.shape[1]):
             t = times[n, i]
             if t < latest:
@@ -234,6 +215,4 @@ def _times_along_outputs(first, end, p, q, until, a, b, times, weight_t, grad_ti
                 for j in range(row.size):
                     sum_p += of_p[j] * row[j] if t < last[j] else zero
                     sum_q = add_product(of_q, sum_q, j, row[j] if t < last[j] else zero)
-                grad_times[n, i] = response(
-                    only_with(of_q, sum_q), sum_p, value_of(of_a, i), value_of(of_b, i)
-                )
+                grad_times[n, i] = response(only_with(of_q, sum_q), sum_p, item_of(of_a, i), item_of(of_b, i))
