@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._autograd import Function
 from .kernels import ops
 from .kernels.backends import BACKENDS, select
 from .kernels.geometry import Geometry
@@ -51,7 +52,7 @@ def fire(
     else:
         backend = select(how.backend, times.device, neuron)
         call = _Call(_without_threshold(neuron), how.rule, geometry, end, how.silent_gradient, backend)
-        function = _FireEagerly if ops.plain(times) and ops.plain(weight) else _Fire
+        function = _Fire.eager if ops.plain(times) and ops.plain(weight) else _Fire
         crossing, potential, _ = function.apply(times, weight, bias, threshold, call)
     return crossing + neuron.delay if neuron.delay else crossing, potential
 
@@ -142,10 +143,8 @@ class _Call:
     backend: str
 
 
-class _Fire(torch.autograd.Function):
+class _Fire(Function):
     """Crossings, potentials and slopes, differentiated by a rule."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -188,23 +187,6 @@ class _Fire(torch.autograd.Function):
             _threshold_grad(crossing, of_spikes, grad_potential) if of_threshold else None,
             None,
         )
-
-
-class _FireEagerly(torch.autograd.Function):
-    """`_Fire` where nothing is transformed: torch inspects the signature of that one at every call."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        times, weight, bias, threshold, call = inputs
-        if threshold is None:
-            kernels = BACKENDS[call.backend].kernels
-            outputs = kernels.first_spike(times, weight, bias, call.geometry, call.neuron, call.t_max)
-        else:
-            outputs = _Fire.forward(*inputs)
-        _Fire.setup_context(ctx, inputs, outputs)
-        return outputs  # type: ignore[no-any-return]
-
-    backward = _Fire.backward
 
 
 def _crossings(

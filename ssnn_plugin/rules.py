@@ -66,7 +66,9 @@ class Crossing(NamedTuple):
             return BACKENDS[self.backend].kernels.weight_grad(  # type: ignore[no-any-return]
                 factors, self.times, kernel_size, self.geometry
             )
-        return call_once(ops.weight_grad, *factors, self.times, kernel_size, *self.geometry, self.backend)
+        return call_once(  # type: ignore[no-any-return]
+            ops.weight_grad, *factors, self.times, kernel_size, *self.geometry, self.backend
+        )
 
     def bias_grad(self, error: Tensor) -> Tensor:
         """dL/dbias for -dL/dV = error."""
@@ -255,27 +257,27 @@ def plain_backward(times: Tensor) -> bool:
 def _input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry, backend: str) -> Tensor:
     if plain_backward(times):
         return BACKENDS[backend].kernels.input_grad(factors, times, weight, geometry)  # type: ignore[no-any-return]
-    return call_once(ops.input_grad, *factors, times, weight, *geometry, backend)
+    return call_once(ops.input_grad, *factors, times, weight, *geometry, backend)  # type: ignore[no-any-return]
 
 
-def call_once(operator: Any, *arguments: Any) -> Tensor:
-    """An operator of a backward pass, which has no derivative of its own."""
+def call_once(operator: Any, *arguments: Any, what: str = "a spike time") -> Any:
+    """An operator of the backward pass of what has no second derivative."""
     if torch.is_grad_enabled():
-        return _Once.apply(operator, *arguments)  # type: ignore[no-any-return]
-    return operator(*arguments)  # type: ignore[no-any-return]
+        return _Once.apply(what, operator, *arguments)
+    return operator(*arguments)
 
 
 class _Once(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(operator: Any, *arguments: Any) -> Tensor:
-        return operator(*arguments)  # type: ignore[no-any-return]
+    def forward(what: str, operator: Any, *arguments: Any) -> Any:
+        return operator(*arguments)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.what = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        raise NotImplementedError("a spike time has no second derivative")
+        raise NotImplementedError(f"{ctx.what} has no second derivative")

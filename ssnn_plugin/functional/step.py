@@ -26,6 +26,7 @@ from ..kernels.window import (
     single_spike_window,
     single_spike_window_grad,
 )
+from ..rules import call_once
 from ..surrogate import LatchGradient
 from .bins import delayed, latch
 from .connection import Size2d
@@ -142,34 +143,6 @@ def single_spike_step(
     return spike_grad(v - threshold).to(v.dtype) * ~spent, v
 
 
-class _SequenceGrad(torch.autograd.Function):
-    """The backward operator, in the form that `torch.func` takes; it has no derivative of its own."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        grad, grad_start = single_spike_window_grad(*tensors)
-        return grad, grad_start
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        raise NotImplementedError("the latency rule has no second derivative")
-
-
-def _sequence_grad(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-    # `torch.func` takes no registered operator in a backward, `torch.compile` no function with a rule.
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
-        grad, grad_start = single_spike_window_grad(*tensors)
-    else:
-        grad, grad_start = _SequenceGrad.apply(*tensors)
-    return grad, grad_start
-
-
 class _Sequence(torch.autograd.Function):
     """`_Integrate` and `_Fire` in every bin of a window."""
 
@@ -195,7 +168,10 @@ class _Sequence(torch.autograd.Function):
         of_spikes, of_potentials = grads
         if ctx.silent_gradient:
             of_potentials = of_potentials + of_spikes.masked_fill(potentials > threshold, 0)
-        grad, grad_start = _sequence_grad(of_spikes, of_potentials, potentials, start, threshold)
+        grad, grad_start = call_once(
+            single_spike_window_grad, of_spikes, of_potentials, potentials, start, threshold,
+            what="the latency rule",
+        )  # fmt: skip
         grad_beta = grad_threshold = None
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
             before = torch.cat([start.unsqueeze(0), potentials[:-1]])
