@@ -1,6 +1,6 @@
 """Side-by-side timings: `python -m benchmarks --help`.
 
-Both sides run alternately in one process, and ratios of medians are printed with the machine's
+Both sides run alternately in one process, and their ratios are printed with the machine's
 state; on a shared machine, rerun before you believe a number.
 """
 
@@ -14,7 +14,7 @@ import typer
 
 from benchmarks import mnist
 from benchmarks.mnist import BATCH, EPOCH
-from benchmarks.printing import console, show
+from benchmarks.printing import WITH_QUARTILES, console, show
 from reproductions import datasets
 from reproductions.allocator import keep_freed_memory
 from reproductions.errors import SuiteError, run_command_line
@@ -37,7 +37,8 @@ def step(
     from . import step as fully_connected
 
     _set_threads(threads)
-    show(fully_connected.table(mnist.in_batches(mnist.load("train", data_root)), steps))
+    batches = mnist.in_batches(mnist.load("train", data_root))
+    show(fully_connected.table(batches, steps), WITH_QUARTILES)
 
 
 @app.command()
@@ -51,7 +52,7 @@ def continuous(
 
     _set_threads(threads)
     data = neurons.in_continuous_time(mnist.load("train", data_root))
-    show(neurons.table(mnist.in_batches(data), steps))
+    show(neurons.table(mnist.in_batches(data), steps), WITH_QUARTILES)
 
 
 @app.command()
@@ -64,7 +65,8 @@ def convolution(
     from . import convolution as convolutional
 
     _set_threads(threads)
-    show(convolutional.table(mnist.in_batches(mnist.load("train", data_root)), steps))
+    batches = mnist.in_batches(mnist.load("train", data_root))
+    show(convolutional.table(batches, steps), WITH_QUARTILES)
 
 
 @app.command()
@@ -82,7 +84,7 @@ def inference(
     _set_threads(threads)
     batches = mnist.in_batches(mnist.load("train", data_root))
     pixels = datasets.load("mnist", "test", data_root).x
-    show(decisions.table(batches, mnist.load("test", data_root), pixels, rounds, console.print), "")
+    show(decisions.table(batches, mnist.load("test", data_root), pixels, rounds, console.print))
 
 
 @app.command()
@@ -106,7 +108,7 @@ def peers(
         mnist.Batch(*(part[:samples] for part in batch))
         for batch in mnist.in_batches(mnist.load("train", data_root))(0, EPOCH)
     ]
-    show(libraries.table(libraries.chosen(only), batches, rounds, console.print), "")
+    show(libraries.table(libraries.chosen(only), batches, rounds, console.print))
 
 
 @app.command()
@@ -124,7 +126,7 @@ def growth(
     _check_figure(figure)
     _set_threads(threads)
     found = curves.measured([axis] if axis else curves.AXES, rounds)
-    show(curves.table(found), "")
+    show(curves.table(found))
     if figure is not None:
         curves.draw(found, figure)
 
@@ -147,7 +149,7 @@ def rate_backprop(
     _check_figure(figure)
     _set_threads(threads)
     rows = [rates.measure(number, samples, rounds) for number in steps or [4, 8, 16]]
-    show(rates.table(rows, samples), "")
+    show(rates.table(rows, samples))
     if figure is not None:
         rates.draw(rows, figure)
 
@@ -186,7 +188,7 @@ def bins(
         keep_freed_memory()
     _set_threads(threads)
     images = datasets.load("mnist", "train", data_root)
-    show(networks.table(networks.drawn(images, steps)), "")
+    show(networks.table(networks.drawn(images, steps)))
     console.print(f"freed memory {'kept' if keep_memory else 'given back'}, {steps} steps of each in turn")
 
 
@@ -238,7 +240,7 @@ def from_relu_(
     if network is not None and network not in networks.NETWORKS:
         raise SuiteError(f"the network must be one of {', '.join(networks.NETWORKS)}, got {network!r}")
     _set_threads(threads)
-    show(networks.table([network] if network else networks.NETWORKS, batch, rounds), "")
+    show(networks.table([network] if network else networks.NETWORKS, batch, rounds))
 
 
 @app.command()
@@ -252,7 +254,7 @@ def gpu(
 
     if not torch.cuda.is_available():
         raise SuiteError("this benchmark needs a GPU that torch can use, and there is none here")
-    show(layers.table(batch, images, repeats), "medians; ")
+    show(layers.table(batch, images, repeats), "medians")
     console.print(layers.settings())
 
 
@@ -261,7 +263,7 @@ def import_(repeats: Annotated[int, typer.Option(min=3, help="Fresh interpreters
     """Start-up: `import ssnn_plugin` against `import torch`, each in fresh interpreters."""
     from . import start
 
-    show(start.table(repeats))
+    show(start.table(repeats), start.TIMES)
 
 
 def _check_figure(figure: Path | None) -> None:

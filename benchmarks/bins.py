@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 
 from benchmarks import memory
 from benchmarks.mnist import BATCH
-from benchmarks.timing import seconds, tenth
+from benchmarks.printing import cell, ratio
+from benchmarks.timing import Timing, in_turn
 from reproductions.datasets import Images
 from ssnn_plugin import IF, decode, encode
 from ssnn_plugin.losses import TemporalCrossEntropyLoss
@@ -138,34 +138,31 @@ def drawn(images: Images, steps: int) -> list[tuple[Tensor, Tensor]]:
     return [(times[i], images.y[i]) for i in index]
 
 
-def compare(batches: list[tuple[Tensor, Tensor]]) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of each contender's steps, in turn, after one that is not counted; and its peak in MiB."""
+def compare(batches: list[tuple[Tensor, Tensor]]) -> tuple[dict[str, Timing], dict[str, float]]:
+    """Each contender's steps, in turn, after one that is not counted; and its peak in MiB."""
     layers = network(batches[0][0])
-    steps = {name: contender.step(layers) for name, contender in CONTENDERS.items()}
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for times, labels in batches:
-        for name, step in steps.items():
-            taken[name].append(seconds(step, times, labels))
+    steps = {name: _in_order(contender.step(layers), batches) for name, contender in CONTENDERS.items()}
+    taken = in_turn(steps, len(batches) - 1)
     peaks = {
         name: memory.peak(functools.partial(contender.step, layers), *batches[0])
         for name, contender in CONTENDERS.items()
     }
-    return {name: part[1:] for name, part in taken.items()}, peaks
+    return taken, peaks
+
+
+def _in_order(step: Step, batches: list[tuple[Tensor, Tensor]]) -> Callable[[], object]:
+    """A step on one batch after the other."""
+    turn = iter(batches)
+    return lambda: step(*next(turn))
 
 
 def table(batches: list[tuple[Tensor, Tensor]]) -> Table:
-    """Time and memory of each contender, and what part they are of the loop's."""
+    """Time and memory of each contender, how many times as fast as the loop it is, and what part it needs."""
     taken, peaks = compare(batches)
-    base, *_ = medians = {name: statistics.median(part) for name, part in taken.items()}
-    heads = "p10 (ms)", "median (ms)", "of the loop's", "peak memory (MiB)", "of the loop's"
+    base, *_ = taken
+    heads = "ms", "times faster", "peak memory (MiB)", "of the loop's"
     found = Table(f"{NAME}, T = {T_MAX}, batch {len(batches[0][1])}", *heads)
-    for name, part in taken.items():
-        found.add_row(
-            name,
-            f"{1e3 * tenth(part):.0f}",
-            f"{1e3 * medians[name]:.0f}",
-            f"1/{medians[base] / medians[name]:.1f}",
-            f"{peaks[name]:.0f}",
-            f"1/{peaks[base] / peaks[name]:.1f}",
-        )
+    for name, one in taken.items():
+        part = f"1/{peaks[base] / peaks[name]:.1f}"
+        found.add_row(name, cell(one), ratio(taken[base], one), f"{peaks[name]:.0f}", part)
     return found

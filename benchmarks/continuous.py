@@ -48,7 +48,7 @@ def in_continuous_time(data: Batch) -> Batch:
 
 def table(batches: Batches, steps: int) -> Table:
     """Training steps of each neuron and of the MLP, on times of `in_continuous_time`."""
-    found = Table("neuron", "stage", "spiking (ms)", "ReLU MLP (ms)", "ratio of medians")
+    found = Table("neuron", "stage", "spiking (ms)", "ReLU MLP (ms)", "ratio")
     for case in CASES:
         t_max = case.windows[1]
         loss = TemporalCrossEntropyLoss(t_max, 0.1 / t_max)

@@ -49,7 +49,7 @@ def table(batches: Batches, steps: int) -> Table:
     """Training steps of both, where a part of the neurons fires at first."""
     sample = torch.cat([batch.times for batch in batches(0, 4)])
     spiking, dense = spiking_network(), dense_network()
-    found = Table("neurons that fire", "spiking (ms)", "ReLU CNN (ms)", "ratio of medians")
+    found = Table("neurons that fire", "spiking (ms)", "ReLU CNN (ms)", "ratio")
     for firing in FIRING:
         for module in spiking:
             if isinstance(module, SpikeConv2d | SpikeLinear):

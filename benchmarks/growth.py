@@ -17,7 +17,8 @@ from matplotlib import pyplot as plt
 from rich.table import Table
 from torch import nn
 
-from benchmarks.timing import Timing, in_turn
+from benchmarks.printing import cell, ratio
+from benchmarks.timing import Timing, in_turn, tenth
 from ssnn_plugin import IF
 from ssnn_plugin.functional import normalize_error
 from ssnn_plugin.losses import RelativeTargetLoss
@@ -108,17 +109,11 @@ def measured(axes: Iterable[str], rounds: int) -> Found:
 
 def table(found: Found) -> Table:
     """Milliseconds of each run, and how many times as long as the MLP's step our own takes."""
-    heads = *(f"{name} (ms)" for name in RUNS), "thread p10: step / MLP's"
-    rows = Table("", "", *heads, title="p10 / median / thread p10")
+    rows = Table("", "", *(f"{name} (ms)" for name in RUNS), "training step / MLP's")
     for axis, timed in found.items():
         for case, timings in timed:
-            taken = [timings[name] for name in RUNS]
-            told = [
-                " / ".join(f"{1e3 * value:.3g}" for value in (one.p10, one.median, one.thread_p10))
-                for one in taken
-            ]
-            ratio = timings[STEP].thread_p10 / timings[DENSE].thread_p10
-            rows.add_row(AXES[axis][0], f"{getattr(case, axis):g}", *told, f"{ratio:.2f}")
+            told = *(cell(timings[name]) for name in RUNS), ratio(timings[STEP], timings[DENSE])
+            rows.add_row(AXES[axis][0], f"{getattr(case, axis):g}", *told)
     return rows
 
 
@@ -129,7 +124,7 @@ def draw(found: Found, path: Path) -> None:
     for axes, (axis, rows) in zip(all_axes, found.items(), strict=True):
         values = [getattr(case, axis) for case, _ in rows]
         for style, name in zip(("o-", "s--", "^-.", "x:"), RUNS, strict=True):
-            axes.loglog(values, [1e3 * timings[name].thread_p10 for _, timings in rows], style, label=name)
+            axes.loglog(values, [1e3 * tenth(timings[name].cpu) for _, timings in rows], style, label=name)
         axes.set_xlabel(AXES[axis][0])
         axes.set_ylabel("ms")
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

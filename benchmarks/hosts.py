@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 
 from benchmarks import memory
 from benchmarks.mnist import EPOCH, T_MAX, Batches
-from benchmarks.timing import seconds
+from benchmarks.printing import cell, ratio
+from benchmarks.timing import Timing
 from ssnn_plugin import decode, losses, to_event_driven
 from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell
 from ssnn_plugin.snntorch import SingleSpike
@@ -146,10 +146,10 @@ def event_network(name: str) -> tuple[nn.Module, nn.Module]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds per training step, the share of equal output spikes, and peak memory in MiB, of both sides."""
+    """Training steps, the share of equal output spikes, and peak memory in MiB, of both sides."""
 
-    in_steps: list[float]
-    by_events: list[float]
+    in_steps: Timing
+    by_events: Timing
     same: float | None
     peaks: tuple[float, float]
 
@@ -160,19 +160,21 @@ def compare(name: str, batches: Batches, steps: int) -> Comparison:
     in_steps, by_events = step_by_step(name, model), event_by_event(network)
     for times, _, labels in batches(0, EPOCH):
         by_events(times, labels)
-    slow, fast = [], []
+    taken = Timing(), Timing()
     for k in range(steps + 1):
+        slow, fast = taken if k else (Timing(), Timing())  # the first ones are not counted
         (times, _, labels), *others = batches(EPOCH + 11 * k, 11)
         spikes = decode.times_to_spikes(times, T_MAX)
-        slow.append(seconds(in_steps, spikes, labels))
-        fast += [seconds(by_events, t, y) for t, _, y in others]
+        slow.add(in_steps, spikes, labels)
+        for t, _, y in others:
+            fast.add(by_events, t, y)
     same = None
     if MODELS[name].single_spike:
         with torch.no_grad():
             expected = decode.spikes_to_times(MODELS[name].run(model, spikes))
             same = (expected == network(times)).double().mean().item()
     peaks = [memory.peak(functools.partial(build, name), times, labels) for build in (_loop, _events)]
-    return Comparison(slow[1:], fast[10:], same, (peaks[0], peaks[1]))
+    return Comparison(*taken, same, (peaks[0], peaks[1]))
 
 
 def table(batches: Batches, steps: int) -> Table:
@@ -181,12 +183,11 @@ def table(batches: Batches, steps: int) -> Table:
     found = Table("model", *heads)
     for name in MODELS:
         result = compare(name, batches, steps)
-        medians = [statistics.median(part) for part in (result.in_steps, result.by_events)]
         found.add_row(
             name,
-            f"{1e3 * medians[0]:.0f}",
-            f"{1e3 * medians[1]:.2f}",
-            f"{medians[0] / medians[1]:.0f}",
+            cell(result.in_steps),
+            cell(result.by_events),
+            ratio(result.in_steps, result.by_events),
             "" if result.same is None else f"{result.same:.2%}",
             f"{result.peaks[0]:.0f} / {result.peaks[1]:.1f}",
             f"1/{result.peaks[0] / result.peaks[1]:.0f}",

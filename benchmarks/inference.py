@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.mnist import EPOCH, T_MAX, Batch, Batches
-from benchmarks.printing import TAKEN, cells
+from benchmarks.printing import cell, ratio
 from benchmarks.step import RECIPES, dense_network, dense_step, spiking_network, spiking_step
 from benchmarks.timing import Timing, alternate, in_turn
 from ssnn_plugin.nn import SpikeSequential
@@ -24,8 +24,7 @@ def table(batches: Batches, test: Batch, pixels: Tensor, rounds: int, tell: Call
         test: the images that are decided; `pixels` are the same as 8-bit intensities.
         tell: called with how many spikes a recipe's network reads.
     """
-    columns = *TAKEN, "p10 / MLP's", "median / MLP's", "thread p10 / MLP's"
-    found = Table("recipe", "network", "run", *columns, title="10 000 test images; one image")
+    found = Table("recipe", "network", "run", "ms", "of the MLP's", title="10 000 test images; one image")
     for recipe in RECIPES:
         spiking, dense = spiking_network(recipe), dense_network()
         for stage in ("fresh", "after an epoch"):
@@ -33,7 +32,8 @@ def table(batches: Batches, test: Batch, pixels: Tensor, rounds: int, tell: Call
                 alternate(spiking_step(recipe, spiking), dense_step(recipe, dense), batches(0, EPOCH))
             for title, timings in _time_inference(spiking, dense, test, pixels, rounds):
                 for run, taken in timings.items():
-                    found.add_row(recipe.name, stage, f"{run}, {title}", *cells(taken, timings[MLP]))
+                    told = cell(taken), ratio(taken, timings[MLP])
+                    found.add_row(recipe.name, stage, f"{run}, {title}", *told)
         read = spiking.decide(test.times).spikes.double().mean(0).tolist()
         sent = (test.times < T_MAX).sum(1).double().mean().item()
         tell(f"{recipe.name}: reads {read[0]:.0f} of {sent:.0f} input spikes, {read[1]:.0f} hidden ones")

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.mnist import T_MAX, Batch
-from benchmarks.printing import TAKEN, cells
+from benchmarks.printing import cell, ratio
 from benchmarks.step import SMALL_WEIGHTS, dense_network, spiking_network, spiking_step
 from benchmarks.timing import in_turn
 from reproductions.errors import SuiteError
@@ -240,12 +240,10 @@ def table(peers: Sequence[Peer], batches: list[Batch], rounds: int, tell: Callab
         else:
             built[peer.name] = runs
     calls = {peer.name: peer.calls for peer in peers}
-    columns = *TAKEN, "p10 / ours", "median / ours", "thread p10 / ours"
-    found = Table(
-        "library", "run", *columns, title=f"784-400-10, T = {T_MAX}, batch {len(batches[0].labels)}"
-    )
+    title = f"784-400-10, T = {T_MAX}, batch {len(batches[0].labels)}"
+    found = Table("library", "run", "ms", "of ours", title=title)
     for kind, what in (("step", "training step"), ("infer", "inference")):
         timings = in_turn({name: getattr(runs, kind) for name, runs in built.items()}, rounds, calls=calls)
         for name, one in timings.items():
-            found.add_row(name, what, *cells(one, timings[PEERS[0].name]))
+            found.add_row(name, what, cell(one), ratio(one, timings[PEERS[0].name]))
     return found

@@ -11,37 +11,54 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import Timing
+from benchmarks.timing import Timing, tenth
 
 console = Console()
-# The columns of `cells`, before the ratios.
-TAKEN = "p10 (ms)", "median (ms)", "thread p10 (ms)"
+# What is in cells.
+TIMES = "wall time, below it CPU time of the calling thread: p10 / median"
+WITH_QUARTILES = f"{TIMES} (quartiles)"
 
 
-def cells(taken: Timing, base: Timing) -> list[str]:
-    """Milliseconds, and how many times as long as the other run."""
-    pairs = [(taken.p10, base.p10), (taken.median, base.median), (taken.thread_p10, base.thread_p10)]
-    ratios = [one / other for one, other in pairs]
-    return [f"{1e3 * one:.4g}" for one, _ in pairs] + [f"{r:.2f}" if r < 20 else f"{r:.0f}" for r in ratios]
+def cell(taken: Timing) -> str:
+    """Milliseconds."""
+    return "\n".join(map(_milliseconds, (taken.wall, taken.cpu)))
 
 
-def add_row(table: Table, labels: tuple[str, ...], seconds: tuple[list[float], list[float]]) -> None:
-    """Medians and quartiles of two sides in milliseconds, and the ratio of the medians."""
-    medians = [statistics.median(part) for part in seconds]
-    quartiles = [statistics.quantiles(part, n=4) for part in seconds]
-    told = [
-        f"{1e3 * m:.2f} ({1e3 * q[0]:.2f} ... {1e3 * q[2]:.2f})"
-        for m, q in zip(medians, quartiles, strict=True)
-    ]
-    table.add_row(*labels, *told, f"{medians[0] / medians[1]:.2f}")
+def ratio(taken: Timing, base: Timing) -> str:
+    """How many times as long as the other run."""
+    lines = []
+    for one, other in ((taken.wall, base.wall), (taken.cpu, base.cpu)):
+        ratios = tenth(one) / tenth(other), statistics.median(one) / statistics.median(other)
+        lines.append(" / ".join(f"{value:.2f}" if value < 20 else f"{value:.0f}" for value in ratios))
+    return "\n".join(lines)
 
 
-def show(table: Table, what: str = "median (quartiles); ") -> None:
+def add_row(table: Table, labels: tuple[str, ...], both: tuple[Timing, Timing]) -> None:
+    """Two sides with quartiles, and how many times as long the first one takes."""
+    cells = ["\n".join(map(_with_quartiles, (taken.wall, taken.cpu))) for taken in both]
+    table.add_row(*labels, *cells, ratio(*both))
+
+
+def _milliseconds(seconds: list[float]) -> str:
+    return f"{_in_ms(tenth(seconds))} / {_in_ms(statistics.median(seconds))}"
+
+
+def _with_quartiles(seconds: list[float]) -> str:
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return f"{_milliseconds(seconds)} ({_in_ms(low)} ... {_in_ms(high)})"
+
+
+def _in_ms(seconds: float) -> str:
+    """Four digits, or all before the point."""
+    return f"{1e3 * seconds:.4g}" if seconds < 10 else f"{1e3 * seconds:.0f}"
+
+
+def show(table: Table, what: str = TIMES) -> None:
     """Print a table, what is in its cells, and the machine's state."""
     console.print(table)
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
     console.print(
-        f"{what}torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{what}; torch {torch.__version__}, {torch.get_num_threads()} threads, "
         f"{os.cpu_count()} cores {platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), "
         f"{processor()}, load {load}"
     )

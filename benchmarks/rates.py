@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import memory
+from benchmarks.printing import cell, ratio
 from benchmarks.timing import Timing, in_turn
 from reproductions import catalog, methods
 from reproductions.methods.multi_spike import MultiSpike
@@ -90,14 +92,12 @@ def table(rows: Sequence[Row], samples: int) -> Table:
     """Time, memory and cosines of each number of steps."""
     names = list(GRADIENTS.values())
     heads = *(f"{name} (ms)" for name in names), "ratio", *(f"{name} (MiB)" for name in names), "cosines"
-    found = Table("T", *heads, title=f"batch {samples}; p10 / median")
+    found = Table("T", *heads, title=f"batch {samples}")
     for row in rows:
         one, other = (row.timings[name] for name in names)
-        taken = [f"{1e3 * timing.p10:.0f} / {1e3 * timing.median:.0f}" for timing in (one, other)]
-        ratios = f"{one.p10 / other.p10:.2f} / {one.median / other.median:.2f}"
         peaks = [f"{row.peaks[name]:.0f}" for name in names]
         angles = " ".join(f"{cosine:.3f}" for cosine in row.cosines)
-        found.add_row(str(row.steps), *taken, ratios, *peaks, angles)
+        found.add_row(str(row.steps), cell(one), cell(other), ratio(one, other), *peaks, angles)
     return found
 
 
@@ -106,7 +106,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     steps = [row.steps for row in rows]
     for name in GRADIENTS.values():
-        left.plot(steps, [1e3 * row.timings[name].median for row in rows], marker="o", label=name)
+        left.plot(
+            steps, [1e3 * statistics.median(row.timings[name].wall) for row in rows], marker="o", label=name
+        )
         right.plot(steps, [row.peaks[name] for row in rows], marker="o", label=name)
     for axes, label in ((left, "a training step (ms)"), (right, "peak memory of a step (MiB)")):
         axes.set(xlabel="steps T", ylabel=label, xticks=steps, ylim=(0, None))

@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.printing import cells
+from benchmarks.printing import cell, ratio
 from benchmarks.timing import Timing, in_turn
 from ssnn_plugin import fold_batchnorm, from_relu
 
@@ -75,11 +75,10 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, Timing]:
 def table(names: Iterable[str], batch: int, rounds: int) -> Table:
     """Timings of each network, and how many times as long as both forms of the ReLU network they are."""
     heads = "ms", "of the ReLU network's", "of the folded one's"
-    found = Table("network", f"inference, batch {batch}", *heads, title="p10 / median / thread p10")
+    found = Table("network", f"inference, batch {batch}", *heads)
     for name in names:
         timings = measure(name, batch, rounds)
         for run, taken in timings.items():
-            of_model, of_folded = (cells(taken, timings[base]) for base in (MODEL, FOLDED))
-            parts = of_model[:3], of_model[3:], of_folded[3:]
-            found.add_row(name, run, *(" / ".join(part) for part in parts))
+            ratios = (ratio(taken, timings[base]) for base in (MODEL, FOLDED))
+            found.add_row(name, run, cell(taken), *ratios)
     return found

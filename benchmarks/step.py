@@ -111,7 +111,7 @@ def add_stages(table: Table, name: str, both: tuple[Step, Step], batches: Batche
 
 def table(batches: Batches, steps: int) -> Table:
     """Training steps of both by each recipe."""
-    found = Table("recipe", "stage", "spiking (ms)", "ReLU MLP (ms)", "ratio of medians")
+    found = Table("recipe", "stage", "spiking (ms)", "ReLU MLP (ms)", "ratio")
     for recipe in RECIPES:
         both = spiking_step(recipe, spiking_network(recipe)), dense_step(recipe, dense_network())
         add_stages(found, recipe.name, both, batches, steps)

@@ -11,48 +11,45 @@ from typing import Any, TypeVar
 Input = TypeVar("Input")
 
 
-def seconds(function: Callable[..., object], *args: Any) -> float:
-    """Seconds that one call takes."""
-    started = time.perf_counter()
-    function(*args)
-    return time.perf_counter() - started
-
-
-def alternate(
-    first: Callable[[Input], object], second: Callable[[Input], object], inputs: Sequence[Input]
-) -> tuple[list[float], list[float]]:
-    """Seconds that each takes on each input, in turn."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    for x in inputs:
-        for function, kept in zip((first, second), taken, strict=True):
-            kept.append(seconds(function, x))
-    return taken
-
-
 @dataclass
 class Timing:
-    """Seconds of calls: by the clock, and of the calling thread, to which other processes do not add."""
+    """Seconds of calls: by the clock, and of CPU time, to which other processes do not add.
 
+    Args:
+        clock: of the CPU time; that of the calling thread if not said.
+    """
+
+    clock: Callable[[], float] = time.thread_time
     wall: list[float] = field(default_factory=list)
-    thread: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.wall)
-
-    @property
-    def p10(self) -> float:
-        """A tenth of the calls took less: what the machine can do when it is calm."""
-        return tenth(self.wall)
-
-    @property
-    def thread_p10(self) -> float:
-        return tenth(self.thread)
+    def add(self, function: Callable[..., object], *args: Any, calls: int = 1) -> None:
+        """Time calls in a row, of which each counts as a part."""
+        wall, cpu = time.perf_counter(), self.clock()
+        for _ in range(calls):
+            function(*args)
+        wall, cpu = time.perf_counter() - wall, self.clock() - cpu
+        self.wall.append(wall / calls)
+        self.cpu.append(cpu / calls)
 
 
 def tenth(values: list[float]) -> float:
     """The value that a tenth of them are below; of one value, itself."""
     return statistics.quantiles(values, n=10, method="inclusive")[0] if len(values) > 1 else values[0]
+
+
+def alternate(
+    first: Callable[[Input], object],
+    second: Callable[[Input], object],
+    inputs: Sequence[Input],
+    clock: Callable[[], float] = time.thread_time,
+) -> tuple[Timing, Timing]:
+    """Time each on each input, in turn."""
+    taken = Timing(clock), Timing(clock)
+    for x in inputs:
+        for function, kept in zip((first, second), taken, strict=True):
+            kept.add(function, x)
+    return taken
 
 
 def in_turn(
@@ -66,12 +63,6 @@ def in_turn(
     taken = {name: Timing() for name in functions}
     for number in range(warm_up + rounds):
         for name, function in functions.items():
-            several = (calls or {}).get(name, 1)
-            wall, thread = time.perf_counter(), time.thread_time()
-            for _ in range(several):
-                function()
-            wall, thread = time.perf_counter() - wall, time.thread_time() - thread
-            if number >= warm_up:
-                taken[name].wall.append(wall / several)
-                taken[name].thread.append(thread / several)
+            kept = taken[name] if number >= warm_up else Timing()
+            kept.add(function, calls=(calls or {}).get(name, 1))
     return taken

@@ -8,6 +8,8 @@ import time
 import memory_steps
 import pytest
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import nn
 from typer.testing import CliRunner
 
@@ -23,10 +25,12 @@ from benchmarks import (
     peers,
     rates,
     relu,
+    start,
     step,
 )
 from benchmarks.__main__ import app
-from benchmarks.timing import in_turn, tenth
+from benchmarks.printing import add_row, cell, ratio
+from benchmarks.timing import Timing, alternate, in_turn, tenth
 from reproductions.errors import SuiteError
 from ssnn_plugin import decode
 
@@ -100,9 +104,46 @@ def test_calls_are_timed_in_turn_and_per_call():
     runs = {"nap": lambda: (order.append("nap"), time.sleep(0.01)), "none": lambda: order.append("none")}
     taken = in_turn(runs, 3, calls={"none": 2}, warm_up=1)
     assert order == ["nap", "none", "none"] * 4
-    assert all(len(timing.wall) == len(timing.thread) == 3 for timing in taken.values())
-    assert taken["nap"].p10 >= 0.01 > taken["nap"].thread_p10  # asleep, a thread does nothing
-    assert taken["none"].median < 0.01
+    assert all(len(timing.wall) == len(timing.cpu) == 3 for timing in taken.values())
+    assert min(taken["nap"].wall) >= 0.01 > min(taken["nap"].cpu)  # asleep, a thread does nothing
+    assert min(taken["none"].wall) < 0.01
+
+
+def test_two_sides_are_timed_on_the_same_inputs_in_turn():
+    order = []
+    both = (lambda x: order.append(("first", x))), (lambda x: order.append(("second", x)))
+    taken = alternate(*both, [1, 2], clock=itertools.count().__next__)
+    assert order == [("first", 1), ("second", 1), ("first", 2), ("second", 2)]
+    assert [timing.cpu for timing in taken] == [[1, 1], [1, 1]]  # by a clock that ticks when it is read
+    assert all(len(timing.wall) == 2 for timing in taken)
+
+
+def test_the_cpu_time_of_an_interpreter_is_its_own():
+    (taken, _) = alternate(start._start("math"), lambda _: None, [None], start._of_children)
+    assert taken.cpu[0] > 0.001
+
+
+FAST = Timing(wall=[0.001 * k for k in range(1, 12)], cpu=[0.0005 * k for k in range(1, 12)])
+SLOW = Timing(wall=[12.0, 12.0], cpu=[0.01, 0.03])
+
+
+def test_cells_hold_wall_time_and_below_it_cpu_time():
+    assert cell(FAST) == "2 / 6\n1 / 3"
+    assert cell(SLOW) == "12000 / 12000\n12 / 20"
+    assert ratio(SLOW, FAST) == "6000 / 2000\n12.00 / 6.67"
+    table = Table("", "one", "other", "ratio")
+    add_row(table, ("row",), (FAST, FAST))
+    same = "1.00 / 1.00\n1.00 / 1.00"
+    told = "2 / 6 (3.5 ... 8.5)\n1 / 3 (1.75 ... 4.25)"
+    assert [list(column.cells) for column in table.columns] == [["row"], [told], [told], [same]]
+
+
+@pytest.mark.parametrize("label", [recipe.name for recipe in step.RECIPES])
+def test_a_row_of_two_sides_fits_140_columns(label):
+    table = Table("recipe", "stage", "spiking (ms)", "ReLU MLP (ms)", "ratio")
+    odd = Timing(wall=[0.0123456] * 2, cpu=[0.0123456] * 2)
+    add_row(table, (label, "after an epoch"), (odd, odd))
+    assert Console(width=1000).measure(table).maximum <= 140
 
 
 def test_the_tenth_is_near_the_least():
@@ -176,7 +217,7 @@ def test_growth_is_measured_and_drawn(tmp_path):
     rows = [(case, growth.measure(case, 1)) for case in (growth.Case(batch=2), growth.Case(batch=4))]
     for _, timings in rows:
         assert {growth.FORWARD, growth.DECIDE, growth.STEP, growth.DENSE} == set(timings)
-        assert all(timing.p10 > 0 for timing in timings.values())
+        assert all(min(timing.wall) > 0 for timing in timings.values())
     for axes in (["batch", "bins"], ["batch"]):
         growth.draw(dict.fromkeys(axes, rows), tmp_path / "growth.png")
         assert (tmp_path / "growth.png").stat().st_size > 5000
@@ -197,7 +238,7 @@ def test_converted_relu_networks_are_timed_on_the_same_outputs():
 @pytest.mark.slow
 def test_gradients_of_rates_are_timed_beside_those_through_time(tmp_path):
     row = rates.measure(2, 3, rounds=3)
-    assert all(taken.p10 > 0 for taken in row.timings.values())
+    assert all(min(taken.wall) > 0 for taken in row.timings.values())
     assert all(peak > 0 for peak in row.peaks.values())
     assert len(row.cosines) == 4
     assert rates.cosines(1, torch.rand(3, 784), torch.arange(3)) == pytest.approx([1.0] * 4, abs=1e-4)
