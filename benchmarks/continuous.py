@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.mnist import Batch, Batches
 from benchmarks.step import add_stages, dense_network, with_adam
-from ssnn_plugin import ExpPSP, ReLPSP
+from ssnn_plugin import LIF, ExpPSP, ReLPSP
 from ssnn_plugin.losses import TemporalCrossEntropyLoss
 from ssnn_plugin.nn import SpikeLinear
 
@@ -19,7 +19,7 @@ from ssnn_plugin.nn import SpikeLinear
 class Case:
     """A neuron in continuous time, its windows (hidden, output) and initial weights (mean, deviation)."""
 
-    neuron: ReLPSP | ExpPSP
+    neuron: ReLPSP | ExpPSP | LIF
     windows: tuple[float, float]
     hidden: tuple[float, float]
     output: tuple[float, float]
@@ -35,9 +35,14 @@ class Case:
         return nn.Sequential(*layers)
 
 
+# The crossing of LIF has a closed form for the ratio 2 of its time constants, and is searched for with the
+# ratio 3.3. Weights, windows and threshold * tau_mem are those of ReLPSP, so that both fire about as often,
+# and long before the peak of V, where gradients have no bound and outputs would fall silent for good.
 CASES = (
     Case(ReLPSP(), (2.0, 4.0), (0.01, 0.05), (0.02, 0.05)),
     Case(ExpPSP(), (3.0, 6.0), (0.02, 0.08), (0.02, 0.05)),
+    Case(LIF(0.17, tau_mem=6.0, tau_syn=3.0), (2.0, 4.0), (0.01, 0.05), (0.02, 0.05)),
+    Case(LIF(0.1, tau_mem=9.9, tau_syn=3.0), (2.0, 4.0), (0.01, 0.05), (0.02, 0.05)),
 )
 
 

@@ -32,7 +32,7 @@ from benchmarks.__main__ import app
 from benchmarks.printing import add_row, cell, ratio
 from benchmarks.timing import Timing, alternate, in_turn, tenth
 from reproductions.errors import SuiteError
-from ssnn_plugin import decode
+from ssnn_plugin import LIF, decode
 
 
 def times_and_labels(samples):
@@ -267,7 +267,17 @@ def test_batches_are_of_a_fixed_order_that_starts_again(few_steps):
 
 def test_steps_are_timed_at_first_and_after_an_epoch(few_steps):
     assert step.table(mnist.in_batches(few_steps), 2).row_count == 4
-    assert continuous.table(mnist.in_batches(continuous.in_continuous_time(few_steps)), 2).row_count == 4
+    assert continuous.table(mnist.in_batches(continuous.in_continuous_time(few_steps)), 2).row_count == 8
+
+
+def test_leaky_neurons_with_and_without_a_closed_form_fire_about_as_often(few_steps):
+    torch.manual_seed(0)
+    closed, searched = (case for case in continuous.CASES if isinstance(case.neuron, LIF))
+    assert hasattr(closed.neuron.compiled(), "crossing")
+    assert not hasattr(searched.neuron.compiled(), "crossing")
+    times = continuous.in_continuous_time(few_steps).times[:64]
+    one, other = (case.network()[0](times).isfinite().double().mean().item() for case in (closed, searched))
+    assert one == pytest.approx(other, rel=0.15)
 
 
 def test_a_part_of_the_neurons_of_a_convolution_fires_at_first(few_steps):
