@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from continuous_examples import CAUSAL, GEOMETRIES, random_image, random_layer, tensors
-from marks import in_both_precisions
+from marks import DTYPES, in_both_precisions
 
 from ssnn_plugin import IF, LIF, ReLPSP, WindowedRamp
 from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear
@@ -26,6 +26,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 NEURONS = [*CAUSAL, LIF(0.4, tau_mem=3.0)]
 
+# The interpreter compiles nothing: either precision takes as long.
+in_each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 of_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="runs in the interpreter")
 without_gpu = pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="runs in this process")
 
@@ -141,6 +143,12 @@ def test_neurons_in_continuous_time(neuron, with_bias, dtype):
     assert_close(pairs, dtype)
 
 
+def assert_some_fire(pairs, dtype):
+    """Some neurons do, and some are silent; and nothing has changed its precision."""
+    assert 0.1 < pairs[0][1].isfinite().double().mean() < 0.95
+    assert all(ours.dtype == reference.dtype == dtype for ours, reference in pairs)
+
+
 def assert_close(pairs, dtype):
     for ours, reference in pairs:
         scale = 1 + reference[reference.isfinite()].abs().max().item()
@@ -156,24 +164,34 @@ SMALL = {"stride": (1, 1), "padding": 0, "dilation": (1, 1), "groups": 1}
 @pytest.mark.parametrize(
     "layout", [torch.contiguous_format, pytest.param(torch.channels_last, marks=pytest.mark.slow)]
 )
-def test_convolutions_of_steps(geometry, layout):
+@in_each_dtype
+def test_convolutions_of_steps(geometry, layout, dtype):
     groups = geometry["groups"]
     for neuron, with_bias in ((IF(4.0, delay=1), False), (IF(2.0, beta=0.5), True)):
-        inputs = whole_numbers(torch.float32, (2, 4, 4, 4), (8, 4 // groups, 3, 2), seed=2)
+        inputs = whole_numbers(dtype, (2, 4, 4, 4), (8, 4 // groups, 3, 2), seed=2)
         times, weight = (x.contiguous(memory_format=layout) for x in inputs[:2])
-        pairs = list(
-            both(first_spike_conv2d, (times, weight, inputs[2] if with_bias else None), neuron, 7, **geometry)
-        )
-        assert 0.1 < pairs[0][1].isfinite().double().mean() < 0.95
+        given = times, weight, inputs[2] if with_bias else None
+        pairs = list(both(first_spike_conv2d, given, neuron, 7, silent_gradient=with_bias, **geometry))
+        assert_some_fire(pairs, dtype)
         for ours, reference in pairs:
             torch.testing.assert_close(ours, reference, rtol=0, atol=0)
 
 
 @of_kernels
+@pytest.mark.parametrize("neuron", NEURONS, ids=repr)
+@in_each_dtype
+def test_convolutions_in_continuous_time(neuron, dtype):
+    *inputs, t_max = random_image(7, dtype, batch=1, channels=2, out=4)
+    pairs = list(both(first_spike_conv2d, inputs, neuron, t_max, **SMALL | {"stride": (3, 2)}))
+    assert_some_fire(pairs, dtype)
+    assert_close(pairs, dtype)
+
+
+@of_kernels
 @pytest.mark.slow
 @pytest.mark.parametrize(("neuron", "geometry"), list(zip(NEURONS, GEOMETRIES * 2, strict=True)), ids=str)
-@in_both_precisions
-def test_convolutions_in_continuous_time(neuron, geometry, dtype):
+@in_each_dtype
+def test_convolutions_of_every_geometry_in_continuous_time(neuron, geometry, dtype):
     *inputs, t_max = random_image(7, dtype, batch=1, groups=geometry["groups"])
     assert_close(both(first_spike_conv2d, inputs, neuron, t_max, **geometry), dtype)
 
