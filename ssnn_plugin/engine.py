@@ -50,7 +50,7 @@ def fire(
     if neuron.parameters.keys() - {"threshold"}:
         crossing, potential = _fire_by_definition(times, synapses, neuron, end, how)
     else:
-        backend = select(how.backend, times.device, neuron)
+        backend = select(how.backend, times.device, times.dtype, neuron)
         call = _Call(_without_threshold(neuron), how.rule, geometry, end, how.silent_gradient, backend)
         function = _Fire.eager if ops.plain(times) and ops.plain(weight) else _Fire
         crossing, potential, _ = function.apply(times, weight, bias, threshold, call)

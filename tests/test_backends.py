@@ -1,13 +1,17 @@
 """Which backend carries out the kernels."""
 
 import os
+import sys
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
+from marks import DTYPES
 
-from ssnn_plugin import IF, LIF, AlphaPSP, ExpPSP, ReLPSP
+from ssnn_plugin import IF, LIF, AlphaPSP, ExpPSP, ReLPSP, WindowedRamp
 from ssnn_plugin.functional import first_spike_linear
-from ssnn_plugin.kernels import backends
+from ssnn_plugin.kernels import backends, reference
 from ssnn_plugin.kernels.backends import BACKENDS, Backend, select
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -34,33 +38,83 @@ class WithoutResponse(ExpPSP):
 )
 @needs_triton
 def test_the_fastest_on_the_device(neuron):
-    assert select(None, CPU, neuron) == "cpu"
-    assert select(None, GPU, neuron) == "triton"
-    assert select(None, torch.device("mps"), neuron) == "reference"
+    assert select(None, CPU, torch.float32, neuron) == "cpu"
+    assert select(None, GPU, torch.float32, neuron) == "triton"
+    assert select(None, torch.device("mps"), torch.float32, neuron) == "reference"
     for name, device in (("cpu", CPU), ("triton", GPU), ("reference", CPU), ("reference", GPU)):
-        assert select(name, device, neuron) == name
+        assert select(name, device, torch.float32, neuron) == name
 
 
 @needs_triton
 def test_a_neuron_whose_response_does_not_say_the_decay_runs_on_the_reference():
-    assert select(None, CPU, WithoutDecay()) == "cpu"
-    assert select(None, GPU, WithoutDecay()) == "reference"
+    assert select(None, CPU, torch.float32, WithoutDecay()) == "cpu"
+    assert select(None, GPU, torch.float32, WithoutDecay()) == "reference"
     with pytest.raises(ValueError, match=r"backend 'triton' needs a compiled response with 'decay'"):
-        select("triton", GPU, WithoutDecay())
+        select("triton", GPU, torch.float32, WithoutDecay())
 
 
 def test_a_neuron_without_a_compiled_response_runs_on_the_reference():
     for device in (CPU, GPU):
-        assert select(None, device, WithoutResponse()) == "reference"
+        assert select(None, device, torch.float32, WithoutResponse()) == "reference"
 
 
 def test_a_backend_whose_package_is_missing_is_passed_over_and_named_when_asked_for(monkeypatch):
     missing = Backend("triton", device_types=("cuda",), response="decay", requires="no_such_package")
     monkeypatch.setitem(backends.BACKENDS, "triton", missing)
-    assert select(None, GPU, IF()) == "reference"
-    assert select(None, torch.device("meta"), IF()) == "cpu"
+    assert select(None, GPU, torch.float32, IF()) == "reference"
+    assert select(None, torch.device("meta"), torch.float32, IF()) == "cpu"
     with pytest.raises(ValueError, match=r"backend 'triton' needs the package 'no_such_package'.* use None"):
-        select("triton", GPU, IF())
+        select("triton", GPU, torch.float32, IF())
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What is called of a backend `single` of one type of numbers, which comes before the reference."""
+    names = []
+
+    def noting(name):
+        def kernel(*arguments):
+            names.append(name)
+            return getattr(reference, name)(*arguments)
+
+        return kernel
+
+    kernels = {name: noting(name) for name in ("first_spike", "weight_grad", "input_grad")}
+    monkeypatch.setitem(sys.modules, "ssnn_plugin.kernels.single", SimpleNamespace(**kernels))
+    single = Backend("single", device_types=("cpu",), dtypes=(torch.float32,))
+    known = {"single": single, "reference": BACKENDS["reference"]}
+    with mock.patch.dict(BACKENDS, known, clear=True):
+        yield names
+
+
+@pytest.mark.parametrize("neuron", [IF(0.5), ReLPSP(0.5)], ids=repr)
+def test_a_type_that_no_fast_backend_computes_in_runs_on_the_reference(called, neuron):
+    def gradients(dtype):
+        times, weight = torch.arange(3.0, dtype=dtype)[None], torch.ones(2, 3, dtype=dtype)
+        inputs = times.requires_grad_(), weight.requires_grad_()
+        return torch.autograd.grad(first_spike_linear(*inputs, neuron, t_max=8).sum(), inputs)
+
+    in_double = gradients(torch.float64)
+    assert called == []
+    in_single = gradients(torch.float32)
+    assert sorted(called) == ["first_spike", "input_grad", "weight_grad"]
+    for one, other in zip(in_single, in_double, strict=True):
+        assert (one.dtype, other.dtype) == (torch.float32, torch.float64)
+        torch.testing.assert_close(one.double(), other)
+
+
+@pytest.mark.parametrize("neuron", [IF(0.5), WindowedRamp(start=1.0)], ids=repr)
+def test_a_type_that_the_named_backend_does_not_compute_in_is_refused(called, neuron):
+    times, weight = torch.zeros(1, 3, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
+    refused = "backend 'single' computes in torch.float32, times are torch.float64: use None"
+    with pytest.raises(ValueError, match=refused):
+        first_spike_linear(times, weight, neuron, t_max=8, backend="single")
+    first_spike_linear(times.float(), weight.float(), neuron, t_max=8, backend="single")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_computes_in_single_and_double_precision(name):
+    assert all(BACKENDS[name].computes_in(dtype) for dtype in DTYPES)
 
 
 @needs_triton

@@ -23,7 +23,7 @@ IMPORT = """
 import sys, torch, ssnn_plugin
 print(*{name.split(".")[0] for name in sys.modules})
 from ssnn_plugin.kernels.backends import select
-print(select(None, torch.device("cpu"), ssnn_plugin.IF()), "triton" in sys.modules)
+print(select(None, torch.device("cpu"), torch.float32, ssnn_plugin.IF()), "triton" in sys.modules)
 import ssnn_plugin.suite, reproductions
 print(reproductions.__file__)
 """

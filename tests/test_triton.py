@@ -221,7 +221,7 @@ def test_parts_of_the_rows_and_of_the_sums_and_torchs_sort_change_nothing(monkey
 @of_kernels
 def test_tensors_on_the_cpu_take_it_only_where_it_is_asked_for():
     if DEVICE == "cpu":
-        assert select(None, torch.device("cpu"), IF()) == "cpu"
+        assert select(None, torch.device("cpu"), torch.float32, IF()) == "cpu"
     times, weight = torch.zeros(1, 1, device=DEVICE), torch.ones(1, 1, device=DEVICE)
     assert first_spike_linear(times, weight, IF(0.5), t_max=8, backend="triton").item() == 0
 

@@ -38,12 +38,14 @@ class Backend:
     Args:
         name: of its package in this folder.
         device_types: those that it runs on; None for all.
+        dtypes: floating types that it computes in; None for all.
         response: a method of the compiled response of the neurons that it runs; None if it runs every one.
         requires: the package that it needs, which may be missing.
     """
 
     name: str
     device_types: tuple[str, ...] | None = None
+    dtypes: tuple[torch.dtype, ...] | None = None
     response: str | None = None
     requires: str | None = None
 
@@ -60,6 +62,9 @@ class Backend:
         # On the meta device nothing runs, and shapes are the same for all.
         return self.device_types is None or device.type in (*self.device_types, "meta")
 
+    def computes_in(self, dtype: torch.dtype) -> bool:
+        return self.dtypes is None or dtype in self.dtypes
+
     def runs(self, neuron: Any) -> bool:
         if self.response is None or neuron is None or neuron.jumps:
             return True
@@ -68,22 +73,24 @@ class Backend:
 
 # Triton's interpreter, for tests, runs its kernels on the CPU, slowly: it comes after the CPU's own backend.
 _TRITON_DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
+_FLOATS = torch.float32, torch.float64
 
 #: the fastest first
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cpu", device_types=("cpu",), response="propagators"),
-        Backend("triton", device_types=_TRITON_DEVICES, response="decay", requires="triton"),
+        Backend("cpu", device_types=("cpu",), dtypes=_FLOATS, response="propagators"),
+        Backend("triton", device_types=_TRITON_DEVICES, dtypes=_FLOATS, response="decay", requires="triton"),
         Backend("reference"),
     )
 }
 
 
-def select(name: str | None, device: torch.device, neuron: Any = None) -> str:
-    """The backend that was asked for, or the fastest one on the device that runs the neuron."""
+def select(name: str | None, device: torch.device, dtype: torch.dtype, neuron: Any = None) -> str:
+    """The backend that was asked for, or the fastest one for times of this kind that runs the neuron."""
     if name is None:
-        return next(b.name for b in BACKENDS.values() if b.installed and b.runs_on(device) and b.runs(neuron))
+        fit = (b for b in BACKENDS.values() if b.installed and b.runs_on(device) and b.computes_in(dtype))
+        return next(b.name for b in fit if b.runs(neuron))
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {sorted(BACKENDS)} or None, got {name!r}")
     backend = BACKENDS[name]
@@ -94,6 +101,9 @@ def select(name: str | None, device: torch.device, neuron: Any = None) -> str:
     if not backend.runs_on(device):
         types = " or ".join(backend.device_types or ())
         raise ValueError(f"backend {name!r} takes tensors on {types}, times are on {device}")
+    if not backend.computes_in(dtype):
+        types = " or ".join(map(str, backend.dtypes or ()))
+        raise ValueError(f"backend {name!r} computes in {types}, times are {dtype}: use None")
     if not backend.runs(neuron):
         needed = f"a compiled response with {backend.response!r}"
         raise ValueError(f"backend {name!r} needs {needed}, {neuron!r} has none: use None")

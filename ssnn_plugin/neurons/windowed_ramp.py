@@ -57,7 +57,7 @@ class WindowedRamp(Neuron):
 
     def fire(self, times: Tensor, synapses: Synapses, t_max: float, how: How) -> tuple[Tensor, Tensor]:
         """By torch's dense operators, whatever the backend, and so differentiated by autograd."""
-        select(how.backend, times.device)
+        select(how.backend, times.device, times.dtype)
         _checks.spike_times("times", times)
         with full_precision(times.device):
             v = synapses.dense((self.start - times).relu())
