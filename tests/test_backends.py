@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -110,6 +111,15 @@ def test_a_type_that_the_named_backend_does_not_compute_in_is_refused(called, ne
     with pytest.raises(ValueError, match=refused):
         first_spike_linear(times, weight, neuron, t_max=8, backend="single")
     first_spike_linear(times.float(), weight.float(), neuron, t_max=8, backend="single")
+
+
+def test_a_layer_compiles_in_one_graph_before_any_other_has_run():
+    """When nothing that is looked up once has been."""
+    fresh = {name: replace(backend) for name, backend in BACKENDS.items()}
+    times, weight = torch.zeros(1, 3), torch.ones(2, 3)
+    with mock.patch.dict(BACKENDS, fresh, clear=True):
+        compiled = torch.compile(first_spike_linear, backend="eager", fullgraph=True)
+        assert compiled(times, weight, IF(0.5), t_max=8).tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -48,15 +48,18 @@ class Backend:
     dtypes: tuple[torch.dtype, ...] | None = None
     response: str | None = None
     requires: str | None = None
+    #: whether that package is there
+    installed: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Now, as `torch.compile` could not trace a search for a package.
+        found = self.requires is None or importlib.util.find_spec(self.requires) is not None
+        object.__setattr__(self, "installed", found)
 
     @cached_property
     def kernels(self) -> Any:
         """Its package, imported when it is first needed: importing numba or triton is slow."""
         return importlib.import_module(f"{__package__}.{self.name}")
-
-    @cached_property
-    def installed(self) -> bool:
-        return self.requires is None or importlib.util.find_spec(self.requires) is not None
 
     def runs_on(self, device: torch.device) -> bool:
         # On the meta device nothing runs, and shapes are the same for all.
