@@ -150,12 +150,18 @@ class _Fire(Function):
     def forward(
         times: Tensor, weight: Tensor, bias: Tensor | None, threshold: Tensor | None, call: _Call
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if threshold is not None:  # in units of its threshold each neuron has the threshold 1
+            weight = weight / threshold.reshape(-1, *[1] * (weight.ndim - 1))
+            bias = None if bias is None else bias / threshold
+        neuron, geometry, t_max = call.neuron, call.geometry, call.t_max
+        if ops.plain(times):
+            kernels = BACKENDS[call.backend].kernels
+            at, potential, slope = kernels.first_spike(times, weight, bias, geometry, neuron, t_max)
+        else:
+            described = *geometry, neuron.kind, neuron.numbers, t_max, call.backend
+            at, potential, slope = ops.first_spike(times, weight, bias, *described)
         if threshold is None:
-            return _crossings(times, weight, bias, call)
-        # In units of its threshold each neuron has the threshold 1.
-        scaled = weight / threshold.reshape(-1, *[1] * (weight.ndim - 1))
-        bias = None if bias is None else bias / threshold
-        at, potential, slope = _crossings(times, scaled, bias, call)
+            return at, potential, slope
         return at, potential * threshold, slope * threshold if slope.numel() else slope
 
     @staticmethod
@@ -187,17 +193,6 @@ class _Fire(Function):
             _threshold_grad(crossing, of_spikes, grad_potential) if of_threshold else None,
             None,
         )
-
-
-def _crossings(
-    times: Tensor, weight: Tensor, bias: Tensor | None, call: _Call
-) -> tuple[Tensor, Tensor, Tensor]:
-    neuron, geometry, t_max = call.neuron, call.geometry, call.t_max
-    if ops.plain(times):
-        kernels = BACKENDS[call.backend].kernels
-        return kernels.first_spike(times, weight, bias, geometry, neuron, t_max)  # type: ignore[no-any-return]
-    described = neuron.kind, neuron.numbers
-    return ops.first_spike(times, weight, bias, *geometry, *described, t_max, call.backend)  # type: ignore[no-any-return]
 
 
 def _errors(
