@@ -118,16 +118,16 @@ def table(batches: Batches, steps: int) -> Table:
     return found
 
 
-def with_adam(spiking: nn.Module, loss: nn.Module, dense: nn.Module) -> tuple[Step, Step]:
+def with_adam(spiking: nn.Module, loss: nn.Module, dense: nn.Module, rate: float = 1e-3) -> tuple[Step, Step]:
     """Training steps of a network on spike times and of a ReLU network, by the same optimiser."""
     return (
-        _with_adam(spiking, loss, lambda batch: batch.times),
-        _with_adam(dense, nn.CrossEntropyLoss(), lambda batch: batch.images),
+        _with_adam(spiking, loss, lambda batch: batch.times, rate),
+        _with_adam(dense, nn.CrossEntropyLoss(), lambda batch: batch.images, rate),
     )
 
 
-def _with_adam(network: nn.Module, loss: nn.Module, inputs: Callable[[Batch], Tensor]) -> Step:
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+def _with_adam(network: nn.Module, loss: nn.Module, inputs: Callable[[Batch], Tensor], rate: float) -> Step:
+    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
