@@ -87,11 +87,11 @@ def test_tables_are_those_of_the_records(page, runs):
 
 
 def test_a_table_is_written_between_its_marks(runs):
-    text = "before\n<!-- table: short mnist -->\nold\n<!-- end of table -->\nafter\n"
+    text = "before\n<!-- table: short mnist -->\nwhat stood there\n<!-- end of table -->\nafter\n"
     new = tables.renewed(text, runs)
     assert new.startswith("before\n<!-- table: short mnist -->\n\n| method ")
     assert new.endswith("|\n\n<!-- end of table -->\nafter\n")
-    assert "old" not in new
+    assert "what stood there" not in new
     assert tables.renewed(new, runs) == new
 
 
