@@ -13,7 +13,7 @@ from .kernels.ops import plain
 class Function(torch.autograd.Function):
     """A function with `forward(*inputs)` and `setup_context(ctx, inputs, output)`, as `torch.func` takes it.
 
-    Where nothing is transformed, `run` takes a twin that sets up its context in `forward`: otherwise torch
+    Where nothing is transformed, `fit` takes a twin that sets up its context in `forward`: otherwise torch
     inspects the signature at every call, which takes longer than a small layer.
     """
 
@@ -30,6 +30,6 @@ class Function(torch.autograd.Function):
         cls.eager = type(cls.__name__, (torch.autograd.Function,), twin)
 
     @classmethod
-    def run(cls, times: Tensor, *others: Any) -> Any:
-        """`apply`, the faster way if there is no reason not to."""
-        return (cls.eager if plain(times) else cls).apply(times, *others)
+    def fit(cls, *tensors: Tensor) -> type[torch.autograd.Function]:
+        """Itself, or its faster twin if none of these tensors is transformed."""
+        return cls.eager if all(map(plain, tensors)) else cls

@@ -52,8 +52,7 @@ def fire(
     else:
         backend = select(how.backend, times.device, times.dtype, neuron)
         call = _Call(_without_threshold(neuron), how.rule, geometry, end, how.silent_gradient, backend)
-        function = _Fire.eager if ops.plain(times) and ops.plain(weight) else _Fire
-        crossing, potential, _ = function.apply(times, weight, bias, threshold, call)
+        crossing, potential, _ = _Fire.fit(times, weight).apply(times, weight, bias, threshold, call)
     return crossing + neuron.delay if neuron.delay else crossing, potential
 
 

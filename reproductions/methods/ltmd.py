@@ -72,7 +72,7 @@ class LTMD(MultiSpike):
 
     def norm(self, number: int, channels: int, spatial: bool) -> nn.Module:
         over_batch = nn.BatchNorm2d if spatial else nn.BatchNorm1d
-        return nn.Sequential(over_batch(channels), super().norm(number, channels, spatial))
+        return nn.Sequential(over_batch(channels), self.in_all_steps(number))
 
     def neurons(self, number: int) -> nn.Module:
         network = self.settings.network

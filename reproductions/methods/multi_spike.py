@@ -157,6 +157,10 @@ class MultiSpike(Minibatch):
 
         Those of the first layer are the same in all steps, and come as [batch, channels, *].
         """
+        return self.in_all_steps(number)
+
+    def in_all_steps(self, number: int) -> nn.Module:
+        """What gives the currents of the layer with that number for every step."""
         return Repeat(self.steps) if number == 0 else nn.Identity()
 
     def neurons(self, number: int) -> nn.Module:

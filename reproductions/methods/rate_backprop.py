@@ -61,7 +61,7 @@ class Rates:
 class InEachStep(nn.Module):
     """The normalisation of the batch of each step: [T * batch, channels, *] to the same.
 
-    `repeat` is as for `MultiSpike.norm`.
+    `repeat` is `MultiSpike.in_all_steps`.
     """
 
     def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d, steps: int, repeat: nn.Module) -> None:
@@ -118,7 +118,7 @@ class RateBackprop(MultiSpike):
 
     def norm(self, number: int, channels: int, spatial: bool) -> nn.Module:
         over_batch = nn.BatchNorm2d if spatial else nn.BatchNorm1d
-        return InEachStep(over_batch(channels), self.steps, super().norm(number, channels, spatial))
+        return InEachStep(over_batch(channels), self.steps, self.in_all_steps(number))
 
     def neurons(self, number: int) -> OverSteps:
         soft = leaky(self.settings.network, self.surrogate, reset_mechanism="subtract", reset_delay=False)

@@ -32,7 +32,7 @@ class TEBN(MultiSpike):
 
     def norm(self, number: int, channels: int, spatial: bool) -> nn.Module:
         over_batch = nn.BatchNorm2d if spatial else nn.BatchNorm1d
-        kind, in_all_steps = self.settings.network.normalization, super().norm(number, channels, spatial)
+        kind, in_all_steps = self.settings.network.normalization, self.in_all_steps(number)
         if kind == "none":
             return in_all_steps
         if kind == "each-step":

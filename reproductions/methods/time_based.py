@@ -224,7 +224,7 @@ class EventLayer(nn.Module):
         pool: int | None,
         layer: Convolution | None,
         network: Network,
-        repeat: int,
+        repeat: nn.Module,
     ) -> None:
         super().__init__()
         self.pool, self.layer, self.network, self.repeat = pool, layer, network, repeat
@@ -243,7 +243,7 @@ class EventLayer(nn.Module):
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Spikes that learn, and spikes without those of the supervisor, both [T * batch, *]."""
         for_weights, for_times = (
-            currents.repeat(self.repeat, *[1] * (currents.ndim - 1)).unflatten(0, (self.network.t_max, -1))
+            self.repeat(currents).unflatten(0, (self.network.t_max, -1))
             for currents in Connect.apply(self.pooled(inputs), self.effective(), self.layer)
         )
         spikes, raw = EventNeurons.apply(for_weights, for_times, self.threshold, labels, self.network)
@@ -374,7 +374,7 @@ class TimeBased(MultiSpike):
         self, number: int, connection: Any, layer: Convolution | None, pool: AveragePool | None
     ) -> nn.Module:
         size = pool.window[0][0] if pool else None
-        return EventLayer(connection, size, layer, self.settings.network, 1 if number else self.steps)
+        return EventLayer(connection, size, layer, self.settings.network, self.in_all_steps(number))
 
 
 def first_spike_errors(spikes: Tensor, labels: Tensor) -> tuple[float, Tensor]:

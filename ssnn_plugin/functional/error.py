@@ -50,7 +50,7 @@ def fill_silent(times: Tensor, t_max: float) -> Tensor:
     _checks.positive("t_max", t_max)
     if times.requires_grad:
         warn_if_none(times < t_max)
-    return _FillSilent.run(times, float(t_max))  # type: ignore[no-any-return]
+    return _FillSilent.fit(times).apply(times, float(t_max))  # type: ignore[no-any-return]
 
 
 class _NormalizeError(Function):
@@ -123,4 +123,4 @@ def normalize_error(times: Tensor, *, reduction: str = "mean") -> Tensor:
     _checks.one_of("reduction", reduction, REDUCTIONS)
     if times.ndim < 2:
         raise ValueError(f"times must have shape [batch, *features], got {list(times.shape)}")
-    return _NormalizeError.run(times, reduction)  # type: ignore[no-any-return]
+    return _NormalizeError.fit(times).apply(times, reduction)  # type: ignore[no-any-return]
