@@ -46,7 +46,8 @@ class SpikeTotals(NamedTuple):
     The highest score decides, after all steps. `first` are the times of the first spikes by layer,
     `multiplications` those that the real-valued pixels of an image need. Of an image that comes as spikes,
     `inputs` are their number [samples] and the first ones of each input. `readouts` are scores by name that
-    other ways to read the same spikes give.
+    other ways to read the same spikes give. `potential` [samples, classes] decides among equal scores under
+    the rule of that name; without one, the first does.
     """
 
     spikes: Tensor
@@ -55,6 +56,7 @@ class SpikeTotals(NamedTuple):
     multiplications: int = 0
     inputs: tuple[Tensor, Tensor] | None = None
     readouts: Mapping[str, Tensor] = MappingProxyType({})
+    potential: Tensor | None = None
 
 
 Prediction: TypeAlias = FirstSpikes | PopulationSpikes | SpikeTotals | tuple[tuple[Tensor, ...], Tensor]
@@ -141,7 +143,13 @@ class _TotalsTally:
         tied = best.sum(1) > 1
         of_label = best.gather(1, labels.long().unsqueeze(1)).squeeze(1)
         first = best.int().argmax(1) == labels
-        right = {"lenient": of_label, "first_index": first, "potential": first, "unique": of_label & ~tied}
+        potential = self._highest(best) == labels if self.parts[0].potential is not None else first
+        right = {
+            "lenient": of_label,
+            "first_index": first,
+            "potential": potential,
+            "unique": of_label & ~tied,
+        }
         inputs = [part.inputs[0].cpu() for part in self.parts if part.inputs]
         of_inputs = torch.cat(inputs).double().mean().item() if inputs else 0.0
         total: list[float] = [of_inputs, *spikes.double().mean(0).tolist()]
@@ -159,6 +167,11 @@ class _TotalsTally:
             multiplications=self.parts[0].multiplications or None,
             **self._readouts(labels),
         )
+
+    def _highest(self, best: Tensor) -> Tensor:
+        """The class of the highest potential among those of the best score."""
+        potential = torch.cat([part.potential.cpu() for part in self.parts if part.potential is not None])
+        return potential.masked_fill(~best, -math.inf).argmax(1)
 
     def _readouts(self, labels: Tensor) -> dict[str, Any]:
         """Accuracy of the other readouts, if there are any."""

@@ -112,18 +112,24 @@ def test_a_prediction_does_not_depend_on_the_other_images(implementation):
     torch.testing.assert_close(whole.scores[3:5], part.scores)
 
 
-def test_the_highest_score_decides_and_ties_are_told_apart():
+@pytest.mark.parametrize(
+    ("potential", "by_potential"), [(None, 1 / 3), ([0.4, 0.5, 0.9], 2 / 3), ([0.5, 0.4, 0.9], 1 / 3)]
+)
+def test_the_highest_score_decides_and_ties_are_told_apart(potential, by_potential):
     class Fixed:
         def predict(self, inputs):
             scores = torch.tensor([[1.0, 2.0, 0.0], [3.0, 3.0, 1.0], [0.0, 1.0, 5.0]])
             first = torch.tensor([[0.0, math.inf]]), torch.tensor([[2.0]])
-            return evaluation.SpikeTotals(torch.tensor([[4, 1], [2, 1], [0, 1]]), scores, first, 7)
+            v = None if potential is None else torch.tensor([potential]).expand(3, 3)
+            return evaluation.SpikeTotals(
+                torch.tensor([[4, 1], [2, 1], [0, 1]]), scores, first, 7, potential=v
+            )
 
     config = build("tebn").settings
     images = Images(torch.zeros(3, 64), torch.tensor([1, 1, 0]), 1, 3, (1, 8, 8))
     result = evaluation.evaluate(Fixed(), config, images)
     assert result.accuracy == pytest.approx(
-        {"lenient": 2 / 3, "first_index": 1 / 3, "potential": 1 / 3, "unique": 1 / 3}
+        {"lenient": 2 / 3, "first_index": 1 / 3, "potential": by_potential, "unique": 1 / 3}
     )
     assert result.total == [0.0, 2.0, 1.0]
     assert (result.tied, result.response_time, result.multiplications) == (pytest.approx(1 / 3), 3.0, 7)
@@ -293,7 +299,7 @@ def test_event_driven_gradients_are_the_published_ones():
     weight = (2 * torch.rand(4, 5, generator=generator).double() - 0.4).requires_grad_()
     network = build("time_based", {"t_max": 6}).settings.network
     currents = (c.unflatten(0, (6, 3)) for c in time_based.Connect.apply(inputs.flatten(0, 1), weight, None))
-    spikes, _ = time_based.EventNeurons.apply(*currents, torch.ones(4).double(), None, network)
+    spikes, _, left = time_based.EventNeurons.apply(*currents, torch.ones(4).double(), None, network)
     errors = torch.randn(6, 3, 4, generator=generator).double()
     (spikes * errors).sum().backward()
 
@@ -306,6 +312,7 @@ def test_event_driven_gradients_are_the_published_ones():
         fired[t], rise[t], levels[t] = v >= 1, v - before, q
         m, s, q, before = (x * (v < 1) for x in (m, s, q, v))
     assert torch.equal(spikes, fired)
+    torch.testing.assert_close(left, before)
     assert 5 < fired.sum() < 60
     expected = naive_event_gradients(inputs.detach(), fired, rise, levels, errors, weight.detach())
     torch.testing.assert_close(weight.grad, expected[0])
@@ -391,5 +398,5 @@ def test_thresholds_are_calibrated_to_the_firing_asked_for():
     method = build("time_based", {"t_max": 5, "layers": ["8C3p1", "20"]})
     images, _ = samples(8)
     method.before_epoch(0, images)
-    trains, _ = method.run(images)
+    trains, _, _ = method.run(images)
     assert trains[0][-2:].mean().item() == pytest.approx(0.6 / 5, rel=0.15)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import snntorch
 import torch
@@ -85,6 +85,17 @@ def leaky(network: Network, gradient: Surrogate, **options: Any) -> snntorch.Lea
     del neuron.reset_mechanism_val
     neuron.reset_mechanism_val = mechanism
     return neuron
+
+
+class Ran(NamedTuple):
+    """Spikes of every hidden layer [T, batch, *], and the outputs of every step [T, batch, classes].
+
+    Outputs that fire have a V at the end of the window [batch, classes], which tells equal scores apart.
+    """
+
+    hidden: list[Tensor]
+    outputs: Tensor
+    potential: Tensor | None = None
 
 
 class OverSteps(nn.Module):
@@ -176,20 +187,20 @@ class MultiSpike(Minibatch):
         first = self.stages[0].neurons
         return first[0](images) if isinstance(first, nn.Sequential) else images
 
-    def run(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Spikes of every hidden layer [T, batch, *], and the outputs of every step [T, batch, classes]."""
+    def run(self, images: Tensor) -> Ran:
+        """What all steps make of images."""
         layers, values = [], images
         for stage in self.stages[:-1]:
             spikes = stage.neurons(values)
             layers.append(spikes.unflatten(0, (self.steps, -1)))
             values = stage.after(spikes)
         outputs = self.stages[-1].neurons(values).to(images.dtype)
-        return layers, outputs.unflatten(0, (self.steps, -1))
+        return Ran(layers, outputs.unflatten(0, (self.steps, -1)))
 
     def learn(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Numbers of spikes of every hidden layer [batch, *], and the outputs, with a graph."""
-        layers, outputs = self.run(images)
-        return [layer.ne(0).sum(0) for layer in layers], outputs
+        hidden, outputs, _ = self.run(images)
+        return [layer.ne(0).sum(0) for layer in hidden], outputs
 
     def criterion(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Loss on the outputs of every step [T, batch, classes]."""
@@ -217,17 +228,21 @@ class MultiSpike(Minibatch):
 
     def predict(self, inputs: Tensor) -> SpikeTotals:
         self.network.eval()
-        spikes, scores = [], []
+        spikes, scores, potentials = [], [], []
         first: tuple[Tensor, ...] = ()
         with torch.no_grad(), self._averaged_weights():
             for part in torch.split(inputs.to(self.device), CHUNK):
-                hidden, outputs = self.run(part)
+                hidden, outputs, potential = self.run(part)
                 layers = [*hidden, self.fired(outputs)]
                 scores.append(self.scores(outputs))
+                potentials += [] if potential is None else [potential]
                 fired = [layer.ne(0).transpose(0, 1).flatten(1).sum(1) for layer in layers]
                 spikes.append(torch.stack(fired, dim=1))
                 first = first or tuple(_first_spikes(layer[:, :1]) for layer in layers)
-        return SpikeTotals(torch.cat(spikes), torch.cat(scores), first, self.multiplications)
+        return SpikeTotals(
+            torch.cat(spikes), torch.cat(scores), first, self.multiplications,
+            potential=torch.cat(potentials) if potentials else None,
+        )  # fmt: skip
 
     def _linear(
         self, number: int, in_features: int, out_features: int, pool: AveragePool | None

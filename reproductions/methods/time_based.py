@@ -34,7 +34,7 @@ from ..config import Fraction
 from . import multi_spike
 from .architecture import Convolution
 from .minibatch import Done
-from .multi_spike import MultiSpike
+from .multi_spike import MultiSpike, Ran
 
 # Of dt/dV for the weights, and of 1 / q for the times.
 STEEPEST, LONGEST = 4.0, 1e4
@@ -109,7 +109,8 @@ def keeps(network: Network) -> tuple[float, float, float]:
 class EventNeurons(torch.autograd.Function):
     """Spikes [T, batch, *] of the same currents given twice: one learns for the weights, one for the times.
 
-    With labels, the spikes that learn hold that of the supervisor, too; the second output are those without.
+    With labels, the spikes that learn hold that of the supervisor, too; the second output are those without,
+    the third is V after the last step [batch, *].
     """
 
     @staticmethod
@@ -120,7 +121,7 @@ class EventNeurons(torch.autograd.Function):
         threshold: Tensor,
         labels: Tensor | None,
         network: Network,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         keep_m, keep_s, keep_q = keeps(network)
         scale = (1 - keep_s) / (keep_m - keep_s)
         m = s = q = before = torch.zeros_like(for_weights[0])
@@ -138,8 +139,8 @@ class EventNeurons(torch.autograd.Function):
         ctx.save_for_backward(learning, rise, torch.stack(levels))
         ctx.network = network
         raw = raw.to(for_weights)
-        ctx.mark_non_differentiable(raw)
-        return learning.to(for_weights), raw
+        ctx.mark_non_differentiable(raw, before)
+        return learning.to(for_weights), raw, before
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -240,14 +241,14 @@ class EventLayer(nn.Module):
         mean, variance = mean.reshape_as(self.gain), variance.reshape_as(self.gain)
         return self.gain * (self.weight - mean) * (variance + 1e-5).rsqrt() + self.shift
 
-    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Spikes that learn, and spikes without those of the supervisor, both [T * batch, *]."""
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Spikes that learn, spikes without those of the supervisor, both [T * batch, *], and the last V."""
         for_weights, for_times = (
             self.repeat(currents).unflatten(0, (self.network.t_max, -1))
             for currents in Connect.apply(self.pooled(inputs), self.effective(), self.layer)
         )
-        spikes, raw = EventNeurons.apply(for_weights, for_times, self.threshold, labels, self.network)
-        return spikes.flatten(0, 1), raw.flatten(0, 1)
+        spikes, raw, v = EventNeurons.apply(for_weights, for_times, self.threshold, labels, self.network)
+        return spikes.flatten(0, 1), raw.flatten(0, 1), v
 
     def pooled(self, inputs: Tensor) -> Tensor:
         """The inputs as the connection takes them."""
@@ -308,18 +309,23 @@ class TimeBased(MultiSpike):
         for layer in self.layers:
             layer.take_gain()
 
-    def run(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        trains, _ = self.learn(images)
-        return trains[:-1], trains[-1]
+    def run(self, images: Tensor) -> Ran:
+        (*hidden, outputs), _, potential = self.fire(images)
+        return Ran(hidden, outputs, potential)
 
     def learn(self, images: Tensor, labels: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Spikes of every layer [T, batch, *], and those of the outputs that learn."""
+        trains, learning, _ = self.fire(images, labels)
+        return trains, learning
+
+    def fire(self, images: Tensor, labels: Tensor | None = None) -> tuple[list[Tensor], Tensor, Tensor]:
+        """As `learn`, and V of the outputs after the last step [batch, classes]."""
         trains, values = [], self.shaped(images)
         for layer, stage in zip(self.layers, self.stages, strict=True):
-            learning, spikes = layer(values, labels if layer is self.layers[-1] else None)
+            learning, spikes, v = layer(values, labels if layer is self.layers[-1] else None)
             trains.append(spikes.unflatten(0, (self.steps, -1)))
             values = stage.after(learning)
-        return trains, torch.stack(values.chunk(self.steps))
+        return trains, torch.stack(values.chunk(self.steps)), v
 
     def fired(self, outputs: Tensor) -> Tensor:
         return outputs
