@@ -19,10 +19,19 @@ from torch import Tensor, nn
 
 from benchmarks.mnist import T_MAX, Batch
 from benchmarks.printing import cell, ratio
-from benchmarks.step import SMALL_WEIGHTS, dense_network, spiking_network, spiking_step
+from benchmarks.step import (
+    SMALL_WEIGHTS,
+    Recipe,
+    Step,
+    dense_network,
+    fused_step,
+    spiking_network,
+    spiking_step,
+)
 from benchmarks.timing import in_turn
 from reproductions.errors import SuiteError
 from ssnn_plugin import decode
+from ssnn_plugin.nn import SpikeSequential
 
 
 class Runs(NamedTuple):
@@ -86,13 +95,17 @@ def _learning(
     return Runs(step, infer)
 
 
-def _own(batches: list[Batch]) -> Runs:
+def _own(batches: list[Batch], make: Callable[[Recipe, SpikeSequential], Step] = spiking_step) -> Runs:
     network = spiking_network(SMALL_WEIGHTS)
-    step = spiking_step(SMALL_WEIGHTS, network)
+    step = make(SMALL_WEIGHTS, network)
     turn: Iterator[Batch] = itertools.cycle(batches)
     for batch in batches:
         step(batch)
     return Runs(lambda: step(next(turn)), lambda: network.decide(next(turn).times))
+
+
+def _own_fused(batches: list[Batch]) -> Runs:
+    return _own(batches, fused_step)
 
 
 def _dense(batches: list[Batch]) -> Runs:
@@ -205,6 +218,7 @@ def _rate_loss(spikes: Tensor, labels: Tensor) -> Tensor:
 
 PEERS = (
     Peer(None, "ssnn_plugin, IF", _own, calls=10),
+    Peer(None, "ssnn_plugin, IF, FusedStep", _own_fused, calls=10),
     Peer(None, "ReLU MLP (torch)", _dense, calls=10),
     Peer("snntorch", "snnTorch, Leaky", _snntorch),
     Peer("norse", "Norse, LIFCell", _norse),

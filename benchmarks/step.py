@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.mnist import EPOCH, T_MAX, Batch, Batches
 from benchmarks.printing import add_row
 from benchmarks.timing import alternate
-from ssnn_plugin import IF
+from ssnn_plugin import IF, FusedStep
 from ssnn_plugin.functional import normalize_error
 from ssnn_plugin.losses import RelativeTargetLoss
 from ssnn_plugin.nn import SpikeLinear, SpikeSequential
@@ -89,6 +89,17 @@ def spiking_step(recipe: Recipe, network: SpikeSequential) -> Step:
     return step
 
 
+def fused_step(recipe: Recipe, network: SpikeSequential) -> Step:
+    """The same training step as one object, called with a batch."""
+    loss, optimizer = RelativeTargetLoss(recipe.gamma, T_MAX), recipe.spiking_optimizer(network.parameters())
+    fused = FusedStep(network, loss, optimizer)
+
+    def step(batch: Batch) -> None:
+        fused(batch.times, batch.labels)
+
+    return step
+
+
 def dense_step(recipe: Recipe, network: nn.Sequential) -> Step:
     """A training step of the ReLU MLP, called with a batch."""
     loss, optimizer = nn.CrossEntropyLoss(), recipe.dense_optimizer(network.parameters())
@@ -110,11 +121,12 @@ def add_stages(table: Table, name: str, both: tuple[Step, Step], batches: Batche
 
 
 def table(batches: Batches, steps: int) -> Table:
-    """Training steps of both by each recipe."""
+    """Training steps of both by each recipe, those of the spiking network in two ways."""
     found = Table("recipe", "stage", "spiking (ms)", "ReLU MLP (ms)", "ratio")
     for recipe in RECIPES:
-        both = spiking_step(recipe, spiking_network(recipe)), dense_step(recipe, dense_network())
-        add_stages(found, recipe.name, both, batches, steps)
+        for name, make in (("", spiking_step), (", FusedStep", fused_step)):
+            both = make(recipe, spiking_network(recipe)), dense_step(recipe, dense_network())
+            add_stages(found, recipe.name + name, both, batches, steps)
     return found
 
 

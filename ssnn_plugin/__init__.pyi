@@ -3,6 +3,7 @@ from ._trace import NoTimeMode
 from .convert import to_event_driven, to_step_mode
 from .fold import fold_batchnorm
 from .functional.silent import SilentNetworkWarning
+from .fused import FusedStep
 from .neurons import IF, LIF, AlphaPSP, CurrentNeuron, ExpPSP, Neuron, ReLPSP, WindowedRamp
 from .relu import ClippedSpikesWarning, RampNetwork, from_relu
 from .replace import Replacement, replace_neurons
@@ -17,6 +18,7 @@ __all__ = [
     "ClippedSpikesWarning",
     "CurrentNeuron",
     "ExpPSP",
+    "FusedStep",
     "Neuron",
     "NoTimeMode",
     "RampNetwork",

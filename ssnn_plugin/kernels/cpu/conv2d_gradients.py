@@ -23,7 +23,7 @@ from ..backends import Factors
 from ..geometry import Geometry, output_size, weight_rows, whole_lanes
 from .bits import bits_of, trailing_zeros
 from .compile import jit, where_given
-from .gradients import _optional_arrays, count_errors, item_of, latest_of, only_with, response, splat_in
+from .gradients import count_errors, item_of, latest_of, only_with, optional_arrays, response, splat_in
 from .lanes import leading, load, load_where, splat, store, store_where, total, where, width_of
 from .parallel import as_arrays, share_out
 from .patches import by_position
@@ -100,8 +100,8 @@ def _prepared(
     """Arrays of factors and times, where they lie, whether errors are fewer, and about how many additions."""
     stride, dilation, groups = geometry
     out = factors.p.shape[2]
-    outputs = _optional_arrays(*(x if x is None else x.flatten() for x in factors[:3]))
-    inputs = _optional_arrays(
+    outputs = optional_arrays(*(x if x is None else x.flatten() for x in factors[:3]))
+    inputs = optional_arrays(
         *(x if x is None else by_position(x, groups) for x in (factors.a, factors.b, times))
     )
     runs = runs_of(*times.shape[2:], times.shape[1] // groups, *kernel_size, *stride, *dilation)

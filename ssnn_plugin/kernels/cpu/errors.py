@@ -54,16 +54,26 @@ def relative_errors(times, labels, gamma, t_max, errors, losses):
 def normalize_rows(rows, factor, unit):
     """Write each row with the norm `factor`; one of zeros stays."""
     number, most = rows.dtype.type, MOST[rows.itemsize // 8]
+    bound = number(math.ldexp(1.0, most - 53))
     for b in range(len(rows)):
-        largest = 0.0
-        for j in range(rows.shape[1]):
-            largest = max(largest, abs(rows[b, j]))
-        # By a power of two, which rounds nothing, so that the squares stay within the dtype.
-        scale = number(math.ldexp(1.0, -min(max(math.frexp(largest)[1], -most), most)))
-        square = number(0)
-        for j in range(rows.shape[1]):
-            square += (scale * rows[b, j]) * (scale * rows[b, j])
+        scale, square = number(1), square_of(rows[b], number(1))
+        if not 1 / bound < square < bound:
+            # By a power of two, which rounds nothing, so that the squares stay within the dtype.
+            largest = 0.0
+            for j in range(rows.shape[1]):
+                largest = max(largest, abs(rows[b, j]))
+            scale = number(math.ldexp(1.0, -min(max(math.frexp(largest)[1], -most), most)))
+            square = square_of(rows[b], scale)
         norm = np.sqrt(square) / number(factor)
-        norm = norm if norm != 0 else number(1)
+        by = scale / norm if norm != 0 else number(1)
         for j in range(rows.shape[1]):
-            unit[b, j] = scale * rows[b, j] / norm
+            unit[b, j] = by * rows[b, j]
+
+
+@jit
+def square_of(row, scale):
+    """The squared norm of a row times a number."""
+    square = row.dtype.type(0)
+    for j in range(row.size):
+        square += (scale * row[j]) * (scale * row[j])
+    return square

@@ -9,6 +9,7 @@ belongs to one sample, and the weight gradient gives each thread a range of rows
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -21,37 +22,48 @@ from .events import Events, find_events, write_times
 from .lanes import any_of, at_least_a_tile, load, splat, store, tile_of, where, width_of
 from .parallel import as_arrays, share_out
 
+#: p, q, until, a, b and times; what a response does not have is None
+Arrays: TypeAlias = "tuple[np.ndarray | None, ...]"
 # What a row of a response with two factors costs beside its additions, in additions.
 ROW = 48
 
 
 def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Tensor:
     """See `kernels.ops.weight_grad`."""
-    n_out, n_in = factors.p.shape[1], times.shape[1]
-    outputs, inputs = _optional_arrays(*factors[:3]), _optional_arrays(*factors[3:], times)
-    tile = tile_of(outputs[0])
-    width = width_of(tile, times.itemsize)
-    grad_weight_t = times.new_empty(n_in, max(n_out, width))
-    tiles, work = -(-n_out // width), times.numel() * n_out // 4
-    share_out(tiles, work, subtract_tiles, *outputs, *inputs, grad_weight_t.numpy(), tile)
+    n_out, tile = factors.p.shape[1], tile_of(factors.p)
+    grad_weight_t = times.new_empty(times.shape[1], max(n_out, width_of(tile, times.itemsize)))
+    write_weight_grad(optional_arrays(*factors, times), grad_weight_t.numpy(), tile)
     return grad_weight_t[:, :n_out].contiguous().t()
+
+
+def write_weight_grad(arrays: Arrays, grad_weight_t: np.ndarray, tile: tuple[int, ...]) -> None:
+    """Write the gradient [in, out], of which there are at least as many columns as in a tile of outputs."""
+    p, times = arrays[0], arrays[5]
+    assert p is not None
+    assert times is not None
+    tiles, work = -(-p.shape[1] // width_of(tile, p.itemsize)), times.size * p.shape[1] // 4
+    share_out(tiles, work, subtract_tiles, *arrays, grad_weight_t, tile)
 
 
 def input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """See `kernels.ops.input_grad`."""
     grad_times = torch.zeros_like(times, memory_format=torch.contiguous_format)
-    arrays = *_optional_arrays(*factors), *as_arrays(times)
-    along_inputs, work = _cheaper_direction(arrays, weight.is_contiguous())
-    kernel, matrix = (_times_along_inputs, weight) if along_inputs else (_times_along_outputs, weight.t())
-    share_out(len(times), work, kernel, *arrays, *as_arrays(matrix, grad_times))
+    add_input_grad(optional_arrays(*factors, times), weight.detach().numpy(), grad_times.numpy())
     return grad_times
 
 
-def _optional_arrays(*tensors: Tensor | None) -> tuple[np.ndarray | None, ...]:
+def add_input_grad(arrays: Arrays, weight: np.ndarray, grad_times: np.ndarray) -> None:
+    """Add the gradient of the times to zeros; weights [out, in] may lie in memory either way."""
+    along_inputs, work = _cheaper_direction(arrays, weight.flags.c_contiguous)
+    kernel, matrix = (_times_along_inputs, weight) if along_inputs else (_times_along_outputs, weight.T)
+    share_out(len(grad_times), work, kernel, *arrays, np.ascontiguousarray(matrix), grad_times)
+
+
+def optional_arrays(*tensors: Tensor | None) -> Arrays:
     return tuple(None if tensor is None else as_arrays(tensor)[0] for tensor in tensors)
 
 
-def _cheaper_direction(arrays: tuple[np.ndarray | None, ...], by_outputs: bool) -> tuple[bool, int]:
+def _cheaper_direction(arrays: Arrays, by_outputs: bool) -> tuple[bool, int]:
     """Whether to take all inputs for each error, rather than all outputs for each input spike.
 
     Returns it with the number of multiplications. The weights are at hand `by_outputs` or by inputs.

@@ -1,0 +1,290 @@
+"""A fused training step against the lines that it stands for."""
+
+import copy
+import itertools
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from ssnn_plugin import IF, FusedStep, ReLPSP, SilentNetworkWarning
+from ssnn_plugin.functional import normalize_error
+from ssnn_plugin.kernels.cpu import parallel
+from ssnn_plugin.losses import RelativeTargetLoss, SingleTargetLoss
+from ssnn_plugin.nn import AveragePool, SpikeConv2d, SpikeLinear, SpikeSequential
+
+T_MAX = 16
+OPTIMIZERS = {
+    "sgd": lambda weights: torch.optim.SGD(weights, lr=0.3, weight_decay=1e-2),
+    "adam": lambda weights: torch.optim.Adam(weights, lr=0.02, weight_decay=1e-2),
+    "adamw": lambda weights: torch.optim.AdamW(weights, lr=0.02, betas=(0.8, 0.95), eps=1e-6),
+}
+
+
+def network(*sizes, dtype=torch.float64, delay=1, hidden_listen=False, seed=0):
+    """Layers some of whose neurons stay silent; the outputs listen to a gradient when they are."""
+    generator, layers = torch.Generator().manual_seed(seed), []
+    for number, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
+        listens = hidden_listen or number == len(sizes) - 2
+        neuron = IF(1.0, delay=delay)
+        layer = SpikeLinear(n_in, n_out, neuron, t_max=T_MAX, silent_gradient=listens, dtype=dtype)
+        with torch.no_grad():
+            layer.weight.copy_(0.15 + 0.5 * torch.randn(n_out, n_in, generator=generator))
+        layers.append(layer)
+    return SpikeSequential(*layers)
+
+
+def batches(count, n_in=12, classes=4, size=9, dtype=torch.float64, bins=True):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        times = (T_MAX + 4) * torch.rand(size, n_in, generator=generator, dtype=dtype)
+        times = times.floor() if bins else times
+        times[0, :3] = torch.tensor([-0.0, 0.0, torch.inf])
+        yield (
+            times.masked_fill(times >= T_MAX, torch.inf),
+            torch.randint(classes, (size,), generator=generator),
+        )
+
+
+def plainly(layers, loss, optimizer, times, labels, normalize):
+    optimizer.zero_grad()
+    for layer in layers:
+        times = normalize_error(layer(times)) if normalize else layer(times)
+    value = loss(times, labels)
+    value.backward()
+    optimizer.step()
+    return value.item()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("sizes", "delay", "hidden_listen", "bins"),
+    [((12, 4), 1, False, True), ((12, 90, 4), 0, True, False), ((12, 20, 17, 4), 1, False, True)],
+)
+def test_a_step_is_what_it_stands_for(sizes, delay, hidden_listen, bins, optimizer, normalize):
+    loss = RelativeTargetLoss(3, T_MAX)
+    plain = network(*sizes, delay=delay, hidden_listen=hidden_listen)
+    fused = copy.deepcopy(plain)
+    start = copy.deepcopy(plain)
+    optimizers = [OPTIMIZERS[optimizer](net.parameters()) for net in (plain, fused)]
+    step = FusedStep(fused, loss, optimizers[1], normalize=normalize)
+    for times, labels in batches(6, bins=bins):
+        expected = plainly(plain, loss, optimizers[0], times, labels, normalize)
+        assert step(times, labels) == pytest.approx(expected, rel=1e-12)
+        for found, wanted in zip(fused, plain, strict=True):
+            torch.testing.assert_close(found.weight, wanted.weight, atol=1e-10, rtol=1e-9)
+    for layer, first in zip(fused, start, strict=True):
+        assert not torch.equal(layer.weight, first.weight)
+    assert not any(layer.weight.grad is not None for layer in fused)
+    found, wanted = (o.state_dict()["state"] for o in optimizers[::-1])
+    torch.testing.assert_close(found if optimizer != "sgd" else {}, wanted if optimizer != "sgd" else {})
+
+
+def test_single_precision_and_batches_of_another_size():
+    plain = network(12, 20, 4, dtype=torch.float32)
+    fused, loss = copy.deepcopy(plain), RelativeTargetLoss(3, T_MAX)
+    optimizers = [OPTIMIZERS["adam"](net.parameters()) for net in (plain, fused)]
+    step = FusedStep(fused, loss, optimizers[1])
+    for size in (9, 2, 9, 1):
+        for times, labels in batches(2, size=size, dtype=torch.float32):
+            expected = plainly(plain, loss, optimizers[0], times, labels, True)
+            assert step(times, labels) == pytest.approx(expected, rel=1e-5)
+    for found, wanted in zip(fused, plain, strict=True):
+        torch.testing.assert_close(found.weight, wanted.weight, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_plain_and_fused_steps_go_on_with_each_other(optimizer):
+    loss, (plain, mixed) = RelativeTargetLoss(3, T_MAX), (network(12, 20, 4) for _ in range(2))
+    optimizers = [OPTIMIZERS[optimizer](net.parameters()) for net in (plain, mixed)]
+    step = FusedStep(mixed, loss, optimizers[1])
+    for number, (times, labels) in enumerate(batches(8)):
+        plainly(plain, loss, optimizers[0], times, labels, True)
+        if number % 3:
+            step(times, labels)
+        else:
+            plainly(mixed, loss, optimizers[1], times, labels, True)
+        saved = optimizers[1].state_dict(), mixed.state_dict()
+        optimizers[1].load_state_dict(copy.deepcopy(saved[0]))
+        mixed.load_state_dict(copy.deepcopy(saved[1]))
+    for found, wanted in zip(mixed, plain, strict=True):
+        torch.testing.assert_close(found.weight, wanted.weight)
+
+
+def test_a_scheduler_sets_the_step_size():
+    net = network(12, 4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 if epoch == 0 else 0.0)
+    step = FusedStep(net, RelativeTargetLoss(3, T_MAX), optimizer)
+    ((times, labels),) = batches(1)
+    before = net[0].weight.clone()
+    step(times, labels)
+    assert not torch.equal(net[0].weight, before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler.step()
+    before = net[0].weight.clone()
+    step(times, labels)
+    assert torch.equal(net[0].weight, before)
+
+
+def test_layers_that_the_optimizer_does_not_hold_stay():
+    net = network(12, 20, 4)
+    step = FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.SGD(net[1].parameters(), lr=1.0))
+    before = copy.deepcopy(net)
+    for times, labels in batches(3):
+        step(times, labels)
+    assert torch.equal(net[0].weight, before[0].weight)
+    assert not torch.equal(net[1].weight, before[1].weight)
+
+
+def test_threads_do_not_change_a_bit(monkeypatch):
+    monkeypatch.setattr(parallel, "WORTH_A_THREAD", 1)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            net = network(12, 200, 20, 4)
+            step = FusedStep(net, RelativeTargetLoss(3, T_MAX), OPTIMIZERS["adam"](net.parameters()))
+            losses = [step(times, labels) for times, labels in batches(4, size=33)]
+            results.append((losses, [layer.weight.clone() for layer in net]))
+    finally:
+        torch.set_num_threads(before)
+    assert results[0][0] == results[1][0]
+    assert all(map(torch.equal, results[0][1], results[1][1]))
+
+
+def test_autograd_notices_the_step():
+    net = network(12, 20, 4)
+    ((times, labels),) = batches(1)
+    value = RelativeTargetLoss(3, T_MAX)(net(times), labels)
+    FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.SGD(net.parameters(), lr=1.0))(times, labels)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, y: (t.masked_fill(t == t[1, 1], torch.nan), y), "times must hold spike times >= 0"),
+        (lambda t, y: (t - 100, y), "times must hold spike times >= 0"),
+        (lambda t, y: (t, y + 1), r"labels must lie in 0 \.\.\. 3, got 4"),
+        (lambda t, y: (t[:, :5], y), r"times must have shape \[batch, 12\], got \[9, 5\]"),
+        (lambda t, y: (t[:0], y[:0]), r"times must have shape \[batch, 12\], got \[0, 12\]"),
+        (lambda t, y: (t.float(), y), "times must be torch.float64 on the CPU, got torch.float32 on cpu"),
+        (lambda t, y: (t, y.float()), r"labels must be int64 of shape \[9\] on the CPU, got torch.float32"),
+        (lambda t, y: (t, y[:4]), r"labels must be int64 of shape \[9\] on the CPU, got torch.int64 \[4\]"),
+    ],
+)
+def test_bad_data_is_refused_and_changes_nothing(change, message):
+    net = network(12, 20, 4)
+    step = FusedStep(net, RelativeTargetLoss(3, T_MAX), OPTIMIZERS["adam"](net.parameters()))
+    ((times, labels),) = batches(1)
+    labels[0], before = 3, copy.deepcopy(net.state_dict())
+    with pytest.raises((TypeError, ValueError), match=message):
+        step(*change(times, labels))
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+    assert not step.optimizer.state_dict()["state"]
+    step(times, labels)
+    assert not torch.equal(net[0].weight, before["0.weight"])
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    net = network(12, 20, 4)
+    step = FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.SGD(net.parameters(), lr=1.0))
+    with torch.no_grad():
+        net[0].weight[3, 3] = torch.nan
+    ((times, labels),) = batches(1)
+    with pytest.raises(ValueError, match="weight or bias holds NaN"):
+        step(times.zero_(), labels)
+
+
+def test_a_silent_network_is_said():
+    net = network(12, 4)
+    with torch.no_grad():
+        net[0].weight.fill_(-1.0)
+    step = FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.SGD(net.parameters(), lr=1.0))
+    ((times, labels),) = batches(1)
+    with pytest.warns(SilentNetworkWarning):
+        step(times, labels)
+
+
+def layer(neuron=None, **options):
+    return SpikeLinear(12, 4, neuron or IF(1.0), t_max=T_MAX, **options)
+
+
+def hooked(kind):
+    made = layer()
+    getattr(made, kind)(lambda *args: None)
+    return made
+
+
+def turned():
+    made = layer()
+    made.weight.data = made.weight.data.contiguous()
+    return made
+
+
+class Subclass(SpikeSequential):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (nn.Sequential(layer()), "network must be a SpikeSequential of layers, got Sequential"),
+        (SpikeSequential(), "network must be a SpikeSequential of layers"),
+        (Subclass(layer()), "network must be a SpikeSequential of layers, got Subclass"),
+        (SpikeSequential(nn.Flatten(), layer()), "network.0 must be a SpikeLinear, got Flatten"),
+        (SpikeSequential(SpikeConv2d(1, 2, 3, IF(), t_max=T_MAX)), "network.0 must be a SpikeLinear"),
+        (SpikeSequential(layer(ReLPSP())), "network.0 must have IF neurons with one threshold and no leak"),
+        (SpikeSequential(layer(IF(beta=0.5))), "network.0 must have IF neurons with one threshold"),
+        (SpikeSequential(layer(IF(torch.ones(4)))), "network.0 must have IF neurons with one threshold"),
+        (SpikeSequential(layer(bias=True)), "network.0 must have no bias, dropout and input pool"),
+        (SpikeSequential(layer(dropout=0.1)), "network.0 must have no bias, dropout and input pool"),
+        (SpikeSequential(layer(input_pool=AveragePool(2))), "network.0 must have no bias, dropout"),
+        (SpikeSequential(layer(gradient="surrogate")), "network.0 must have the gradient 'latency'"),
+        (SpikeSequential(hooked("register_forward_hook")), "network.0 must have no hooks"),
+        (SpikeSequential(hooked("register_full_backward_hook")), "network.0 must have no hooks"),
+        (SpikeSequential(turned()), r"network.0 must have its weight on the CPU, .* \[in, out\]"),
+        (SpikeSequential(layer(), layer()), "network must have layers that fit"),
+    ],
+)  # fmt: skip
+def test_networks_of_another_kind_are_refused(net, message):
+    weights = [p for p in net.parameters() if p.ndim == 2] or [nn.Parameter(torch.zeros(2, 2))]
+    with pytest.raises((TypeError, ValueError), match=message):
+        FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.SGD(weights, lr=1.0))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        SingleTargetLoss(4, T_MAX),
+        RelativeTargetLoss(3, T_MAX, "sum"),
+        RelativeTargetLoss(3, T_MAX, reference="mean"),
+    ],
+)
+def test_losses_of_another_kind_are_refused(loss):
+    net = network(12, 4)
+    with pytest.raises(TypeError, match="loss must be a RelativeTargetLoss with its default reduction"):
+        FusedStep(net, loss, torch.optim.SGD(net.parameters(), lr=1.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda w: torch.optim.RMSprop(w), "optimizer must be one of SGD, Adam, AdamW, got RMSprop"),
+        (lambda w: torch.optim.SGD(w, lr=1.0, momentum=0.9), "optimizer must be without momentum, got 0.9"),
+        (lambda w: torch.optim.Adam(w, amsgrad=True), "optimizer must be without amsgrad, got True"),
+        (
+            lambda w: torch.optim.SGD([*w, nn.Parameter(torch.zeros(1))], lr=1.0),
+            "optimizer must hold weights of the network, and nothing else",
+        ),
+    ],
+)
+def test_optimizers_of_another_kind_are_refused(make, message):
+    net = network(12, 4)
+    with pytest.raises((TypeError, ValueError), match=message):
+        FusedStep(net, RelativeTargetLoss(3, T_MAX), make(list(net.parameters())))
