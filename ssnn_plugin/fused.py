@@ -28,9 +28,7 @@ REFUSED = "momentum", "nesterov", "amsgrad", "maximize"
 
 
 class FusedStep:
-    """A training step of S4NN on a mini-batch: what the lines below do, in half of the time.
-
-    .. code-block:: python
+    """A training step of S4NN on a mini-batch: what these lines do, in about half of the time.
 
         optimizer.zero_grad()
         for layer in network:
@@ -49,8 +47,8 @@ class FusedStep:
             whose weights it does not hold keep them.
         normalize: whether errors are normalised in each layer, as by `functional.normalize_error`.
 
-    Calling it with times [batch, in] and labels [batch] gives the mean loss before the step. What the layers and the
-    loss are is looked at once, when the step is made; weights and options of the optimiser are read at every call.
+    Calling it with times [batch, in] and labels [batch] gives the mean loss before the step. Layers and loss are
+    looked at once, when the step is made, weights and options of the optimiser at every call.
 
     Raises:
         TypeError, ValueError: a network, a loss or an optimiser of another kind; when called, times and
