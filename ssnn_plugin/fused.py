@@ -47,8 +47,8 @@ class FusedStep:
             whose weights it does not hold keep them.
         normalize: whether errors are normalised in each layer, as by `functional.normalize_error`.
 
-    Calling it with times [batch, in] and labels [batch] gives the mean loss before the step. Layers and loss are
-    looked at once, when the step is made, weights and options of the optimiser at every call.
+    Calling it with times [batch, in] and labels [batch] gives the mean loss before the step. Layers and loss
+    are looked at once, when the step is made, weights and options of the optimiser at every call.
 
     Raises:
         TypeError, ValueError: a network, a loss or an optimiser of another kind; when called, times and

@@ -114,11 +114,10 @@ class IF(SeparableNeuron):
     def until(self, crossing: Tensor, t_max: float, silent: bool) -> Tensor:
         """An input at the crossing counts: until the next number after it, which is NaN for `inf`."""
         whole = torch.int32 if crossing.dtype == torch.float32 else torch.int64
-        if silent:
-            last = torch.nextafter(crossing.new_tensor(t_max), crossing.new_zeros(()))
-            crossing = crossing.minimum(last)
-        crossing = torch.where(crossing == 0, 0.0, crossing)  # the next number after -0.0 is not negative
-        return (crossing.contiguous().view(whole) + 1).view(crossing.dtype)
+        if silent:  # until the number before t_max
+            crossing = crossing.clamp(max=t_max * (1 - torch.finfo(crossing.dtype).eps / 2))
+        # Without a sign: the next number after -0.0 is not negative.
+        return (crossing.abs().contiguous().view(whole) + 1).view(crossing.dtype)
 
     def of_bias(self, crossing: Tensor, t_max: float) -> Tensor:
         """A constant current has been added once per bin."""
