@@ -23,7 +23,16 @@ from ..backends import Factors
 from ..geometry import Geometry, output_size, weight_rows, whole_lanes
 from .bits import bits_of, trailing_zeros
 from .compile import jit, where_given
-from .gradients import count_errors, item_of, latest_of, only_with, optional_arrays, response, splat_in
+from .gradients import (
+    count_errors,
+    item_of,
+    latest_of,
+    may_matter,
+    only_with,
+    optional_arrays,
+    response,
+    splat_in,
+)
 from .lanes import leading, load, load_where, splat, store, store_where, total, where, width_of
 from .parallel import as_arrays, share_out
 from .patches import by_position
@@ -67,10 +76,11 @@ def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geo
         share_out(out, work, _weights_along_errors, *arrays, *as_arrays(grad), runs)
         rows = grad[:, :, : runs.length].reshape(out, *kernel_size, in_group)
         return rows.permute(0, 3, 1, 2).contiguous()
-    width = width_of(TWO, times.itemsize)
+    tile = ONE if n_out <= width_of(ONE, times.itemsize) else TWO
+    width = width_of(tile, times.itemsize)
     tiles = -(-n_out // width)
     grad = times.new_zeros(groups, n_runs * runs.length, tiles * width)
-    share_out(groups * tiles, work, _weights_along_spikes, *arrays, *as_arrays(grad), runs, n_out)
+    share_out(groups * tiles, work, _weights_along_spikes, *arrays, *as_arrays(grad), runs, n_out, tile)
     rows = grad[:, :, :n_out].reshape(groups, *kernel_size, in_group, n_out)
     return rows.permute(0, 4, 3, 1, 2).reshape(out, in_group, *kernel_size)
 
@@ -292,35 +302,61 @@ def find_causal(first, runs, times, latest, spikes):
 
 
 @jit
-def _weights_along_spikes(first, end, p, q, until, a, b, times, grad, runs, n_out):
+def _weights_along_spikes(first, end, p, q, until, a, b, times, grad, runs, n_out, tile):
     """The gradient of the weights of tiles of outputs, which are counted through all groups."""
     (groups, n_inputs), locations = times.shape[1:], runs.first.size
-    spikes, none = room_for_spikes(p, runs), splat(p.dtype.type(0), TWO)
-    tiles = grad.shape[2] // len(none)
+    spikes, none = room_for_spikes(p, runs), splat(p.dtype.type(0), tile)
+    tiles, is_short = grad.shape[2] // len(none), runs.length <= len(splat(p.dtype.type(0), ONE))
     for n in range(len(times)):
-        for tile in range(first, end):
-            group, lane = tile // tiles, tile % tiles * len(none)
+        for number in range(first, end):
+            group, lane = number // tiles, number % tiles * len(none)
             n_lanes, image = min(len(none), n_out - lane), (n * groups + group) * n_inputs
+            to = group * grad.shape[1] * grad.shape[2] + lane
             for location in range(locations):
                 at = ((n * locations + location) * groups + group) * n_out + lane
-                latest = latest_of(p, q, until, at, at + n_lanes)
-                found = find_causal(image + runs.first[location], runs, times, latest, spikes)
-                to = group * grad.shape[1] * grad.shape[2] + lane
-                subtract_spikes(p, q, until, at, n_lanes, spikes, found, a, b, to, grad)
+                outputs = outputs_of(p, q, until, at, n_lanes, none)
+                begin = image + runs.first[location]
+                if not may_matter(outputs[1], outputs[0], none):
+                    continue
+                if is_short:
+                    subtract_inputs(outputs, begin, runs, times, a, b, to, grad, tile)
+                else:
+                    latest = latest_of(p, q, until, at, at + n_lanes)
+                    found = find_causal(begin, runs, times, latest, spikes)
+                    subtract_spikes(outputs, spikes, found, a, b, to, grad, tile)
 
 
 @jit
-def subtract_spikes(p, q, until, at, n_lanes, spikes, found, a, b, to, grad):
-    """Subtract what the spikes of a location add to the weights of a tile of its outputs."""
-    rows, places, when = spikes
-    none = splat(p.dtype.type(0), TWO)
+def outputs_of(p, q, until, at, n_lanes, none):
+    """Factors of a tile of a location's outputs, and before when inputs count for them."""
     inside = leading(none, n_lanes)
-    of_p, of_q = load_where(inside, p, at, none), part_of(q, at, inside, none)
     last = load_where(inside, until, at, none)
+    return load_where(inside, p, at, none), part_of(q, at, inside, none), last, none
+
+
+@jit
+def subtract_inputs(outputs, begin, runs, times, a, b, to, grad, tile):
+    """Subtract what all inputs of a location add to the weights of a tile, one after the other: if few."""
+    of_p, of_q, last, none = outputs
+    flat = times.reshape(-1)
+    for k in range(runs.run.size):
+        for i in range(runs.length):
+            place, row = begin + runs.run[k] + i, to + (k * runs.length + i) * grad.shape[2]
+            change = response(
+                of_q, of_p, splat_in(flat_of(a), place, tile), splat_in(flat_of(b), place, tile)
+            )
+            counts = last > splat(flat[np.uint64(place)], tile)
+            store(grad, row, load(grad, row, tile) - where(counts, change, none))
+
+
+@jit
+def subtract_spikes(outputs, spikes, found, a, b, to, grad, tile):
+    """Subtract what the spikes of a location add to the weights of a tile of its outputs."""
+    (of_p, of_q, last, none), (rows, places, when) = outputs, spikes
     for k in range(found):
         row, place = to + rows[k] * grad.shape[2], places[k]
-        change = response(of_q, of_p, splat_in(flat_of(a), place, TWO), splat_in(flat_of(b), place, TWO))
-        store(grad, row, load(grad, row, TWO) - where(last > splat(when[k], TWO), change, none))
+        change = response(of_q, of_p, splat_in(flat_of(a), place, tile), splat_in(flat_of(b), place, tile))
+        store(grad, row, load(grad, row, tile) - where(last > splat(when[k], tile), change, none))
 
 
 @where_given(lambda factor: None)
@@ -340,8 +376,9 @@ def _times_along_spikes(first, end, p, q, until, a, b, times, rows, grad, runs, 
             for location in range(locations):
                 at = ((n * locations + location) * groups + group) * n_out
                 latest = latest_of(p, q, until, at, at + n_out)
-                found = find_causal(image + runs.first[location], runs, times, latest, spikes)
-                add_spikes(p, q, until, at, n_out, spikes, found, a, b, rows[group], grad)
+                if latest > -np.inf:
+                    found = find_causal(image + runs.first[location], runs, times, latest, spikes)
+                    add_spikes(p, q, until, at, n_out, spikes, found, a, b, rows[group], grad)
 
 
 @jit
