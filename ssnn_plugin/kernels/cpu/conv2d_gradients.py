@@ -40,7 +40,7 @@ from .patches import by_position
 #: registers of inputs at a time, as tuples: of the weight gradient, and of the input gradient, which sums up
 ONE, TWO = (0,), (0,) * 2
 #: of so many locations one is looked at to tell whether errors or spikes are fewer
-ONE_OF = 7
+ONE_OF = 31
 
 
 class Runs(NamedTuple):
