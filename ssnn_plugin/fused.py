@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import _checks
 from .functional.silent import warn_if_none
-from .kernels.cpu import fused, steps
+from .kernels.cpu import fire_rows, fused
 from .kernels.cpu.errors import relative_errors
 from .kernels.cpu.gradients import Arrays, add_input_grad, write_weight_grad
-from .kernels.cpu.lanes import width_of
+from .kernels.cpu.lanes import tile_of, width_of
 from .kernels.cpu.parallel import share_out
 from .kernels.status import refuse_bad_samples
 from .losses import RelativeTargetLoss
@@ -25,6 +26,11 @@ from .rules import Latency
 OPTIMIZERS = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 # Options of an optimiser by which a step is another one than here.
 REFUSED = "momentum", "nesterov", "amsgrad", "maximize"
+# Where modules and optimisers keep hooks, which nothing here would call, or a forward of their own.
+HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+    "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "forward",
+)  # fmt: skip
 
 
 class FusedStep:
@@ -36,23 +42,25 @@ class FusedStep:
         loss(times, labels).backward()
         optimizer.step()
 
-    Weights and the state of the optimiser are the same after it, to rounding; both can be changed, saved and
-    loaded in between, and schedulers set the step size. No gradients are left on the weights.
+    Weights and the state of the optimiser are the same after it, to rounding; no gradients are left on the
+    weights. All that it is made of can be changed, saved and loaded between two steps, and is looked at anew
+    in each; schedulers set the step size.
 
     Args:
         network: `SpikeLinear` layers with `IF` neurons on the CPU, of one threshold per layer, without leak,
-            bias, dropout and input pool, and with the gradient "latency".
+            bias, dropout and input pool, and with the gradient "latency"; each with weights of its own.
         loss: with its default `reduction` and `reference`.
-        optimizer: `torch.optim.SGD` without momentum, `Adam` or `AdamW`, of weights of the network. Layers
-            whose weights it does not hold keep them.
+        optimizer: `torch.optim.SGD` without momentum, `Adam` or `AdamW`, of weights of the network. Weights
+            that it does not hold, or that need no gradient, stay.
         normalize: whether errors are normalised in each layer, as by `functional.normalize_error`.
 
-    Calling it with times [batch, in] and labels [batch] gives the mean loss before the step. Layers and loss
-    are looked at once, when the step is made, weights and options of the optimiser at every call.
+    Calling it with times [batch, in], of the dtype of the weights, and labels [batch], int64, gives the mean
+    loss before the step.
 
     Raises:
-        TypeError, ValueError: a network, a loss or an optimiser of another kind; when called, times and
-            labels that do not fit, as the layers and the loss raise them; the weights are then as before.
+        TypeError, ValueError: a network, a loss or an optimiser of another kind; times, labels or weights
+            that the layers or the loss would refuse. No weight is changed then.
+        RuntimeError: under `torch.no_grad` or `torch.inference_mode`.
 
     Source: Kheradpisheh & Masquelier 2020, in mini-batches as in Liu et al. 2021 (SSTDP).
 
@@ -77,186 +85,255 @@ class FusedStep:
         *,
         normalize: bool = True,
     ) -> None:
-        self.network = _checked(network)
-        if type(loss) is not RelativeTargetLoss or (loss.reduction, loss.reference) != ("mean", "earliest"):
-            raise TypeError(
-                f"loss must be a RelativeTargetLoss with its default reduction and reference, got {loss!r}"
-            )
-        if type(optimizer) not in OPTIMIZERS:
-            names = ", ".join(kind.__name__ for kind in OPTIMIZERS)
-            raise TypeError(f"optimizer must be one of {names}, got {type(optimizer).__name__}")
-        self.loss, self.optimizer, self.normalize = loss, optimizer, normalize
-        self._layers: list[_Layer] = []
-        self._options()
+        if not isinstance(normalize, bool):
+            raise TypeError(f"normalize must be True or False, got {normalize!r}")
+        self.network, self.loss, self.optimizer, self.normalize = network, loss, optimizer, normalize
+        self._rooms: list[_Room] = []
+        _updates(optimizer, _checked(network))
+        _check_loss(loss)
 
     def __call__(self, times: Tensor, labels: Tensor) -> float:
         """Learn from spike times [batch, in] of these classes [batch]; return the mean loss before."""
-        _check_data(times, labels, self.network[0])
-        options = self._options()
-        if not self._layers or len(self._layers[0].status) != len(times):
-            self._layers = [_Layer(layer, len(times)) for layer in self.network]
-        spikes = times.detach().contiguous().numpy()
-        for layer in self._layers:
-            spikes = layer.fire(spikes)
-        loss, grads = self._errors_of_outputs(spikes, labels)
-        for layer in reversed(self._layers):
-            layer.take(grads, 1 / len(times) if self.normalize else 0.0)
-            if layer is not self._layers[0]:
-                grads = layer.input_grad()
-        for layer in self._layers:
-            if layer.weight in options:
-                self._update(layer, options[layer.weight])
+        if not torch.is_grad_enabled():
+            raise RuntimeError("a step cannot be taken under torch.no_grad or torch.inference_mode")
+        layers = _checked(self.network)
+        _check_loss(self.loss)
+        _check_data(times, labels, layers[0].weight)
+        updates = _updates(self.optimizer, layers)
+        rooms = self._rooms_for(len(times), layers)
+        spikes = [times.detach().contiguous().numpy()]
+        for layer, room in zip(layers, rooms, strict=True):
+            spikes.append(room.fire(layer, spikes[-1]))
+        loss, grads = _errors_of_outputs(self.loss, spikes[-1], labels)
+        for number, room in reversed(list(enumerate(rooms))):
+            room.take(grads, layers[number], self.normalize)
+            if number:
+                grads = room.input_grad(layers[number], spikes[number])
+        for update, room, inputs in zip(updates, rooms, spikes, strict=False):
+            if update is not None:
+                update(room.weight_grad(inputs))
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler asks for it
         return loss
 
-    def _options(self) -> dict[Tensor, dict[str, Any]]:
-        """The options of the optimiser, as they are now, by weight."""
-        options = {weight: group for group in self.optimizer.param_groups for weight in group["params"]}
-        if not options.keys() <= {layer.weight for layer in self.network}:
-            raise ValueError("optimizer must hold weights of the network, and nothing else")
-        for group in self.optimizer.param_groups:
-            if refused := [name for name in REFUSED if group.get(name)]:
-                raise ValueError(f"optimizer must be without {refused[0]}, got {group[refused[0]]!r}")
-        return options
-
-    def _errors_of_outputs(self, spikes: np.ndarray, labels: Tensor) -> tuple[float, np.ndarray]:
-        """The mean loss, and its gradient by the spike times of the outputs."""
-        gamma, t_max = float(self.loss.gamma), float(self.loss.t_max)
-        errors, losses = np.empty_like(spikes), np.empty_like(spikes[:, 0])
-        valid, fired = relative_errors(spikes, labels.numpy(), gamma, t_max, errors, losses)
-        if not valid:
-            _checks.labels_of_any_shape(labels, torch.from_numpy(spikes))
-        if not fired:
-            warn_if_none(torch.zeros(1, dtype=torch.bool))
-        errors *= 1 / (t_max * len(errors))
-        return float(losses.mean()), errors
-
-    def _update(self, layer: _Layer, options: dict[str, Any]) -> None:
-        weights, grad = layer.rows, layer.weight_grad()
-        rate, decay = float(options["lr"]), float(options["weight_decay"])
-        if isinstance(self.optimizer, torch.optim.SGD):
-            share_out(len(weights), weights.size, fused.sgd, weights, grad, rate, decay)
-        else:
-            state = self._moments(layer.weight)
-            moments = (state[name].t().numpy() for name in ("exp_avg", "exp_avg_sq"))
-            state["step"] += 1
-            others = options["eps"], decay, options["decoupled_weight_decay"], state["step"].item()
-            share_out(
-                len(weights),
-                weights.size,
-                fused.adam,
-                weights,
-                grad,
-                *moments,
-                rate,
-                options["betas"],
-                *others,
-            )
-        torch.autograd.graph.increment_version(layer.weight)
-
-    def _moments(self, weight: Tensor) -> dict[str, Tensor]:
-        """What Adam keeps of a weight, as torch's own has it."""
-        state: dict[str, Tensor] = self.optimizer.state[weight]
-        if not state:
-            state["step"] = torch.tensor(0.0)
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = torch.zeros_like(weight, memory_format=torch.preserve_format)
-        return state
+    def _rooms_for(self, batch: int, layers: list[SpikeLinear]) -> list[_Room]:
+        sizes = [(batch, *layer.weight.shape, layer.weight.dtype) for layer in layers]
+        if [room.sizes for room in self._rooms] != sizes:
+            self._rooms = [_Room(*size) for size in sizes]
+        return self._rooms
 
 
-class _Layer:
-    """The kernels of a layer, and their arrays for mini-batches of one size."""
+class _Room:
+    """Arrays that the kernels of a layer write to, kept between steps."""
 
-    def __init__(self, layer: SpikeLinear, batch: int) -> None:
-        self.weight, neuron = layer.weight, layer.neuron
-        self.rows = self.weight.detach().t().numpy()
-        dtype, shape = self.rows.dtype, (batch, layer.out_features)
-        self.kernel, self.tile = steps.kernel_of(neuron, None, self.rows)
-        self.numbers = steps.numbers_of(neuron, float(dtype.type(layer.t_max)))
-        self.status, self.none = np.zeros(batch, np.int8), np.empty(0, dtype)
-        self.crossings, self.potential, self.errors, self.until = (np.empty(shape, dtype) for _ in range(4))
-        self.delay = dtype.type(neuron.delay)
-        self.spikes = np.empty(shape, dtype) if self.delay else self.crossings
-        # What a crossing of a silent neuron is, for which all inputs of the window count.
-        last = np.nextafter(dtype.type(layer.t_max), dtype.type(0))
-        self.last = last if layer.silent_gradient else dtype.type(np.inf)
-        columns = max(layer.out_features, width_of(self.tile, dtype.itemsize))
-        self.grad = np.empty((layer.in_features, columns), dtype)
-
-    def fire(self, times: np.ndarray) -> np.ndarray:
-        """Spike times of the layer, of those of its inputs."""
-        self.times, self.rows, self.status[:] = times, self.weight.detach().t().numpy(), 0
-        arrays = times, self.rows, self.none, self.crossings, self.potential, self.none, self.status
-        share_out(
-            len(times), times.size * len(self.weight) // 4, self.kernel, *arrays, *self.numbers, self.tile
+    def __init__(self, batch: int, n_out: int, n_in: int, dtype: torch.dtype) -> None:
+        self.sizes = batch, n_out, n_in, dtype
+        kind = torch.empty(0, dtype=dtype).numpy().dtype
+        self.crossings, self.potential, self.spikes, self.errors, self.until = (
+            np.empty((batch, n_out), kind) for _ in range(5)
         )
+        self.until_bits = self.until.view(f"i{kind.itemsize}")
+        self.status, self.none = np.zeros(batch, np.int8), np.empty(0, kind)
+        self.tile = tile_of(self.crossings)
+        self.grad = np.empty((n_in, max(n_out, width_of(self.tile, kind.itemsize))), kind)
+
+    def fire(self, layer: SpikeLinear, times: np.ndarray) -> np.ndarray:
+        """Spike times of the layer, of those of its inputs."""
+        neuron, self.status[:] = layer._neuron, 0
+        outputs = self.crossings, self.potential, self.none
+        fire_rows(neuron, _end(layer), times, _rows(layer.weight), self.none, outputs, self.status)
         refuse_bad_samples(self.status.max())
-        if self.delay:
-            np.add(self.crossings, self.delay, out=self.spikes)
+        np.add(self.crossings, self.crossings.dtype.type(neuron.delay), out=self.spikes)
         return self.spikes
 
-    def take(self, grads: np.ndarray, norm: float) -> None:
-        """Keep the gradients of the spike times as errors, of this norm in each sample if it is not 0."""
-        until = self.until, self.until.view(f"i{self.until.itemsize}")
-        arrays = grads, self.crossings, self.last, norm, self.errors, *until
-        share_out(len(grads), grads.size, fused.unit_errors, *arrays)
+    def take(self, grads: np.ndarray, layer: SpikeLinear, normalize: bool) -> None:
+        """Keep the gradients of the spike times as errors, and before when inputs count for them."""
+        if normalize:
+            share_out(len(grads), grads.size, fused.normalize_range, grads, 1 / len(grads), self.errors)
+        else:
+            self.errors[:] = grads
+        number = grads.dtype.type
+        # The last time of the window, at which all inputs count; without a gradient none does.
+        last = np.nextafter(number(_end(layer)), number(0)) if layer.silent_gradient else number(np.inf)
+        arrays = self.crossings, last, self.until, self.until_bits
+        share_out(len(grads), grads.size, fused.write_until, *arrays)
 
-    def weight_grad(self) -> np.ndarray:
+    def weight_grad(self, times: np.ndarray) -> np.ndarray:
         """Gradient of the weights [in, out], with more columns if there are fewer outputs than a tile has."""
-        write_weight_grad(self._arrays(), self.grad, self.tile)
+        write_weight_grad(self._arrays(times), self.grad, self.tile)
         return self.grad
 
-    def input_grad(self) -> np.ndarray:
+    def input_grad(self, layer: SpikeLinear, times: np.ndarray) -> np.ndarray:
         """Gradient of the inputs' spike times."""
-        grad = np.zeros_like(self.times)
-        add_input_grad(self._arrays(), self.rows.T, grad)
+        grad = np.zeros_like(times)
+        add_input_grad(self._arrays(times), layer.weight.detach().numpy(), grad)
         return grad
 
-    def _arrays(self) -> Arrays:
-        return self.errors, None, self.until, None, None, self.times
+    def _arrays(self, times: np.ndarray) -> Arrays:
+        return self.errors, None, self.until, None, None, times
+
+
+def _rows(weight: Tensor) -> np.ndarray:
+    """Weights as they lie in memory, [in, out]."""
+    return weight.detach().t().numpy()
+
+
+def _end(layer: SpikeLinear) -> float:
+    """The window as the times can hold it."""
+    return float(np.float32(layer.t_max)) if layer.weight.dtype == torch.float32 else float(layer.t_max)
+
+
+def _errors_of_outputs(
+    loss: RelativeTargetLoss, spikes: np.ndarray, labels: Tensor
+) -> tuple[float, np.ndarray]:
+    """The mean loss, and its gradient by the spike times of the outputs."""
+    errors, losses = np.empty_like(spikes), np.empty_like(spikes[:, 0])
+    gamma, t_max = float(loss.gamma), float(loss.t_max)
+    valid, fired = relative_errors(spikes, labels.numpy(), gamma, t_max, errors, losses)
+    if not valid:
+        _checks.labels_of_any_shape(labels, torch.from_numpy(spikes))
+    if not fired:
+        warn_if_none(torch.zeros(1, dtype=torch.bool))
+    errors *= 1 / (t_max * len(errors))
+    return float(losses.mean()), errors
+
+
+def _updates(
+    optimizer: torch.optim.Optimizer, layers: list[SpikeLinear]
+) -> list[Callable[[np.ndarray], None] | None]:
+    """What changes the weights of each layer, given their gradient; None for those that stay."""
+    if type(optimizer) not in OPTIMIZERS:
+        names = ", ".join(kind.__name__ for kind in OPTIMIZERS)
+        raise TypeError(f"optimizer must be one of {names}, got {type(optimizer).__name__}")
+    _refuse_hooks("optimizer", optimizer)
+    held = {weight: group for group in optimizer.param_groups for weight in group["params"]}
+    if others := held.keys() - {layer.weight for layer in layers}:
+        raise ValueError(f"optimizer must hold weights of the network alone, got {len(others)} others")
+    for group in optimizer.param_groups:
+        if refused := [name for name in REFUSED if group.get(name)]:
+            raise ValueError(f"optimizer must be without {refused[0]}, got {group[refused[0]]!r}")
+    make = _sgd if isinstance(optimizer, torch.optim.SGD) else _adam
+    weights = [layer.weight for layer in layers]
+    learn = [weight in held and weight.requires_grad for weight in weights]
+    return [make(optimizer, w, held[w]) if learns else None for w, learns in zip(weights, learn, strict=True)]
+
+
+def _sgd(
+    optimizer: torch.optim.Optimizer, weight: Tensor, options: dict[str, Any]
+) -> Callable[[np.ndarray], None]:
+    rate, decay = float(options["lr"]), float(options["weight_decay"])
+
+    def update(grad: np.ndarray) -> None:
+        _change(weight, fused.sgd, grad, rate, decay)
+
+    return update
+
+
+def _adam(
+    optimizer: torch.optim.Optimizer, weight: Tensor, options: dict[str, Any]
+) -> Callable[[np.ndarray], None]:
+    rate, eps, decay = (float(options[name]) for name in ("lr", "eps", "weight_decay"))
+    betas = float(options["betas"][0]), float(options["betas"][1])
+    for name in ("exp_avg", "exp_avg_sq"):
+        moments = optimizer.state.get(weight, {}).get(name, weight)
+        if (moments.shape, moments.dtype) != (weight.shape, weight.dtype):
+            raise ValueError(
+                f"optimizer must keep {name} as its weights, {weight.dtype} {list(weight.shape)}, "
+                f"got {moments.dtype} {list(moments.shape)}"
+            )
+
+    def update(grad: np.ndarray) -> None:
+        state = optimizer.state[weight]
+        if not state:  # as torch's own begins
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+        state["step"] += 1
+        moments = _rows(state["exp_avg"]), _rows(state["exp_avg_sq"])
+        numbers = state["step"].item(), rate, betas, eps, decay, options["decoupled_weight_decay"]
+        _change(weight, fused.adam, grad, *moments, *numbers)
+
+    return update
+
+
+def _change(weight: Tensor, kernel: Callable[..., None], *arguments: Any) -> None:
+    rows = _rows(weight)
+    share_out(len(rows), rows.size, kernel, rows, *arguments)
+    torch.autograd.graph.increment_version(weight)
+    weight.grad = None
 
 
 def _checked(network: SpikeSequential) -> list[SpikeLinear]:
     """The layers of a network that has no others."""
-    if type(network) is not SpikeSequential or not len(network):
-        raise TypeError(f"network must be a SpikeSequential of layers, got {type(network).__name__}")
-    layers: list[SpikeLinear] = []
-    for name, layer in network.named_children():
+    if type(network) is not SpikeSequential:
+        raise TypeError(f"network must be a SpikeSequential, got {type(network).__name__}")
+    _refuse_hooks("network", network)
+    layers: list[SpikeLinear] = list(network)  # type: ignore[arg-type]
+    for number, layer in enumerate(layers):
         if type(layer) is not SpikeLinear:
-            raise TypeError(f"network.{name} must be a SpikeLinear, got {type(layer).__name__}")
-        if missing := _missing(layer):
-            raise ValueError(f"network.{name} must have {missing}, got {layer!r}")
+            raise TypeError(f"network[{number}] must be a SpikeLinear, got {type(layer).__name__}")
+        if missing := _missing(layer, layer.weight):
+            raise ValueError(f"network[{number}] must have {missing}, got {layer!r}")
         _checks.distinct_bins(layer.t_max, layer.weight.dtype)
-        layers.append(layer)
-    for before, after in itertools.pairwise(layers):
-        if before.out_features != after.in_features or before.weight.dtype != after.weight.dtype:
-            raise ValueError(f"network must have layers that fit, got {before!r} before {after!r}")
+    weights = [layer.weight for layer in layers]
+    if not layers or len(set(weights)) < len(layers):
+        raise ValueError(f"network must have layers with weights of their own, got {network!r}")
+    for one, other in itertools.pairwise(weights):
+        if len(one) != other.shape[1] or one.dtype != other.dtype:
+            raise ValueError(f"network must have layers that fit each other, got {network!r}")
     return layers
 
 
-def _missing(layer: SpikeLinear) -> str | None:
+def _missing(layer: SpikeLinear, weight: Tensor) -> str | None:
     """What a layer would have to have."""
-    neuron, weight = layer.neuron, layer.weight
-    if type(neuron) is not IF or neuron.parameters or neuron.beta != 1:
+    neuron = layer._neuron  # as `layer.neuron` has it, which takes longer
+    if (
+        type(neuron) is not IF
+        or isinstance(neuron.threshold, Tensor)
+        or isinstance(neuron.beta, Tensor)
+        or neuron.beta != 1
+    ):
         return "IF neurons with one threshold and no leak"
     if layer.bias is not None or layer.input_pool is not None or layer.dropout:
         return "no bias, dropout and input pool"
-    if layer.gradient != Latency():
+    if type(layer.gradient) is not Latency:
         return "the gradient 'latency'"
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or weight._backward_hooks:
-        return "no hooks"
-    if weight.device.type != "cpu" or not weight.t().is_contiguous():
-        return "its weight on the CPU, which lies in memory as it was made, [in, out]"
+    if any(map(vars(layer).get, HOOKS)) or weight._backward_hooks or weight._post_accumulate_grad_hooks:
+        return "no hooks and no forward of its own, which a fused step would not call"
+    if weight.device.type != "cpu" or weight.dtype not in _checks.DTYPES or not weight.t().is_contiguous():
+        return "a weight of float32 or float64 on the CPU, which lies in memory as it was made, [in, out]"
     return None
 
 
-def _check_data(times: Tensor, labels: Tensor, first: SpikeLinear) -> None:
-    if times.ndim != 2 or not len(times) or times.shape[1] != first.in_features:
-        raise ValueError(f"times must have shape [batch, {first.in_features}], got {list(times.shape)}")
-    if times.dtype != first.weight.dtype or times.device.type != "cpu":
-        raise TypeError(f"times must be {first.weight.dtype} on the CPU, got {times.dtype} on {times.device}")
-    if labels.shape != times.shape[:1] or labels.dtype != torch.int64 or labels.device.type != "cpu":
+def _refuse_hooks(name: str, owner: nn.Module | torch.optim.Optimizer) -> None:
+    if any(map(vars(owner).get, HOOKS)):
         raise ValueError(
-            f"labels must be int64 of shape [{len(times)}] on the CPU, "
-            f"got {labels.dtype} {list(labels.shape)} on {labels.device}"
+            f"{name} must have no hooks and no forward of its own, which a fused step would not call"
         )
+
+
+def _check_loss(loss: RelativeTargetLoss) -> None:
+    if type(loss) is not RelativeTargetLoss or (loss.reduction, loss.reference) != ("mean", "earliest"):
+        raise TypeError(
+            f"loss must be a RelativeTargetLoss with its default reduction and reference, got {loss!r}"
+        )
+    _checks.positive("t_max of the loss", loss.t_max)
+    _checks.gap("gamma of the loss", loss.gamma, loss.t_max)
+    _refuse_hooks("loss", loss)
+
+
+def _check_data(times: Tensor, labels: Tensor, weight: Tensor) -> None:
+    for name, tensor in (("times", times), ("labels", labels)):
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.layout is not torch.strided
+            or tensor.device.type != "cpu"
+        ):
+            raise TypeError(f"{name} must be a dense tensor on the CPU, got {tensor!r}")
+    if times.ndim != 2 or not len(times) or times.shape[1] != weight.shape[1]:
+        raise ValueError(f"times must have shape [batch, {weight.shape[1]}], got {list(times.shape)}")
+    if times.dtype != weight.dtype:
+        raise TypeError(f"times must be {weight.dtype}, as the weights, got {times.dtype}")
+    if labels.shape != times.shape[:1]:
+        raise ValueError(f"labels must have shape [{len(times)}], got {list(labels.shape)}")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be torch.int64, got {labels.dtype}")

@@ -79,7 +79,7 @@ def test_a_step_is_what_it_stands_for(sizes, delay, hidden_listen, bins, optimiz
         assert not torch.equal(layer.weight, first.weight)
     assert not any(layer.weight.grad is not None for layer in fused)
     found, wanted = (o.state_dict()["state"] for o in optimizers[::-1])
-    torch.testing.assert_close(found if optimizer != "sgd" else {}, wanted if optimizer != "sgd" else {})
+    torch.testing.assert_close(found, wanted)
 
 
 def test_single_precision_and_batches_of_another_size():
@@ -130,14 +130,190 @@ def test_a_scheduler_sets_the_step_size():
     assert torch.equal(net[0].weight, before)
 
 
+def in_turn(plain, fused, optimizers, changes, *, atol=1e-10):
+    """Steps of both, before each of which both networks are changed."""
+    loss = RelativeTargetLoss(3, T_MAX)
+    made = [make(net) for make, net in zip(optimizers, (plain, fused), strict=True)]
+    step = FusedStep(fused, loss, made[1])
+    for change, (times, labels) in zip(changes, batches(len(changes)), strict=True):
+        for net, optimizer in zip((plain, fused), made, strict=True):
+            change(net, optimizer)
+        times = times.to(fused[0].weight.dtype)
+        expected = plainly(plain, loss, made[0], times, labels, True)
+        assert step(times, labels) == pytest.approx(expected, rel=1e-5)
+        for found, wanted in zip(fused, plain, strict=True):
+            torch.testing.assert_close(found.weight, wanted.weight, atol=atol, rtol=1e-5)
+
+
+def nothing(net, optimizer):
+    pass
+
+
+def as_double(net, optimizer):
+    net.double()
+
+
+def replaced(net, optimizer):
+    (group,) = optimizer.param_groups
+    net[0].weight = nn.Parameter((1.5 * net[0].weight.detach()).t().contiguous().t())
+    group["params"][0] = net[0].weight
+
+
+def shorter(net, optimizer):
+    net[0].t_max, net[1].t_max = 9, 12.5
+
+
+def other_neurons(net, optimizer):
+    net[0].set_neuron(IF(1.5, delay=0))
+
+
+def listening(net, optimizer):
+    net[0].silent_gradient = True
+
+
+def frozen(net, optimizer):
+    net[0].weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("change", "optimizer"),
+    [
+        (as_double, "sgd"),
+        *itertools.product([replaced, shorter, other_neurons, listening, frozen], ["sgd", "adam"]),
+    ],
+)
+def test_what_is_changed_between_two_steps_counts(change, optimizer):
+    dtype = torch.float32 if change is as_double else torch.float64
+    plain, fused = (network(12, 20, 4, dtype=dtype) for _ in range(2))
+    makes = [lambda net: OPTIMIZERS[optimizer](list(net.parameters()))] * 2
+    before = fused[0].weight.clone()
+    in_turn(plain, fused, makes, [nothing, nothing, change, nothing], atol=1e-5)
+    assert not torch.equal(fused[0].weight, before.to(fused[0].weight))
+
+
+def test_groups_have_options_of_their_own_and_weights_that_need_no_gradient_stay():
+    def make(net):
+        groups = [{"params": [net[1].weight], "lr": torch.tensor(0.3)}, {"params": [net[0].weight]}]
+        return torch.optim.Adam(groups, lr=0.01, betas=(0.0, 0.0))
+
+    plain, fused = (network(12, 20, 4) for _ in range(2))
+    in_turn(plain, fused, [make] * 2, [nothing] * 3)
+    plain, fused = (network(12, 20, 4) for _ in range(2))
+    before = fused[0].weight.clone()
+    in_turn(plain, fused, [lambda net: torch.optim.SGD(net.parameters(), lr=1.0)] * 2, [frozen] * 3)
+    assert torch.equal(fused[0].weight, before)
+
+
 def test_layers_that_the_optimizer_does_not_hold_stay():
-    net = network(12, 20, 4)
-    step = FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.SGD(net[1].parameters(), lr=1.0))
-    before = copy.deepcopy(net)
-    for times, labels in batches(3):
+    plain, fused = (network(12, 20, 4) for _ in range(2))
+    before = copy.deepcopy(fused)
+    in_turn(plain, fused, [lambda net: torch.optim.SGD(net[1].parameters(), lr=1.0)] * 2, [nothing] * 3)
+    assert torch.equal(fused[0].weight, before[0].weight)
+    assert not torch.equal(fused[1].weight, before[1].weight)
+
+
+def test_no_gradients_are_left():
+    net, loss = network(12, 20, 4), RelativeTargetLoss(3, T_MAX)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    (first, second) = batches(2)
+    plainly(net, loss, optimizer, *first, True)
+    assert net[0].weight.grad is not None
+    FusedStep(net, loss, optimizer)(*second)
+    assert all(layer.weight.grad is None for layer in net)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_no_step_is_taken_where_nothing_learns(mode):
+    net = network(12, 4)
+    step = FusedStep(net, RelativeTargetLoss(3, T_MAX), OPTIMIZERS["adam"](net.parameters()))
+    ((times, labels),) = batches(1)
+    with mode(), pytest.raises(RuntimeError, match=r"a step cannot be taken under torch\.no_grad"):
         step(times, labels)
-    assert torch.equal(net[0].weight, before[0].weight)
-    assert not torch.equal(net[1].weight, before[1].weight)
+
+
+def too_wide(net, step):
+    net[1].weight.data = torch.zeros(21, 4, dtype=torch.float64).t()
+
+
+def unmade(net, step):
+    net[1].weight.data = net[1].weight.data.contiguous()
+
+
+def negative_gap(net, step):
+    step.loss.gamma = -5
+
+
+def two_rates(net, step):
+    step.optimizer.param_groups[1]["lr"] = torch.tensor([0.1, 0.2])
+
+
+def another_weight(net, step):
+    net[1].weight = nn.Parameter(net[1].weight.detach().t().contiguous().t())
+
+
+def other_moments(net, step):
+    step.optimizer.state[net[1].weight]["exp_avg"] = torch.zeros(1, dtype=torch.float64)
+
+
+def leaky(net, step):
+    net[1].set_neuron(IF(beta=0.5))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (too_wide, "network must have layers that fit each other"),
+        (unmade, r"network\[1\] must have a weight of float32 or float64 on the CPU"),
+        (negative_gap, "gamma of the loss must be"),
+        (two_rates, "only one element tensors can be converted"),
+        (another_weight, "optimizer must hold weights of the network alone, got 1 others"),
+        (other_moments, r"optimizer must keep exp_avg as its weights, torch.float64 \[4, 20\], got .* \[1\]"),
+        (leaky, r"network\[1\] must have IF neurons with one threshold"),
+    ],
+)
+def test_a_change_that_does_not_fit_is_refused_before_a_weight_is_changed(change, message):
+    net = network(12, 20, 4)
+    groups = [{"params": [layer.weight]} for layer in net]
+    step = FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.Adam(groups, lr=0.1))
+    (first, second) = batches(2)
+    step(*first)
+    before = net[0].weight.clone()
+    change(net, step)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        step(*second)
+    assert torch.equal(net[0].weight, before)
+
+
+def hook(*args):
+    return None
+
+
+@pytest.mark.parametrize(
+    "attach",
+    [
+        lambda net, loss, optimizer: net[0].register_forward_hook(hook),
+        lambda net, loss, optimizer: net[0].register_forward_pre_hook(hook),
+        lambda net, loss, optimizer: net[0].register_full_backward_hook(hook),
+        lambda net, loss, optimizer: net[0].register_full_backward_pre_hook(hook),
+        lambda net, loss, optimizer: net[0].weight.register_hook(hook),
+        lambda net, loss, optimizer: net[0].weight.register_post_accumulate_grad_hook(hook),
+        lambda net, loss, optimizer: net.register_forward_hook(hook),
+        lambda net, loss, optimizer: loss.register_forward_hook(hook),
+        lambda net, loss, optimizer: optimizer.register_step_pre_hook(hook),
+        lambda net, loss, optimizer: optimizer.register_step_post_hook(hook),
+        lambda net, loss, optimizer: setattr(net[0], "forward", hook),
+    ],
+)
+def test_hooks_that_would_not_be_called_are_refused(attach):
+    net, loss = network(12, 4), RelativeTargetLoss(3, T_MAX)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    step = FusedStep(net, loss, optimizer)
+    attach(net, loss, optimizer)
+    with pytest.raises(ValueError, match="which a fused step would not call"):
+        FusedStep(net, loss, optimizer)
+    ((times, labels),) = batches(1)
+    with pytest.raises(ValueError, match="which a fused step would not call"):
+        step(times, labels)
 
 
 def test_threads_do_not_change_a_bit(monkeypatch):
@@ -173,9 +349,9 @@ def test_autograd_notices_the_step():
         (lambda t, y: (t, y + 1), r"labels must lie in 0 \.\.\. 3, got 4"),
         (lambda t, y: (t[:, :5], y), r"times must have shape \[batch, 12\], got \[9, 5\]"),
         (lambda t, y: (t[:0], y[:0]), r"times must have shape \[batch, 12\], got \[0, 12\]"),
-        (lambda t, y: (t.float(), y), "times must be torch.float64 on the CPU, got torch.float32 on cpu"),
-        (lambda t, y: (t, y.float()), r"labels must be int64 of shape \[9\] on the CPU, got torch.float32"),
-        (lambda t, y: (t, y[:4]), r"labels must be int64 of shape \[9\] on the CPU, got torch.int64 \[4\]"),
+        (lambda t, y: (t.float(), y), "times must be torch.float64, as the weights, got torch.float32"),
+        (lambda t, y: (t, y.float()), "labels must be torch.int64, got torch.float32"),
+        (lambda t, y: (t, y[:4]), r"labels must have shape \[9\], got \[4\]"),
     ],
 )
 def test_bad_data_is_refused_and_changes_nothing(change, message):
@@ -197,8 +373,10 @@ def test_weights_that_are_no_numbers_are_refused():
     with torch.no_grad():
         net[0].weight[3, 3] = torch.nan
     ((times, labels),) = batches(1)
+    before = net[1].weight.clone()
     with pytest.raises(ValueError, match="weight or bias holds NaN"):
         step(times.zero_(), labels)
+    assert torch.equal(net[1].weight, before)
 
 
 def test_a_silent_network_is_said():
@@ -211,14 +389,17 @@ def test_a_silent_network_is_said():
         step(times, labels)
 
 
-def layer(neuron=None, **options):
-    return SpikeLinear(12, 4, neuron or IF(1.0), t_max=T_MAX, **options)
+def shared():
+    one, other = layer(n_out=12), layer(n_out=12)
+    other.weight = one.weight
+    return SpikeSequential(one, other)
 
 
-def hooked(kind):
-    made = layer()
-    getattr(made, kind)(lambda *args: None)
-    return made
+def layer(neuron=None, n_out=4, **options):
+    return SpikeLinear(12, n_out, neuron or IF(1.0), t_max=T_MAX, **options)
+
+
+TWICE = layer(n_out=12)
 
 
 def turned():
@@ -234,22 +415,24 @@ class Subclass(SpikeSequential):
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (nn.Sequential(layer()), "network must be a SpikeSequential of layers, got Sequential"),
-        (SpikeSequential(), "network must be a SpikeSequential of layers"),
-        (Subclass(layer()), "network must be a SpikeSequential of layers, got Subclass"),
-        (SpikeSequential(nn.Flatten(), layer()), "network.0 must be a SpikeLinear, got Flatten"),
-        (SpikeSequential(SpikeConv2d(1, 2, 3, IF(), t_max=T_MAX)), "network.0 must be a SpikeLinear"),
-        (SpikeSequential(layer(ReLPSP())), "network.0 must have IF neurons with one threshold and no leak"),
-        (SpikeSequential(layer(IF(beta=0.5))), "network.0 must have IF neurons with one threshold"),
-        (SpikeSequential(layer(IF(torch.ones(4)))), "network.0 must have IF neurons with one threshold"),
-        (SpikeSequential(layer(bias=True)), "network.0 must have no bias, dropout and input pool"),
-        (SpikeSequential(layer(dropout=0.1)), "network.0 must have no bias, dropout and input pool"),
-        (SpikeSequential(layer(input_pool=AveragePool(2))), "network.0 must have no bias, dropout"),
-        (SpikeSequential(layer(gradient="surrogate")), "network.0 must have the gradient 'latency'"),
-        (SpikeSequential(hooked("register_forward_hook")), "network.0 must have no hooks"),
-        (SpikeSequential(hooked("register_full_backward_hook")), "network.0 must have no hooks"),
-        (SpikeSequential(turned()), r"network.0 must have its weight on the CPU, .* \[in, out\]"),
-        (SpikeSequential(layer(), layer()), "network must have layers that fit"),
+        (nn.Sequential(layer()), "network must be a SpikeSequential, got Sequential"),
+        (SpikeSequential(), "network must have layers with weights of their own"),
+        (Subclass(layer()), "network must be a SpikeSequential, got Subclass"),
+        (SpikeSequential(nn.Flatten(), layer()), r"network\[0\] must be a SpikeLinear, got Flatten"),
+        (SpikeSequential(SpikeConv2d(1, 2, 3, IF(), t_max=T_MAX)), r"network\[0\] must be a SpikeLinear"),
+        (SpikeSequential(layer(ReLPSP())), r"network\[0\] must have IF neurons with one threshold"),
+        (SpikeSequential(layer(IF(beta=0.5))), r"network\[0\] must have IF neurons with one threshold"),
+        (SpikeSequential(layer(IF(torch.ones(4)))), r"network\[0\] must have IF neurons with one threshold"),
+        (SpikeSequential(layer(bias=True)), r"network\[0\] must have no bias, dropout and input pool"),
+        (SpikeSequential(layer(dropout=0.1)), r"network\[0\] must have no bias, dropout and input pool"),
+        (SpikeSequential(layer(input_pool=AveragePool(2))), r"network\[0\] must have no bias, dropout"),
+        (SpikeSequential(layer(gradient="surrogate")), r"network\[0\] must have the gradient 'latency'"),
+        (SpikeSequential(turned()), r"network\[0\] must have a weight .* in memory as it was made"),
+        (SpikeSequential(layer(), layer()), "network must have layers that fit each other"),
+        (SpikeSequential(layer(n_out=12), layer().double()), "network must have layers that fit each other"),
+        (SpikeSequential(TWICE, TWICE), "network must have layers with weights of their own"),
+        (shared(), "network must have layers with weights of their own"),
+        (SpikeSequential(layer().half()), r"network\[0\] must have a weight of float32 or float64"),
     ],
 )  # fmt: skip
 def test_networks_of_another_kind_are_refused(net, message):
@@ -272,6 +455,14 @@ def test_losses_of_another_kind_are_refused(loss):
         FusedStep(net, loss, torch.optim.SGD(net.parameters(), lr=1.0))
 
 
+def test_errors_are_normalised_or_not():
+    net = network(12, 4)
+    with pytest.raises(TypeError, match="normalize must be True or False, got 'sum'"):
+        FusedStep(
+            net, RelativeTargetLoss(3, T_MAX), torch.optim.SGD(net.parameters(), lr=1.0), normalize="sum"
+        )
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -280,7 +471,7 @@ def test_losses_of_another_kind_are_refused(loss):
         (lambda w: torch.optim.Adam(w, amsgrad=True), "optimizer must be without amsgrad, got True"),
         (
             lambda w: torch.optim.SGD([*w, nn.Parameter(torch.zeros(1))], lr=1.0),
-            "optimizer must hold weights of the network, and nothing else",
+            "optimizer must hold weights of the network alone, got 1 others",
         ),
     ],
 )

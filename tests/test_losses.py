@@ -411,6 +411,11 @@ def test_normalize_error_gives_unit_norm_over_the_whole_range(dtype):
         times = torch.zeros(1, 2, dtype=dtype, requires_grad=True)
         functional.normalize_error(times).backward(torch.tensor([[3.0, 4.0]], dtype=dtype) * size)
         torch.testing.assert_close(times.grad, torch.tensor([[0.6, 0.8]], dtype=dtype), rtol=1e-6, atol=0)
+    smallest = tiny * torch.finfo(dtype).eps
+    for error in ([[smallest, 0.0]], [[0.0, -3 * smallest]], [[largest, 0.0]]):
+        times = torch.zeros(1, 2, dtype=dtype, requires_grad=True)
+        functional.normalize_error(times).backward(torch.tensor(error, dtype=dtype))
+        torch.testing.assert_close(times.grad, torch.tensor(error, dtype=dtype).sign(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

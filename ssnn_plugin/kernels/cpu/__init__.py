@@ -25,18 +25,30 @@ def first_spike(
     slope = times.new_empty(0 if neuron.jumps else shape)
     outputs = times.new_empty(shape), times.new_empty(shape), slope
     if geometry.linear:
-        kind: Any = steps if neuron.jumps else currents
-        rows, *arrays = as_arrays(weight.t(), times, *outputs)
         # An array in any case: code for None would be compiled beside that for arrays.
-        (current,) = as_arrays(times.new_empty(0) if bias is None else bias)
-        numbers, work = kind.numbers_of(neuron, t_max), times.numel() * len(weight) // 4
-        kernel, tile = kind.kernel_of(neuron, bias, rows)
-        given = arrays[0], rows, current, *arrays[1:], status, *numbers, tile
-        share_out(len(times), work, kernel, *given)
+        seen, rows, current = as_arrays(times, weight.t(), times.new_empty(0) if bias is None else bias)
+        fire_rows(neuron, t_max, seen, rows, current, as_arrays(*outputs), status)
     else:
         conv2d.first_spike(times, weight, bias, geometry, neuron, t_max, outputs, status)
     refuse_bad_samples(status.max(initial=0))
     return outputs
+
+
+def fire_rows(
+    neuron: Any,
+    t_max: float,
+    times: np.ndarray,
+    rows: np.ndarray,
+    bias: np.ndarray,
+    outputs: tuple[np.ndarray, ...],
+    status: np.ndarray,
+) -> None:
+    """Write crossings, potentials and slopes of a fully connected layer: weights [in, out], bias or empty."""
+    kind: Any = steps if neuron.jumps else currents
+    kernel, tile = kind.kernel_of(neuron, bias.size > 0, rows)
+    arrays = times, rows, bias, *outputs, status
+    work = times.size * rows.shape[1] // 4
+    share_out(len(times), work, kernel, *arrays, *kind.numbers_of(neuron, t_max), tile)
 
 
 def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Tensor:

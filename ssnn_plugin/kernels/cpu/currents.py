@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numba.extending import overload
-from torch import Tensor
 
 from .compile import jit, method, told_apart
 from .events import MOST_EVENTS, sort_batch, status_of
@@ -81,7 +80,7 @@ def numbers_of(neuron: Any, t_max: float) -> tuple[Any, ...]:
     return told_apart(neuron.compiled()), float(neuron.threshold), t_max
 
 
-def kernel_of(neuron: Any, bias: Tensor | None, rows: np.ndarray) -> tuple[Any, tuple[int, ...]]:
+def kernel_of(neuron: Any, bias: bool, rows: np.ndarray) -> tuple[Any, tuple[int, ...]]:
     """Of a fully connected layer, and the tile of outputs that it is compiled for."""
     return fire_linear, tile_of(rows)
 

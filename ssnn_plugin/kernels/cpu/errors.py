@@ -56,18 +56,29 @@ def normalize_rows(rows, factor, unit):
     number, most = rows.dtype.type, MOST[rows.itemsize // 8]
     bound = number(math.ldexp(1.0, most - 53))
     for b in range(len(rows)):
-        scale, square = number(1), square_of(rows[b], number(1))
-        if not 1 / bound < square < bound:
-            # By a power of two, which rounds nothing, so that the squares stay within the dtype.
-            largest = 0.0
+        square = square_of(rows[b], number(1))
+        if 1 / bound < square < bound:
+            by = number(factor) / np.sqrt(square)
             for j in range(rows.shape[1]):
-                largest = max(largest, abs(rows[b, j]))
-            scale = number(math.ldexp(1.0, -min(max(math.frexp(largest)[1], -most), most)))
-            square = square_of(rows[b], scale)
-        norm = np.sqrt(square) / number(factor)
-        by = scale / norm if norm != 0 else number(1)
-        for j in range(rows.shape[1]):
-            unit[b, j] = by * rows[b, j]
+                unit[b, j] = by * rows[b, j]
+        else:
+            normalize_far(rows[b], number(factor), most, unit[b])
+
+
+@jit
+def normalize_far(row, factor, most, unit):
+    """As `normalize_rows`, one row whose squares leave the dtype: by a power of two, which rounds nothing."""
+    errors = np.int32(0)
+    for j in range(row.size):
+        errors += np.int32(row[j] != 0)
+    largest = 0.0
+    for j in range(row.size if errors > 0 else 0):
+        largest = max(largest, abs(row[j]))
+    scale = row.dtype.type(math.ldexp(1.0, -min(max(math.frexp(largest)[1], -most), most)))
+    norm = np.sqrt(square_of(row, scale)) / factor
+    norm = norm if norm != 0 else row.dtype.type(1)
+    for j in range(row.size):
+        unit[j] = scale * row[j] / norm
 
 
 @jit

@@ -9,21 +9,22 @@ from .errors import normalize_rows
 
 
 @jit
-def unit_errors(first, end, grads, crossings, last, norm, errors, until, until_bits):
-    """Write the gradients of spike times as errors of a norm, and before when an input counts for them.
+def normalize_range(first, end, rows, factor, unit):
+    """`normalize_rows` of the samples `first` ... `end`."""
+    normalize_rows(rows[first:end], factor, unit[first:end])
 
-    One at the crossing does; `last` stands for the crossing of a silent neuron, for which none counts if that
-    is `inf`. With a norm of 0 errors are the gradients. `until_bits` is `until` as whole numbers.
+
+@jit
+def write_until(first, end, crossings, last, until, bits):
+    """Before when an input counts, as `IF.until`: `last` stands for the crossing of a silent neuron.
+
+    `bits` are the whole numbers in the memory of `until`.
     """
-    if norm > 0:
-        normalize_rows(grads[first:end], norm, errors[first:end])
-    else:
-        errors[first:end] = grads[first:end]
     for b in range(first, end):
-        for j in range(grads.shape[1]):
-            until[b, j] = min(crossings[b, j], last) + grads.dtype.type(0)  # -0.0 has another next number
-        for j in range(grads.shape[1]):
-            until_bits[b, j] += 1
+        for j in range(crossings.shape[1]):
+            until[b, j] = abs(min(crossings[b, j], last))
+        for j in range(crossings.shape[1]):
+            bits[b, j] += 1
 
 
 @jit
@@ -37,19 +38,19 @@ def sgd(first, end, weights, grads, rate, decay):
 
 
 @jit
-def adam(first, end, weights, grads, means, squares, rate, betas, eps, decay, decoupled, step):
+def adam(first, end, weights, grads, means, squares, step, rate, betas, eps, decay, decoupled):
     """Adam on the rows `first` ... `end` of weights, as `torch.optim.Adam`; `decoupled` as `AdamW`."""
     number = weights.dtype.type
     length = number(rate / (1 - betas[0] ** step))
     root, eps = number(math.sqrt(1 - betas[1] ** step)), number(eps)
-    new_mean, new_square = number(1 - betas[0]), number(1 - betas[1])
+    (old_mean, new_mean), (old_square, new_square) = [(number(beta), number(1 - beta)) for beta in betas]
     kept = number(1 - rate * decay if decoupled else 1)
     coupled = number(0 if decoupled else decay)
     for i in range(first, end):
         for j in range(weights.shape[1]):
             grad = grads[i, j] + coupled * weights[i, j]
-            means[i, j] += new_mean * (grad - means[i, j])
-            squares[i, j] += new_square * (grad * grad - squares[i, j])
+            means[i, j] = old_mean * means[i, j] + new_mean * grad
+            squares[i, j] = old_square * squares[i, j] + new_square * grad * grad
             weights[i, j] = kept * weights[i, j] - length * means[i, j] / (
                 math.sqrt(squares[i, j]) / root + eps
             )

@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from ..status import BAD_TIMES, NAN_POTENTIAL
 from .compile import jit
@@ -26,9 +25,9 @@ def numbers_of(neuron: Any, t_max: float) -> tuple[float, float, float, float, i
     return *numbers, min(math.ceil(t_max), MOST_BINS) + 1
 
 
-def kernel_of(neuron: Any, bias: Tensor | None, rows: np.ndarray) -> tuple[Any, tuple[int, ...]]:
+def kernel_of(neuron: Any, bias: bool, rows: np.ndarray) -> tuple[Any, tuple[int, ...]]:
     """Of a fully connected layer, and the tile of outputs that it is compiled for, if it has tiles."""
-    if bias is None and neuron.beta == 1:
+    if not bias and neuron.beta == 1:
         return fire_linear, tile_of(rows)
     return fire_linear_with_drift, ()
 
