@@ -106,12 +106,12 @@ class FusedStep:
             spikes.append(room.fire(layer, spikes[-1]))
         loss, grads = _errors_of_outputs(self.loss, spikes[-1], labels)
         for number, room in reversed(list(enumerate(rooms))):
-            room.take(grads, layers[number], self.normalize)
+            room.take(grads, self.normalize)
             if number:
-                grads = room.input_grad(layers[number], spikes[number])
+                grads = room.input_grad(spikes[number])
         for update, room, inputs in zip(updates, rooms, spikes, strict=False):
             if update is not None:
-                update(room.weight_grad(inputs))
+                update(room.rows, room.weight_grad(inputs))
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler asks for it
         return loss
 
@@ -123,7 +123,11 @@ class FusedStep:
 
 
 class _Room:
-    """Arrays that the kernels of a layer write to, kept between steps."""
+    """What the kernels of a layer read in a step, and the arrays that they write to, kept between steps."""
+
+    rows: np.ndarray
+    #: the crossing of a silent neuron, by which inputs are counted
+    last: np.floating[Any]
 
     def __init__(self, batch: int, n_out: int, n_in: int, dtype: torch.dtype) -> None:
         self.sizes = batch, n_out, n_in, dtype
@@ -131,6 +135,7 @@ class _Room:
         self.crossings, self.potential, self.spikes, self.errors, self.until = (
             np.empty((batch, n_out), kind) for _ in range(5)
         )
+        self.errors_of_inputs = np.empty((batch, n_in), kind)
         self.until_bits = self.until.view(f"i{kind.itemsize}")
         self.status, self.none = np.zeros(batch, np.int8), np.empty(0, kind)
         self.tile = tile_of(self.crossings)
@@ -138,35 +143,32 @@ class _Room:
 
     def fire(self, layer: SpikeLinear, times: np.ndarray) -> np.ndarray:
         """Spike times of the layer, of those of its inputs."""
-        neuron, self.status[:] = layer._neuron, 0
-        outputs = self.crossings, self.potential, self.none
-        fire_rows(neuron, _end(layer), times, _rows(layer.weight), self.none, outputs, self.status)
-        refuse_bad_samples(self.status.max())
-        np.add(self.crossings, self.crossings.dtype.type(neuron.delay), out=self.spikes)
-        return self.spikes
-
-    def take(self, grads: np.ndarray, layer: SpikeLinear, normalize: bool) -> None:
-        """Keep the gradients of the spike times as errors, and before when inputs count for them."""
-        if normalize:
-            share_out(len(grads), grads.size, fused.normalize_range, grads, 1 / len(grads), self.errors)
-        else:
-            self.errors[:] = grads
-        number = grads.dtype.type
+        neuron, number, self.rows = layer._neuron, times.dtype.type, _rows(layer.weight)
+        end = number(layer.t_max)  # as the times can hold it
         # The last time of the window, at which all inputs count; without a gradient none does.
-        last = np.nextafter(number(_end(layer)), number(0)) if layer.silent_gradient else number(np.inf)
-        arrays = self.crossings, last, self.until, self.until_bits
-        share_out(len(grads), grads.size, fused.write_until, *arrays)
+        self.last = np.nextafter(end, number(0)) if layer.silent_gradient else number(np.inf)
+        self.status.fill(0)
+        outputs = self.crossings, self.potential, self.none
+        fire_rows(neuron, float(end), times, self.rows, self.none, outputs, self.status)
+        refuse_bad_samples(self.status.max())
+        return np.add(self.crossings, number(neuron.delay), out=self.spikes)  # type: ignore[no-any-return]
+
+    def take(self, grads: np.ndarray, normalize: bool) -> None:
+        """Keep the gradients of the spike times as errors, and before when inputs count for them."""
+        until = self.crossings, self.last, self.until, self.until_bits
+        arrays = grads, normalize, 1 / len(grads), self.errors, *until
+        share_out(len(grads), grads.size, fused.take_errors, *arrays)
 
     def weight_grad(self, times: np.ndarray) -> np.ndarray:
         """Gradient of the weights [in, out], with more columns if there are fewer outputs than a tile has."""
         write_weight_grad(self._arrays(times), self.grad, self.tile)
         return self.grad
 
-    def input_grad(self, layer: SpikeLinear, times: np.ndarray) -> np.ndarray:
+    def input_grad(self, times: np.ndarray) -> np.ndarray:
         """Gradient of the inputs' spike times."""
-        grad = np.zeros_like(times)
-        add_input_grad(self._arrays(times), layer.weight.detach().numpy(), grad)
-        return grad
+        self.errors_of_inputs.fill(0)
+        add_input_grad(self._arrays(times), self.rows.T, self.errors_of_inputs)
+        return self.errors_of_inputs
 
     def _arrays(self, times: np.ndarray) -> Arrays:
         return self.errors, None, self.until, None, None, times
@@ -175,11 +177,6 @@ class _Room:
 def _rows(weight: Tensor) -> np.ndarray:
     """Weights as they lie in memory, [in, out]."""
     return weight.detach().t().numpy()
-
-
-def _end(layer: SpikeLinear) -> float:
-    """The window as the times can hold it."""
-    return float(np.float32(layer.t_max)) if layer.weight.dtype == torch.float32 else float(layer.t_max)
 
 
 def _errors_of_outputs(
@@ -194,13 +191,13 @@ def _errors_of_outputs(
     if not fired:
         warn_if_none(torch.zeros(1, dtype=torch.bool))
     errors *= 1 / (t_max * len(errors))
-    return float(losses.mean()), errors
+    return float(losses.sum()) / len(losses), errors
 
 
 def _updates(
     optimizer: torch.optim.Optimizer, layers: list[SpikeLinear]
-) -> list[Callable[[np.ndarray], None] | None]:
-    """What changes the weights of each layer, given their gradient; None for those that stay."""
+) -> list[Callable[[np.ndarray, np.ndarray], None] | None]:
+    """What changes the weights of each layer [in, out] by their gradient; None for those that stay."""
     if type(optimizer) not in OPTIMIZERS:
         names = ", ".join(kind.__name__ for kind in OPTIMIZERS)
         raise TypeError(f"optimizer must be one of {names}, got {type(optimizer).__name__}")
@@ -219,18 +216,18 @@ def _updates(
 
 def _sgd(
     optimizer: torch.optim.Optimizer, weight: Tensor, options: dict[str, Any]
-) -> Callable[[np.ndarray], None]:
+) -> Callable[[np.ndarray, np.ndarray], None]:
     rate, decay = float(options["lr"]), float(options["weight_decay"])
 
-    def update(grad: np.ndarray) -> None:
-        _change(weight, fused.sgd, grad, rate, decay)
+    def update(rows: np.ndarray, grad: np.ndarray) -> None:
+        _change(weight, fused.sgd, rows, grad, rate, decay)
 
     return update
 
 
 def _adam(
     optimizer: torch.optim.Optimizer, weight: Tensor, options: dict[str, Any]
-) -> Callable[[np.ndarray], None]:
+) -> Callable[[np.ndarray, np.ndarray], None]:
     rate, eps, decay = (float(options[name]) for name in ("lr", "eps", "weight_decay"))
     betas = float(options["betas"][0]), float(options["betas"][1])
     for name in ("exp_avg", "exp_avg_sq"):
@@ -241,7 +238,7 @@ def _adam(
                 f"got {moments.dtype} {list(moments.shape)}"
             )
 
-    def update(grad: np.ndarray) -> None:
+    def update(rows: np.ndarray, grad: np.ndarray) -> None:
         state = optimizer.state[weight]
         if not state:  # as torch's own begins
             state["step"] = torch.tensor(0.0)
@@ -250,13 +247,12 @@ def _adam(
         state["step"] += 1
         moments = _rows(state["exp_avg"]), _rows(state["exp_avg_sq"])
         numbers = state["step"].item(), rate, betas, eps, decay, options["decoupled_weight_decay"]
-        _change(weight, fused.adam, grad, *moments, *numbers)
+        _change(weight, fused.adam, rows, grad, *moments, *numbers)
 
     return update
 
 
-def _change(weight: Tensor, kernel: Callable[..., None], *arguments: Any) -> None:
-    rows = _rows(weight)
+def _change(weight: Tensor, kernel: Callable[..., None], rows: np.ndarray, *arguments: Any) -> None:
     share_out(len(rows), rows.size, kernel, rows, *arguments)
     torch.autograd.graph.increment_version(weight)
     weight.grad = None

@@ -9,17 +9,16 @@ from .errors import normalize_rows
 
 
 @jit
-def normalize_range(first, end, rows, factor, unit):
-    """`normalize_rows` of the samples `first` ... `end`."""
-    normalize_rows(rows[first:end], factor, unit[first:end])
+def take_errors(first, end, grads, normalize, norm, errors, crossings, last, until, bits):
+    """Write the gradients of spike times as errors, of this norm if so asked, and before when inputs count.
 
-
-@jit
-def write_until(first, end, crossings, last, until, bits):
-    """Before when an input counts, as `IF.until`: `last` stands for the crossing of a silent neuron.
-
-    `bits` are the whole numbers in the memory of `until`.
+    That as `IF.until`: `last` stands for the crossing of a silent neuron, `bits` are the whole numbers in the
+    memory of `until`.
     """
+    if normalize:
+        normalize_rows(grads[first:end], norm, errors[first:end])
+    else:
+        errors[first:end] = grads[first:end]
     for b in range(first, end):
         for j in range(crossings.shape[1]):
             until[b, j] = abs(min(crossings[b, j], last))

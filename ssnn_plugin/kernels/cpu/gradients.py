@@ -193,7 +193,8 @@ def events_with_errors(p, q, until, times):
     ends, at = np.empty(len(times), np.int64), 0
     for n in range(len(times)):
         if count_errors(p[n], item_of(q, n), until[n], 0, p.shape[1]) > 0:
-            found = find_events(times[n], np.inf, inputs[at:])
+            latest = latest_of(p[n], item_of(q, n), until[n], 0, p.shape[1])
+            found = find_events(times[n], latest, inputs[at:])
             write_times(times[n], inputs[at : at + found], when[at : at + found])
             at += found
         ends[n] = at
