@@ -261,11 +261,25 @@ def test_eligibility_is_what_a_lasting_current_adds():
     layer.eval()
     rates, image = rate_backprop.Rates(), torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        for _ in range(4):
-            layer.step(image, rates, method.surrogate)
-    current = layer.norm.norm(layer.connection(image)).detach().requires_grad_()
+        for t in range(4):
+            layer.step(t, image, rates, method.surrogate)
+    current = layer.norm.of_step(0, layer.connection(image)).detach().requires_grad_()
     layer.neurons(current.repeat(4, 1, 1, 1)).sum().backward()
     torch.testing.assert_close(rates.eligibility, current.grad)
+
+
+def test_each_step_is_evaluated_with_statistics_of_its_own():
+    norm = rate_backprop.InEachStep(3, 2, torch.nn.Identity())
+    generator = torch.Generator().manual_seed(5)
+    first, second = torch.randn(500, 3, generator=generator), 5 * torch.randn(500, 3, generator=generator) + 2
+    currents = torch.cat([first, second])
+    for _ in range(200):
+        learned = norm(currents)
+    torch.testing.assert_close(norm.eval()(currents), learned, rtol=5e-3, atol=1e-3)
+    with torch.no_grad():
+        norm.weight.fill_(2.0)
+        norm.bias.fill_(1.0)
+    torch.testing.assert_close(norm(currents), 2 * learned + 1, rtol=5e-3, atol=5e-3)
 
 
 # Time-based training

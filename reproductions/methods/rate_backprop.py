@@ -7,8 +7,10 @@ a lasting current adds to V. Then one pass through a static network of rates r +
 mean current, with a graph, learns at a cost that does not grow with T. Its values are those of the spikes,
 its gradient that of the rates.
 
-Batches are normalised in every step; in the pass of rates with the mean of those statistics, which learn
-as statistics of the rates. A neuron that fires once has the rate 0 or 1 / T: this is no method for it.
+Batches are normalised in every step, and images that are not learned from with running statistics of that
+step, as a layer gets more spikes in some steps than in others. The pass of rates has the mean of the
+statistics, which learn as statistics of the rates. A neuron that fires once has the rate 0 or 1 / T: this is
+no method for it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ssnn_plugin.surrogate import Surrogate
 
@@ -25,6 +28,8 @@ from . import multi_spike
 from .multi_spike import MultiSpike, OverSteps, SpikingLayer, leaky
 
 SLOPE = 4.0
+# Of the running statistics, and what a variance is greater by, as torch's own have them.
+MOMENTUM, EPS = 0.1, 1e-5
 
 
 class Training(multi_spike.Training):
@@ -61,23 +66,35 @@ class Rates:
 class InEachStep(nn.Module):
     """The normalisation of the batch of each step: [T * batch, channels, *] to the same.
 
-    `repeat` is `MultiSpike.in_all_steps`.
+    `repeat` is `MultiSpike.in_all_steps`. All steps have one gain and one shift, and statistics of their own.
     """
 
-    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d, steps: int, repeat: nn.Module) -> None:
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, channels: int, steps: int, repeat: nn.Module) -> None:
         super().__init__()
-        self.norm, self.steps, self.repeat = norm, steps, repeat
+        self.steps, self.repeat = steps, repeat
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("mean", torch.zeros(steps, channels))
+        self.register_buffer("variance", torch.ones(steps, channels))
 
     def forward(self, currents: Tensor) -> Tensor:
-        return torch.cat([self.norm(part) for part in self.repeat(currents).chunk(self.steps)])
+        parts = self.repeat(currents).chunk(self.steps)
+        return torch.cat([self.of_step(t, part) for t, part in enumerate(parts)])
+
+    def of_step(self, t: int, currents: Tensor) -> Tensor:
+        """Currents of a step [batch, channels, *], normalised."""
+        kept, learned = (self.mean[t], self.variance[t]), (self.weight, self.bias)
+        return F.batch_norm(currents, *kept, *learned, self.training, MOMENTUM, EPS)
 
     def of_rates(self, currents: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         """Mean currents [batch, channels, *], normalised; the values of the statistics are those given."""
         own_mean, own_variance = statistics(currents)
         mean = mean + own_mean - own_mean.detach()
         variance = variance + own_variance - own_variance.detach()
-        normalized = (currents - mean) * (variance + self.norm.eps).rsqrt()
-        weight, bias = (per_channel(value, currents) for value in (self.norm.weight, self.norm.bias))
+        normalized = (currents - mean) * (variance + EPS).rsqrt()
+        weight, bias = (per_channel(value, currents) for value in (self.weight, self.bias))
         return weight * normalized + bias
 
 
@@ -87,12 +104,12 @@ class RateLayer(SpikingLayer):
     norm: InEachStep
     neurons: OverSteps
 
-    def step(self, inputs: Tensor, rates: Rates, surrogate: Surrogate) -> Tensor:
-        """Spikes of the next step; `rates` takes them up."""
-        current = self.connection(inputs).to(self.norm.norm.weight.dtype)
+    def step(self, t: int, inputs: Tensor, rates: Rates, surrogate: Surrogate) -> Tensor:
+        """Spikes of the step t; `rates` takes them up."""
+        current = self.connection(inputs).to(self.norm.weight.dtype)
         mean, variance = statistics(current)
         neuron = self.neurons.neuron
-        v = neuron.beta * rates.v + self.norm.norm(current)
+        v = neuron.beta * rates.v + self.norm.of_step(t, current)
         spikes: Tensor = (v > neuron.threshold).to(v)
         slope = surrogate.derivative(v - neuron.threshold)
         rates.spikes, rates.eligibility = rates.spikes + spikes, rates.eligibility + rates.kappa * slope
@@ -103,7 +120,7 @@ class RateLayer(SpikingLayer):
 
     def rate(self, inputs: Tensor, rates: Rates, steps: int) -> Tensor:
         """Mean spikes, of which the mean currents are the cause."""
-        current = self.connection(inputs).to(self.norm.norm.weight.dtype)
+        current = self.connection(inputs).to(self.norm.weight.dtype)
         x = self.norm.of_rates(
             current, torch.as_tensor(rates.mean / steps), torch.as_tensor(rates.variance / steps)
         )
@@ -117,8 +134,7 @@ class RateBackprop(MultiSpike):
     surrogate = Sigmoid()
 
     def norm(self, number: int, channels: int, spatial: bool) -> nn.Module:
-        over_batch = nn.BatchNorm2d if spatial else nn.BatchNorm1d
-        return InEachStep(over_batch(channels), self.steps, self.in_all_steps(number))
+        return InEachStep(channels, self.steps, self.in_all_steps(number))
 
     def neurons(self, number: int) -> OverSteps:
         soft = leaky(self.settings.network, self.surrogate, reset_mechanism="subtract", reset_delay=False)
@@ -130,10 +146,10 @@ class RateBackprop(MultiSpike):
         layers = [layer for layer in self.network.modules() if isinstance(layer, RateLayer)]
         shaped, all_rates = self.shaped(images), [Rates() for _ in layers]
         with torch.no_grad():
-            for _ in range(self.steps):
+            for t in range(self.steps):
                 values = shaped
                 for layer, stage, rates in zip(layers, self.stages, all_rates, strict=False):
-                    values = stage.after(layer.step(values, rates, self.surrogate))
+                    values = stage.after(layer.step(t, values, rates, self.surrogate))
         values = shaped
         for layer, stage, rates in zip(layers, self.stages, all_rates, strict=False):
             values = stage.after(layer.rate(values, rates, self.steps))
