@@ -136,7 +136,6 @@ class _Room:
             np.empty((batch, n_out), kind) for _ in range(5)
         )
         self.errors_of_inputs = np.empty((batch, n_in), kind)
-        self.until_bits = self.until.view(f"i{kind.itemsize}")
         self.status, self.none = np.zeros(batch, np.int8), np.empty(0, kind)
         self.tile = tile_of(self.crossings)
         self.grad = np.empty((n_in, max(n_out, width_of(self.tile, kind.itemsize))), kind)
@@ -155,8 +154,8 @@ class _Room:
 
     def take(self, grads: np.ndarray, normalize: bool) -> None:
         """Keep the gradients of the spike times as errors, and before when inputs count for them."""
-        until = self.crossings, self.last, self.until, self.until_bits
-        arrays = grads, normalize, 1 / len(grads), self.errors, *until
+        until = self.until, self.until.view(f"i{self.until.itemsize}")
+        arrays = grads, normalize, 1 / len(grads), self.errors, self.crossings, self.last, *until
         share_out(len(grads), grads.size, fused.take_errors, *arrays)
 
     def weight_grad(self, times: np.ndarray) -> np.ndarray:

@@ -113,6 +113,21 @@ def test_plain_and_fused_steps_go_on_with_each_other(optimizer):
         torch.testing.assert_close(found.weight, wanted.weight)
 
 
+def test_a_copy_learns_on_its_own():
+    net, loss = network(12, 20, 4), RelativeTargetLoss(3, T_MAX)
+    step = FusedStep(net, loss, OPTIMIZERS["adam"](net.parameters()))
+    (first, second, third) = batches(3)
+    step(*first)
+    copied = copy.deepcopy(step)
+    step(*second)
+    step(*third)
+    assert not torch.equal(copied.network[0].weight, net[0].weight)
+    assert copied(*second) > 0
+    copied(*third)
+    for found, wanted in zip(copied.network, net, strict=True):
+        assert torch.equal(found.weight, wanted.weight)
+
+
 def test_a_scheduler_sets_the_step_size():
     net = network(12, 4)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
