@@ -237,6 +237,25 @@ def test_no_gradients_are_left():
     assert all(layer.weight.grad is None for layer in net)
 
 
+def test_moments_do_not_linger_below_the_smallest_normal_number():
+    plain, fused = (network(12, 20, 4, dtype=torch.float32) for _ in range(2))
+    optimizers = [torch.optim.Adam(net.parameters(), lr=0.01) for net in (plain, fused)]
+    step = FusedStep(fused, RelativeTargetLoss(3, T_MAX), optimizers[1])
+    ((times, labels),) = batches(1, dtype=torch.float32)
+    for net, optimizer in zip((plain, fused), optimizers, strict=True):
+        plainly(net, step.loss, optimizer, times, labels, True)
+        for state in optimizer.state.values():
+            state["exp_avg"].fill_(2e-38)
+    for _ in range(10):
+        plainly(plain, step.loss, optimizers[0], times, labels, True)
+        step(times, labels)
+    (_, state), *_ = optimizers[1].state.items()
+    (_, kept), *_ = optimizers[0].state.items()
+    assert (kept["exp_avg"].abs() < 1e-38).any()
+    assert (state["exp_avg"][kept["exp_avg"].abs() < 1e-38] == 0).all()
+    torch.testing.assert_close(fused[0].weight, plain[0].weight, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_no_step_is_taken_where_nothing_learns(mode):
     net = network(12, 4)
