@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import _checks
 from .functional.silent import warn_if_none
-from .kernels.cpu import fire_rows, fused
+from .kernels.cpu import fused, work_on_rows
 from .kernels.cpu.errors import relative_errors
 from .kernels.cpu.gradients import Arrays, add_input_grad, write_weight_grad
 from .kernels.cpu.lanes import tile_of, width_of
@@ -148,7 +148,8 @@ class _Room:
         self.last = np.nextafter(end, number(0)) if layer.silent_gradient else number(np.inf)
         self.status.fill(0)
         outputs = self.crossings, self.potential, self.none
-        fire_rows(neuron, float(end), times, self.rows, self.none, outputs, self.status)
+        work = work_on_rows(neuron, float(end), times, self.rows, self.none, outputs, self.status)
+        share_out(*work)
         refuse_bad_samples(self.status.max())
         return np.add(self.crossings, number(neuron.delay), out=self.spikes)  # type: ignore[no-any-return]
 

@@ -27,14 +27,14 @@ def first_spike(
     if geometry.linear:
         # An array in any case: code for None would be compiled beside that for arrays.
         seen, rows, current = as_arrays(times, weight.t(), times.new_empty(0) if bias is None else bias)
-        fire_rows(neuron, t_max, seen, rows, current, as_arrays(*outputs), status)
+        share_out(*work_on_rows(neuron, t_max, seen, rows, current, as_arrays(*outputs), status))
     else:
         conv2d.first_spike(times, weight, bias, geometry, neuron, t_max, outputs, status)
     refuse_bad_samples(status.max(initial=0))
     return outputs
 
 
-def fire_rows(
+def work_on_rows(
     neuron: Any,
     t_max: float,
     times: np.ndarray,
@@ -42,13 +42,16 @@ def fire_rows(
     bias: np.ndarray,
     outputs: tuple[np.ndarray, ...],
     status: np.ndarray,
-) -> None:
-    """Write crossings, potentials and slopes of a fully connected layer: weights [in, out], bias or empty."""
+) -> tuple[Any, ...]:
+    """What `share_out` takes to write crossings, potentials and slopes of a fully connected layer.
+
+    Its weights are rows [in, out]; its bias may be empty.
+    """
     kind: Any = steps if neuron.jumps else currents
     kernel, tile = kind.kernel_of(neuron, bias.size > 0, rows)
     arrays = times, rows, bias, *outputs, status
     work = times.size * rows.shape[1] // 4
-    share_out(len(times), work, kernel, *arrays, *kind.numbers_of(neuron, t_max), tile)
+    return len(times), work, kernel, *arrays, *kind.numbers_of(neuron, t_max), tile
 
 
 def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Tensor:
