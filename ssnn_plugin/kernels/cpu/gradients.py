@@ -60,6 +60,7 @@ def add_input_grad(arrays: Arrays, weight: np.ndarray, grad_times: np.ndarray) -
 
 
 def optional_arrays(*tensors: Tensor | None) -> Arrays:
+    """As `as_arrays`; None stays."""
     return tuple(None if tensor is None else as_arrays(tensor)[0] for tensor in tensors)
 
 
