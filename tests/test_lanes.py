@@ -2,7 +2,7 @@ import numba as nb
 import numpy as np
 import pytest
 
-from ssnn_plugin.kernels.cpu.lanes import any_of, load, splat, store, total, where
+from ssnn_plugin.kernels.cpu.lanes import TILES, any_of, load, splat, store, store_numbers, total, where
 
 in_both_precisions = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 of_both_widths = pytest.mark.parametrize("width", [16, 32])
@@ -71,6 +71,27 @@ def _sum_of_three(a):
 @nb.njit
 def _sum_of_four(a):
     return total(load(a, 0, 4))
+
+
+@nb.njit
+def _numbers_above(a, limit, numbers, first):
+    found, limits = 1, splat(limit, TILES[0])
+    for i in range(0, a.size, len(limits)):
+        found += store_numbers(load(a, i, TILES[0]) > limits, numbers, found, first + i)
+    return found
+
+
+@in_both_precisions
+@pytest.mark.parametrize("limit", [-1, 0, 0.7, 2])
+@pytest.mark.parametrize("integer", [np.int32, np.uint32, np.int64])
+def test_numbers_of_true_lanes_are_stored_side_by_side(integer, limit, dtype):
+    a, numbers = np.random.default_rng(2).random(64).astype(dtype), np.full(66, 9, integer)
+    a[5] = np.nan
+    expected = (100 + np.flatnonzero(a > limit)).tolist()
+    found = _numbers_above(a, dtype(limit), numbers, 100)
+    assert numbers[1:found].tolist() == expected
+    assert numbers[0] == 9
+    assert (numbers[found:] == 9).all()
 
 
 @pytest.mark.parametrize(

@@ -20,17 +20,15 @@ from torch import Tensor
 
 from ..geometry import whole_lanes
 from .bits import bits_of, trailing_zeros
-from .compile import jit, lean_jit
-from .events import place_by_rank, sort_events, status_of
-from .lanes import any_of, least, load, load_at, splat, store, where
+from .compile import jit, lean_jit, where_given
+from .events import UNSIGNED, find_events, place_by_rank, sort_events
+from .lanes import TILES, any_of, least, load, load_at, splat, store, where
 from .parallel import as_arrays, share_out
 from .steps import bins_of_current, hold_potential, potential_after
 
 LANES = 16
-# Neurons that are added to at a time: as vectors they stay in registers.
-TILE = 5 * LANES
 # That a layer reads at once, and as many more as come at the time of the last one.
-EVENTS = 16
+EVENTS = 32
 # Bins that are always sorted by counting.
 SHORT = 1024
 # Numbers of rules in `decode.TIES`.
@@ -49,7 +47,10 @@ class Layer(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """How bytes are sorted: the rank of the spike time of each, the last one for silence; times by rank."""
+    """How bytes are sorted: the rank of the spike time of each, the last one for silence; times by rank.
+
+    Ranks have the type of the times, so that they can be compared as lanes.
+    """
 
     rank: np.ndarray
     times: np.ndarray
@@ -58,7 +59,7 @@ class Ranks(NamedTuple):
 def ranks(code: Tensor) -> Ranks:
     """Of a code [256] that has the spike time of each byte."""
     times, rank = torch.unique(code, return_inverse=True)
-    return Ranks(rank.numpy().astype(np.uint32), times[times.isfinite()].numpy())
+    return Ranks(rank.to(code.dtype).numpy(), times[times.isfinite()].numpy())
 
 
 def decide(
@@ -135,27 +136,25 @@ def _network(layers: Sequence[Layer], weights: Sequence[Tensor]) -> tuple[np.nda
 @jit
 def _decide(begin, end, inputs, rank, times_of, bins, network, tie, by_potential, decided, settled):
     n_in = inputs.shape[1]
-    ranks, spiking, table = np.empty(n_in, np.uint32), np.empty(n_in, np.uint32), np.empty(bins, np.uint32)
     addresses, widths, currents, thresholds, betas, delays, windows, rising, scale = network
-    order, when, level, head, tail, horizon, v, seen, clock = _scratch(currents, n_in)
-    limits, numbers, arrivals, crossing, reached, fired, counts = _reading(currents, n_in)
+    ranks = np.empty(n_in, currents.dtype)
+    spiking, table = np.empty(n_in, np.uint32), np.empty(bins, np.uint32)
+    order, when, limit, head, tail, horizon, v, seen, clock = _scratch(currents, n_in)
+    numbers, arrivals, crossing, level, fired, event, counts = _reading(currents, n_in)
     winner, first, times, potential, spikes = decided
     for b in range(begin, end):
-        if rank is None:
-            n = sort_times(inputs[b], windows[0], order, when, ranks, spiking, table)
-        else:
-            n = sort_bytes(inputs[b], rank, times_of, order, when, ranks, spiking, table)
+        n = sort(rank, times_of, inputs[b], windows[0], order, when, ranks, spiking, table)
         if n < 0:
             settled[b] = False
             continue
         _run(
             b, n,
             addresses, widths, currents, thresholds, betas, delays, windows, rising, scale,
-            order, when, level, head, tail, horizon, v, seen, clock,
-            limits, numbers, arrivals, crossing, reached, fired, counts,
+            order, when, limit, head, tail, horizon, v, seen, clock,
+            numbers, arrivals, crossing, level, fired, event, counts,
             first, times, potential, spikes,
         )  # fmt: skip
-        settled[b] = status_of(v.reshape(-1)) == 0
+        settled[b] = are_numbers(v)
         winner[b] = winner_of(b, first, times, potential, tie, by_potential)
 
 
@@ -163,10 +162,11 @@ def _decide(begin, end, inputs, rank, times_of, bins, network, tie, by_potential
 def _scratch(currents, n_in):
     """Room for what is known of one sample, a row for each layer.
 
-    The spikes that go into it, the outputs' in the last row: their neurons, their times and, of outputs, the
-    V that they fired at; the first that is still to be read, and their number. Up to when all of them are
-    known. V of the neurons, -inf of those that have fired; with a leak or a bias it is what was left of the
-    inputs at the time of the last one. That time, and the last one that the neurons were looked at.
+    The spikes that go into it, the outputs' in the last row: their neurons, their times, and the limit of V
+    once they are added, `inf` where more come at their time; the first that is still to be read, and their
+    number. Up to when all of them are known. V of the neurons, -inf of those that have fired; with a leak or
+    a bias it is what was left of the inputs at the time of the last one. That time, and the last one that
+    the neurons were looked at.
     """
     depth, width = currents.shape
     spikes, dtype = (depth + 1, max(n_in, width) + 1), currents.dtype
@@ -187,32 +187,31 @@ def _scratch(currents, n_in):
 def _reading(currents, n_in):
     """Room for the events that a layer reads at once, and for what comes of them.
 
-    After each event the limit of V, `inf` where more come at its time; the number of each, counted from 0;
-    when a spike at its time arrives. Of each neuron the number of the event it crossed at, `inf` for none,
-    and its V then; a list of the neurons that did, and how many at each event.
+    The number of each event, counted from 0, and when a spike at its time arrives. Of each neuron the number
+    of the event it crossed at, `inf` for none; V of each output at its crossing. A list of the neurons that
+    cross, the events they do so at, and how many do at each event, all 0 between two readings.
     """
     width, dtype = currents.shape[1], currents.dtype
     events = max(n_in, width)
     return (
-        np.empty(events, dtype),
         np.arange(events).astype(dtype),
         np.empty(events, dtype),
         np.empty(width, dtype),
         np.empty(width, dtype),
         np.empty(width, np.uint32),
-        np.empty(events, np.uint32),
+        np.empty(width, np.uint32),
+        np.zeros(events, np.uint32),
     )
 
 
-@jit
-def sort_times(times, t_max, order, when, ranks, spiking, counts):
+def sort_times(rank, times_of, times, t_max, order, when, ranks, spiking, counts):
     """`sort_events`, faster for whole bins, into the first rows of `order` and `when`."""
     bad, between, silent = np.int32(0), np.int32(0), times.dtype.type(counts.size - 1)
     for i in range(times.size):
         t = times[i]
         bad += np.int32(0) if t >= 0 else np.int32(1)
         inside = min(t, silent) if t < t_max else silent
-        ranks[i] = np.uint32(np.int32(inside))
+        ranks[i] = np.floor(inside)
         between += np.int32(0) if inside == ranks[i] else np.int32(1)
     if bad > 0:
         return -1
@@ -220,19 +219,19 @@ def sort_times(times, t_max, order, when, ranks, spiking, counts):
         n = sort_events(times, t_max, order[0], spiking, counts)
     else:
         n = sort_ranks(order[0], ranks, spiking, counts)
-    for k in range(n):
+    for k in range(UNSIGNED(n)):
         when[0, k] = times[order[0, k]]
     return n
 
 
-@jit
-def sort_bytes(image, rank, times, order, when, ranks, spiking, counts):
+@where_given(sort_times)
+def sort(rank, times_of, image, t_max, order, when, ranks, spiking, counts):
     """As `sort_times`, of bytes with a rank each."""
     for i in range(image.size):
         ranks[i] = rank[image[i]]
     n = sort_ranks(order[0], ranks, spiking, counts)
-    for k in range(n):
-        when[0, k] = times[ranks[order[0, k]]]
+    for k in range(UNSIGNED(n)):
+        when[0, k] = times_of[UNSIGNED(ranks[order[0, k]])]
     return n
 
 
@@ -242,20 +241,27 @@ def sort_ranks(order, ranks, spiking, counts):
 
     Ranks are 0 ... `counts.size` - 1; those of the last rank are left out.
     """
-    n, silent = 0, counts.size - 1
-    for i in range(ranks.size):
-        spiking[n] = i
-        n += ranks[i] < silent
+    n = find_events(ranks, ranks.dtype.type(counts.size - 1), spiking)
     place_by_rank(ranks, spiking, n, order, counts)
     return n
+
+
+@jit
+def are_numbers(v):
+    """Whether no potential is NaN; there are whole `LANES` of them."""
+    nan = splat(v.dtype.type(0), LANES) > splat(v.dtype.type(0), LANES)
+    for at in range(0, v.size, LANES):
+        part = load(v, at, LANES)
+        nan = nan | ~(part <= part)
+    return not any_of(nan)
 
 
 @lean_jit
 def _run(
     b, n,
     addresses, widths, currents, thresholds, betas, delays, windows, rising, scale,
-    order, when, level, head, tail, horizon, v, seen, clock,
-    limits, numbers, arrivals, crossing, reached, fired, counts,
+    order, when, limit, head, tail, horizon, v, seen, clock,
+    numbers, arrivals, crossing, level, fired, event, counts,
     first, times, potential, spikes,
 ):  # fmt: skip
     """Let `n` input spikes through the network and note what it decides.
@@ -270,6 +276,7 @@ def _run(
     horizon[0] = np.inf
     seen[:] = 0
     clock[:] = -1
+    set_limits(0, 0, n, thresholds[0], delays[0], windows[0], when, limit)
     while True:
         layer = next_layer(decision, when, head, tail, horizon, clock, delays, windows, rising)
         if layer < 0:
@@ -277,34 +284,34 @@ def _run(
         last = layer == depth - 1
         if betas[layer] == 1 and not rising[layer]:
             begin = head[layer]
-            n_events = read(
-                layer, thresholds[layer], delays[layer], windows[layer],
-                when, head, tail, horizon, limits, arrivals,
-            )  # fmt: skip
-            n_fired = 0
-            if not last:
+            n_events = read(layer, delays[layer], windows[layer], when, head, tail, horizon, arrivals)
+            if last:
+                n_fired = cross_with_level(
+                    layer, begin, head[layer], addresses[layer], widths[layer], order, v,
+                    limit, numbers, crossing, level, fired, event, counts,
+                )  # fmt: skip
+            else:
                 n_fired = cross(
                     layer, begin, head[layer], addresses[layer], widths[layer], order, v,
-                    limits, numbers, crossing, fired,
+                    limit, numbers, crossing, fired, event, counts,
                 )  # fmt: skip
-            n_fired = cross_with_level(
-                layer, begin, head[layer], addresses[layer], widths[layer], last, order, v,
-                limits, numbers, crossing, reached, fired, n_fired,
-            )  # fmt: skip
         else:
             n_events = 1
             n_fired = drift(
-                layer, addresses[layer], widths[layer], currents, thresholds[layer], betas[layer],
+                layer, addresses[layer], widths[layer], last, currents, thresholds[layer], betas[layer],
                 delays[layer], windows[layer], rising[layer], order, when, head, tail, v, seen, clock,
-                arrivals, crossing, reached, fired,
+                arrivals, level, fired, event, counts,
             )  # fmt: skip
         if n_fired > 0:
-            hand_on(
-                layer + 1, n_fired, n_events, arrivals, crossing, reached, fired, counts,
-                order, when, level, tail,
-            )  # fmt: skip
+            behind = layer + 1
+            begin = hand_on(behind, n_fired, n_events, arrivals, fired, event, counts, order, when, tail)
             if last:
                 decision = when[depth, 0]
+            else:
+                set_limits(
+                    behind, begin, tail[behind], thresholds[behind], delays[behind], windows[behind],
+                    when, limit,
+                )  # fmt: skip
 
     first[b] = decision
     for layer in range(depth + 1):
@@ -314,8 +321,9 @@ def _run(
         potential[b, j] = 0
     if decision < np.inf:
         for k in range(spikes[b, depth]):
-            times[b, order[depth, k]] = decision
-            potential[b, order[depth, k]] = level[depth, k] * scale[order[depth, k]]
+            output = order[depth, k]
+            times[b, output] = decision
+            potential[b, output] = level[output] * scale[output]
     else:
         layer, n_out = depth - 1, times.shape[1]
         hold_potential(
@@ -324,6 +332,16 @@ def _run(
         )  # fmt: skip
         for j in range(n_out):
             potential[b, j] *= scale[j]
+
+
+@lean_jit
+def set_limits(layer, begin, end, threshold, delay, window, when, limit):
+    """Of V once each of a layer's events from `begin` on is added: a spike does not come before the last."""
+    never = when.dtype.type(np.inf)
+    when[layer, end] = never
+    for k in range(begin, end):
+        t = when[layer, k]
+        limit[layer, k] = threshold if (when[layer, k + 1] != t) & (t + delay < window) else never
 
 
 @lean_jit
@@ -345,86 +363,103 @@ def next_layer(decision, when, head, tail, horizon, clock, delays, windows, risi
 
 
 @lean_jit
-def read(layer, threshold, delay, window, when, head, tail, horizon, limits, arrivals):
+def read(layer, delay, window, when, head, tail, horizon, arrivals):
     """Take the next events of a layer, whole times, up to what is known; return how many."""
-    begin, known, never = head[layer], min(horizon[layer], window), when.dtype.type(np.inf)
+    begin, known = head[layer], min(horizon[layer], window)
     end = min(begin + EVENTS, tail[layer])
     while not when[layer, end - 1] < known:
         end -= 1
     while end < tail[layer] and when[layer, end] == when[layer, end - 1]:
         end += 1
-    when[layer, tail[layer]] = never
     for k in range(end - begin):
-        t = when[layer, begin + k]
-        arrivals[k] = t + delay
-        limits[k] = threshold if (when[layer, begin + k + 1] != t) & (t + delay < window) else never
+        arrivals[k] = when[layer, begin + k] + delay
     head[layer] = end
     return end - begin
 
 
 @lean_jit
-def cross(layer, first, last, address, width, order, v, limits, numbers, crossing, fired):
-    """Add the weights of the events to whole tiles of neurons; note which cross and when, return how many."""
+def cross(
+    layer, first, last, address, width, order, v, limit, numbers, crossing, fired, event, counts
+):  # fmt: skip
+    """Add the weights of the events to all neurons; list those that cross, return how many."""
+    tile = len(splat(v[0, 0], TILES[-1]))
+    tiled = width - width % tile
+    n_fired = cross_tiles(
+        layer, first, last, address, width, 0, tiled, TILES[-1], order, v,
+        limit, numbers, crossing, fired, event, counts, 0,
+    )  # fmt: skip
+    return cross_tiles(
+        layer, first, last, address, width, tiled, width, TILES[0], order, v,
+        limit, numbers, crossing, fired, event, counts, n_fired,
+    )  # fmt: skip
+
+
+@lean_jit
+def cross_tiles(
+    layer, first, last, address, width, begin, end, tile, order, v,
+    limit, numbers, crossing, fired, event, counts, n_fired,
+):  # fmt: skip
+    """As `cross`, of the neurons from `begin` to `end`, which are whole tiles; they add to the list."""
     number = v.dtype.type
-    silent, out, n_fired = splat(number(np.inf), TILE), splat(number(-np.inf), TILE), 0
-    for j in range(0, width - width % TILE, TILE):
-        a, p = load(v, layer * v.shape[1] + j, TILE), silent
+    silent, out = splat(number(np.inf), tile), splat(number(-np.inf), tile)
+    for j in range(begin, end, len(out)):
+        a, p = load(v, layer * v.shape[1] + j, tile), silent
         for k in range(first, last):
-            a = a + load_at(v, address, order[layer, k] * width + j, TILE)
-            above = a > splat(limits[k - first], TILE)
-            p = where(above, least(p, splat(numbers[k - first], TILE)), p)
+            a = a + load_at(v, address, order[layer, k] * width + j, tile)
+            above = a > splat(limit[layer, k], tile)
+            p = where(above, least(p, splat(numbers[k - first], tile)), p)
         store(v, layer * v.shape[1] + j, where(silent > p, out, a))
         if any_of(silent > p):
             store(crossing, j, p)
-            n_fired = list_fired(j, j + TILE, crossing, fired, n_fired)
+            n_fired = list_fired(j, j + len(out), crossing, fired, event, counts, n_fired)
     return n_fired
 
 
 @lean_jit
 def cross_with_level(
-    layer, first, last, address, width, whole, order, v, limits, numbers, crossing, reached, fired, n_fired
+    layer, first, last, address, width, order, v, limit, numbers, crossing, level, fired, event, counts
 ):  # fmt: skip
-    """As `cross`, of the `whole` layer or of what tiles leave over; with V at the crossing."""
-    number = v.dtype.type
+    """As `cross`, of outputs, with V at the crossing."""
+    number, n_fired = v.dtype.type, 0
     silent, out = splat(number(np.inf), LANES), splat(number(-np.inf), LANES)
-    for j in range(0 if whole else width - width % TILE, width, LANES):
-        a, p, level = load(v, layer * v.shape[1] + j, LANES), silent, silent
+    for j in range(0, width, LANES):
+        a, p, reached = load(v, layer * v.shape[1] + j, LANES), silent, load(level, j, LANES)
         for k in range(first, last):
             a = a + load_at(v, address, order[layer, k] * width + j, LANES)
-            above = (a > splat(limits[k - first], LANES)) & (silent <= p)
+            above = (a > splat(limit[layer, k], LANES)) & (silent <= p)
             p = where(above, splat(numbers[k - first], LANES), p)
-            level = where(above, a, level)
+            reached = where(above, a, reached)
         store(v, layer * v.shape[1] + j, where(silent > p, out, a))
+        store(level, j, reached)
         if any_of(silent > p):
             store(crossing, j, p)
-            store(reached, j, level)
-            n_fired = list_fired(j, j + LANES, crossing, fired, n_fired)
+            n_fired = list_fired(j, j + len(out), crossing, fired, event, counts, n_fired)
     return n_fired
 
 
 @lean_jit
-def list_fired(begin, end, crossing, fired, n_fired):
-    """Add the neurons that have crossed to the list."""
-    silent = splat(crossing.dtype.type(np.inf), LANES)
-    for j in range(begin, end, LANES):
-        bits = bits_of(silent > load(crossing, j, LANES))
+def list_fired(begin, end, crossing, fired, event, counts, n_fired):
+    """Add the neurons of a tile that have crossed to the list."""
+    silent = splat(crossing.dtype.type(np.inf), TILES[0])
+    for j in range(begin, end, len(silent)):
+        bits = bits_of(silent > load(crossing, j, TILES[0]))
         while bits != 0:
-            fired[n_fired] = j + np.int64(trailing_zeros(bits))
+            neuron = j + np.int64(trailing_zeros(bits))
+            g = UNSIGNED(crossing[neuron])
+            fired[n_fired], event[n_fired] = neuron, g
+            counts[g] += 1
             n_fired += 1
             bits &= bits - np.uint64(1)
     return n_fired
 
 
 @lean_jit
-def hand_on(
-    layer, n_fired, n_events, arrivals, crossing, reached, fired, counts, order, when, level, tail
-):  # fmt: skip
-    """Append the neurons that have crossed to the spikes that go into a layer, by time and neuron."""
+def hand_on(layer, n_fired, n_events, arrivals, fired, event, counts, order, when, tail):
+    """Append the neurons that have crossed to the spikes that go into a layer, by time and neuron.
+
+    Returns from which of its events on limits have to be set.
+    """
     begin = tail[layer]
-    for g in range(n_events):
-        counts[g] = 0
-    for k in range(n_fired):
-        counts[np.uint32(crossing[fired[k]])] += 1
     at, tied, latest = begin, False, when.dtype.type(-1) if begin == 0 else when[layer, begin - 1]
     for g in range(n_events):
         here = counts[g]
@@ -434,31 +469,31 @@ def hand_on(
             tied |= arrivals[g] == latest
             latest = arrivals[g]
     for k in range(n_fired):
-        neuron = fired[k]
-        g = np.uint32(crossing[neuron])
-        order[layer, counts[g]], when[layer, counts[g]] = neuron, arrivals[g]
-        level[layer, counts[g]] = reached[neuron]
+        g = event[k]
+        order[layer, counts[g]], when[layer, counts[g]] = fired[k], arrivals[g]
         counts[g] += 1
+    for g in range(n_events):
+        counts[g] = 0
     tail[layer] = at
     if tied:
-        put_in_order(order, when, level, layer, begin, at)
+        put_in_order(order, when, layer, begin, at)
+    return max(begin - 1, 0)
 
 
 @lean_jit
-def put_in_order(order, when, level, layer, begin, end):
+def put_in_order(order, when, layer, begin, end):
     """Put spikes of one time that came one after the other in the order of their neurons."""
     for last in range(begin, end):
         k = last
         while k > 0 and when[layer, k - 1] == when[layer, k] and order[layer, k - 1] > order[layer, k]:
             order[layer, k - 1], order[layer, k] = order[layer, k], order[layer, k - 1]
-            level[layer, k - 1], level[layer, k] = level[layer, k], level[layer, k - 1]
             k -= 1
 
 
 @lean_jit
 def drift(
-    layer, address, width, currents, threshold, beta, delay, window, rising,
-    order, when, head, tail, v, seen, clock, arrivals, crossing, reached, fired,
+    layer, address, width, last, currents, threshold, beta, delay, window, rising,
+    order, when, head, tail, v, seen, clock, arrivals, level, fired, event, counts,
 ):  # fmt: skip
     """One time of a layer with a leak or a bias: that of its next event, or with a bias the next bin."""
     number, k = v.dtype.type, head[layer]
@@ -482,14 +517,16 @@ def drift(
     n_fired = 0
     for j in range(width):
         if seen[layer] == t:
-            reached[j] = v[layer, j] + currents[layer, j] * now
+            reached = v[layer, j] + currents[layer, j] * now
         else:
-            reached[j] = potential_after(v[layer, j], currents[layer, j], beta, seen[layer], t)
-        if reached[j] > threshold:
-            crossing[j] = 0
+            reached = potential_after(v[layer, j], currents[layer, j], beta, seen[layer], t)
+        if reached > threshold:
             v[layer, j] = -np.inf
-            fired[n_fired] = j
+            fired[n_fired], event[n_fired] = j, 0
             n_fired += 1
+            if last:
+                level[j] = reached
+    counts[0] = n_fired
     return n_fired
 
 

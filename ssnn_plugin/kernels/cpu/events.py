@@ -12,6 +12,7 @@ import numpy as np
 
 from ..status import BAD_TIMES, NAN_POTENTIAL
 from .compile import jit
+from .lanes import REGISTER, TILES, load, splat, store_numbers
 
 # Numba looks whether a signed index is negative, which takes longer than to read what it stands for.
 UNSIGNED = np.uint32
@@ -31,11 +32,16 @@ def has_bad_times(times):
 @jit
 def find_events(times, t_max, spiking):
     """Write the inputs that spike before `t_max` to `spiking`; return how many."""
-    n = UNSIGNED(0)
-    for i in range(times.size):
-        spiking[n] = i
-        n += UNSIGNED(times[i] < t_max)
-    return np.int64(n)
+    n, begin = 0, 0
+    if REGISTER == 64:
+        limit = splat(times.dtype.type(t_max), TILES[0])
+        begin = times.size - times.size % len(limit)
+        for i in range(0, begin, len(limit)):
+            n += store_numbers(limit > load(times, i, TILES[0]), spiking, n, i)
+    for i in range(begin, times.size):
+        spiking[UNSIGNED(n)] = i
+        n += np.int64(times[i] < t_max)
+    return n
 
 
 @jit
@@ -70,10 +76,10 @@ def sort_by_bucket(times, t_max, order, spiking, counts):
 
 @jit
 def place_by_rank(ranks, spiking, n, order, counts):
-    """Write `n` inputs to `order`, by rank and then as they come; ranks are below `counts.size`."""
+    """Write `n` inputs to `order`, by rank and then as they come; ranks are whole, below `counts.size`."""
     counts[:] = 0
     for k in range(UNSIGNED(n)):
-        counts[ranks[UNSIGNED(spiking[k])]] += 1
+        counts[UNSIGNED(ranks[UNSIGNED(spiking[k])])] += 1
     before = UNSIGNED(0)
     for rank in range(counts.size):
         here = UNSIGNED(counts[rank])
@@ -81,9 +87,10 @@ def place_by_rank(ranks, spiking, n, order, counts):
         before += here
     for k in range(UNSIGNED(n)):
         i = UNSIGNED(spiking[k])
-        at = UNSIGNED(counts[ranks[i]])
+        rank = UNSIGNED(ranks[i])
+        at = UNSIGNED(counts[rank])
         order[at] = i
-        counts[ranks[i]] = at + UNSIGNED(1)
+        counts[rank] = at + UNSIGNED(1)
 
 
 @jit

@@ -216,6 +216,34 @@ def store_where(typingctx, mask, array, index, lanes):
     return types.void(mask, array, types.intp, lanes), generate
 
 
+@intrinsic
+def store_numbers(typingctx, mask, array, index, first):
+    """Write the numbers first + k of the true lanes k to an array, from element `index` on; return how many.
+
+    Only AVX-512 has an instruction for it: with others it takes longer than a loop over numbers.
+    """
+    lanes = min(mask.width, mask.in_register)
+    if mask.width != lanes or not isinstance(array.dtype, types.Integer) or array.layout != "C":
+        return None
+
+    def generate(context, builder, signature, args):
+        kept, spaces, at, begin = args
+        number = context.get_data_type(array.dtype)
+        numbers = builder.add(
+            _broadcast(builder, builder.trunc(begin, number), lanes),
+            ir.Constant(ir.VectorType(number, lanes), list(range(lanes))),
+        )
+        (part,) = _registers(builder, kept)
+        place = builder.gep(context.make_array(array)(context, builder, spaces).data, [at])
+        kind = ir.FunctionType(ir.VoidType(), (numbers.type, place.type, part.type))
+        name = f"llvm.masked.compressstore.v{lanes}i{array.dtype.bitwidth}"
+        builder.call(builder.module.declare_intrinsic(name, (), kind), [numbers, place, part])
+        word = builder.bitcast(part, ir.IntType(lanes))
+        return builder.zext(builder.ctpop(word), context.get_value_type(types.intp))
+
+    return types.intp(mask, array, types.intp, types.intp), generate
+
+
 @intrinsic(prefer_literal=True)
 def splat(typingctx, number, width):
     """The same number in every lane."""
