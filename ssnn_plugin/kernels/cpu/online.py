@@ -44,16 +44,21 @@ def update(rows, step, events, fired, tile):
 
 
 @jit
-def backpropagate(rows, error, times, fired, error_in):
-    """Error of the spike times below: sum_j error_j w_ji over the outputs that counted spike i."""
-    zero = error.dtype.type(0)
+def backpropagate(rows, error, times, fired, error_in, wrong):
+    """Error of the spike times below: sum_j error_j w_ji over the outputs that counted spike i.
+
+    `wrong` is scratch space for the outputs with an error, which are few once the network has learned.
+    """
+    zero, n = error.dtype.type(0), 0
+    for j in range(error.size):
+        wrong[n] = j
+        n += error[j] != 0
     for i in range(error_in.size):
         total = zero
-        t = times[i]
-        if t < np.inf:
-            row = rows[i]
-            for j in range(error.size):
-                total += error[j] * row[j] if t <= fired[j] else zero
+        if times[i] < np.inf:
+            for k in range(n):
+                j = wrong[k]
+                total += error[j] * rows[i, j] if times[i] <= fired[j] else zero
         error_in[i] = total
 
 
@@ -71,17 +76,26 @@ def layers_of(weights, shapes):
 
 
 @jit
-def copy(array, out):
-    """Write an array to another of its size."""
-    for i in range(out.size):
-        out[i] = array[i]
-
-
-@jit
 def multiply(array, factor, out):
     """Write an array times a number to another, and zeros behind it."""
     for i in range(out.size):
         out[i] = array[i] * factor if i < array.size else 0
+
+
+@jit
+def send(crossings, times, spikes):
+    """Write the times at which the spikes of crossings arrive, a bin later, and count them."""
+    for j in range(times.size):
+        times[j] = crossings[j] + 1
+        spikes[j] += np.int64(times[j] < np.inf)
+
+
+@jit
+def leave_out(times, probability):
+    """Leave out spikes at random."""
+    for j in range(times.size):
+        if times[j] < np.inf and np.random.random() < probability:  # noqa: NPY002
+            times[j] = np.inf
 
 
 @jit
@@ -117,32 +131,28 @@ def s4nn_epoch(
     layers = layers_of(weights, shapes)
     depth, dtype, table = len(layers), weights.dtype, math.ceil(t_max) + 1
     scale, status, widest = np.ones(depth), np.zeros(1, np.int8), 0
-    times, fired = [np.empty((1, images.shape[1]), dtype)], [np.empty((1, 0), dtype)]
+    times, fired = [images[:1]], [np.empty((1, 0), dtype)]
     for layer in range(depth):
         n_out, width = sizes[layer], layers[layer].shape[1]
         times.append(np.empty((1, n_out), dtype))
         fired.append(np.empty(width, dtype)[:n_out].reshape(1, n_out))  # whole tiles are read
         widest = max(widest, width)
     step, v, targets = np.zeros(widest, dtype), np.empty((1, widest), dtype), np.empty(sizes[-1], dtype)
-    decision = np.empty_like(targets)
+    decision, wrong = np.empty_like(targets), np.empty(widest, np.uint32)
     errors = [np.zeros(sizes[layer], dtype) for layer in range(depth)]
     events = [sort_batch(times[0][:0], t_max, table, status) for layer in range(depth)]
     spikes, right, loss = np.zeros((depth, widest), np.int64), 0, 0.0
 
     for sample in sequence:
         label = labels[sample]
-        copy(images[sample], times[0][0])
+        times[0] = images[sample : sample + 1]
         for layer in range(depth):
             events[layer] = sort_batch(times[layer], t_max, table, status)
             limits = limits_of(events[layer], thresholds[layer] / scale[layer], 1, t_max)
             fire_tiles(events[layer], limits, layers[layer], fired[layer + 1], v, status, tile)
-            crossings, outputs = fired[layer + 1][0], times[layer + 1][0]
-            for j in range(outputs.size):
-                outputs[j] = crossings[j] + 1
-                if outputs[j] < np.inf:
-                    spikes[layer, j] += 1
-                    if drop[layer] > 0 and np.random.random() < drop[layer]:  # noqa: NPY002
-                        outputs[j] = np.inf
+            send(fired[layer + 1][0], times[layer + 1][0], spikes[layer])
+            if drop[layer] > 0:
+                leave_out(times[layer + 1][0], drop[layer])
 
         first = limit(times[depth][0], dtype.type(t_max), decision)
         relative_targets(decision, label, gamma, t_max, targets)
@@ -158,7 +168,7 @@ def s4nn_epoch(
                 update(layers[layer], step, events[layer], crossings, tile)
             scale[layer] *= 1 - rates[layer] * decay
             if layer > 0:
-                backpropagate(layers[layer], error, times[layer][0], crossings, errors[layer - 1])
+                backpropagate(layers[layer], error, times[layer][0], crossings, errors[layer - 1], wrong)
 
     for layer in range(depth):
         flat = layers[layer].reshape(-1)
