@@ -162,11 +162,24 @@ def sort_batch(times, t_max, table, status):
 
     `table` is the size of the counting sort's table.
     """
-    samples, n_in = times.shape
-    spiking, counts = np.empty(n_in, np.int32), np.empty(table, np.int32)
+    events = room_for_events(times)
+    spiking, counts = np.empty(times.shape[1], np.int32), np.empty(table, np.int32)
+    write_events(times, t_max, spiking, counts, status, events)
+    return events
+
+
+@jit
+def room_for_events(times):
+    """Arrays that hold the events of as many samples and inputs."""
     inputs, when = np.empty(times.size, np.int32), np.empty(times.size, times.dtype)
-    ends, at = np.empty(samples, np.int64), 0
-    for b in range(samples):
+    return Events(inputs, when, np.empty(len(times), np.int64))
+
+
+@jit
+def write_events(times, t_max, spiking, counts, status, events):
+    """As `sort_batch`, into the arrays of events; `spiking` and `counts` are scratch space."""
+    at, (inputs, when, ends) = 0, events
+    for b in range(len(times)):
         n = sort_by_bucket(times[b], t_max, inputs[at:], spiking, counts)
         if n < 0:
             status[b], n = BAD_TIMES, 0
@@ -175,7 +188,6 @@ def sort_batch(times, t_max, table, status):
             write_times(times[b], inputs[at : at + n], when[at : at + n])
         at += n
         ends[b] = at
-    return Events(inputs, when, ends)
 
 
 @jit

@@ -13,9 +13,9 @@ import numpy as np
 
 from .compile import jit
 from .errors import relative_targets
-from .events import sort_batch
+from .events import room_for_events, write_events
 from .lanes import any_of, load, splat, store, where
-from .steps import fire_tiles, limits_of
+from .steps import fire_tiles, write_limits
 
 
 @jit
@@ -129,7 +129,7 @@ def s4nn_epoch(
     # Compiled code has NumPy's legacy generator without an object to pass around.
     np.random.seed(seed)  # noqa: NPY002
     layers = layers_of(weights, shapes)
-    depth, dtype, table = len(layers), weights.dtype, math.ceil(t_max) + 1
+    depth, dtype = len(layers), weights.dtype
     scale, status, widest = np.ones(depth), np.zeros(1, np.int8), 0
     times, fired = [images[:1]], [np.empty((1, 0), dtype)]
     for layer in range(depth):
@@ -140,15 +140,17 @@ def s4nn_epoch(
     step, v, targets = np.zeros(widest, dtype), np.empty((1, widest), dtype), np.empty(sizes[-1], dtype)
     decision, wrong = np.empty_like(targets), np.empty(widest, np.uint32)
     errors = [np.zeros(sizes[layer], dtype) for layer in range(depth)]
-    events = [sort_batch(times[0][:0], t_max, table, status) for layer in range(depth)]
+    events = [room_for_events(times[layer]) for layer in range(depth)]
+    most = max(images.shape[1], widest)
+    spiking, counts, limits = np.empty(most, np.int32), np.empty(math.ceil(t_max) + 1, np.int32), np.empty(most, dtype)
     spikes, right, loss = np.zeros((depth, widest), np.int64), 0, 0.0
 
     for sample in sequence:
         label = labels[sample]
         times[0] = images[sample : sample + 1]
         for layer in range(depth):
-            events[layer] = sort_batch(times[layer], t_max, table, status)
-            limits = limits_of(events[layer], thresholds[layer] / scale[layer], 1, t_max)
+            write_events(times[layer], t_max, spiking, counts, status, events[layer])
+            write_limits(events[layer], thresholds[layer] / scale[layer], 1, t_max, limits)
             fire_tiles(events[layer], limits, layers[layer], fired[layer + 1], v, status, tile)
             send(fired[layer + 1][0], times[layer + 1][0], spikes[layer])
             if drop[layer] > 0:

@@ -51,8 +51,15 @@ def fire_linear(
 @jit
 def limits_of(events, threshold, delay, t_max):
     """What V has to exceed after each event: nothing exceeds `inf`, before all of one time have come."""
+    limits = np.empty(events.ends[-1] + 1, events.when.dtype)
+    write_limits(events, threshold, delay, t_max, limits)
+    return limits
+
+
+@jit
+def write_limits(events, threshold, delay, t_max, limits):
+    """As `limits_of`, into an array."""
     number, n = events.when.dtype.type, np.uint64(events.ends[-1])
-    limits = np.empty(n + np.uint64(1), events.when.dtype)
     for k in range(n):
         in_time = number(events.when[k] + number(delay)) < number(t_max)
         limits[k] = number(threshold) if in_time else number(np.inf)
@@ -62,7 +69,6 @@ def limits_of(events, threshold, delay, t_max):
             more_to_come = events.when[k] == events.when[k - np.uint64(1)]
             limits[k - np.uint64(1)] = number(np.inf) if more_to_come else limits[k - np.uint64(1)]
         begin = np.uint64(end)
-    return limits
 
 
 @jit
