@@ -21,7 +21,7 @@ from torch import Tensor
 from ..geometry import whole_lanes
 from .bits import bits_of, trailing_zeros
 from .compile import jit, lean_jit, where_given
-from .events import UNSIGNED, find_events, place_by_rank, sort_events
+from .events import UNSIGNED, count_buckets, find_events, place, sort_events
 from .lanes import TILES, any_of, least, load, load_at, splat, store, where
 from .parallel import as_arrays, share_out
 from .steps import bins_of_current, hold_potential, potential_after
@@ -205,21 +205,9 @@ def _reading(currents, n_in):
 
 
 def sort_times(rank, times_of, times, t_max, order, when, ranks, spiking, counts):
-    """`sort_events`, faster for whole bins, into the first rows of `order` and `when`."""
-    bad, between, silent = np.int32(0), np.int32(0), times.dtype.type(counts.size - 1)
-    for i in range(times.size):
-        t = times[i]
-        bad += np.int32(0) if t >= 0 else np.int32(1)
-        inside = min(t, silent) if t < t_max else silent
-        ranks[i] = np.floor(inside)
-        between += np.int32(0) if inside == ranks[i] else np.int32(1)
-    if bad > 0:
-        return -1
-    if between > 0 or silent < t_max:
-        n = sort_events(times, t_max, order[0], spiking, counts)
-    else:
-        n = sort_ranks(order[0], ranks, spiking, counts)
-    for k in range(UNSIGNED(n)):
+    """`sort_events` of times into the first rows of `order` and `when`."""
+    n = sort_events(times, t_max, order[0], spiking, counts)
+    for k in range(n):
         when[0, k] = times[order[0, k]]
     return n
 
@@ -229,20 +217,12 @@ def sort(rank, times_of, image, t_max, order, when, ranks, spiking, counts):
     """As `sort_times`, of bytes with a rank each."""
     for i in range(image.size):
         ranks[i] = rank[image[i]]
-    n = sort_ranks(order[0], ranks, spiking, counts)
-    for k in range(UNSIGNED(n)):
+    silent, one = ranks.dtype.type(counts.size - 1), ranks.dtype.type(1)
+    n = find_events(ranks, silent, spiking)
+    count_buckets(ranks, one, silent, spiking, n, counts)
+    place(ranks, one, silent, spiking, n, order[0], counts)
+    for k in range(n):
         when[0, k] = times_of[UNSIGNED(ranks[order[0, k]])]
-    return n
-
-
-@jit
-def sort_ranks(order, ranks, spiking, counts):
-    """Write the inputs to `order`, by rank and then by index; return how many.
-
-    Ranks are 0 ... `counts.size` - 1; those of the last rank are left out.
-    """
-    n = find_events(ranks, ranks.dtype.type(counts.size - 1), spiking)
-    place_by_rank(ranks, spiking, n, order, counts)
     return n
 
 

@@ -64,44 +64,48 @@ def sort_by_bucket(times, t_max, order, spiking, counts):
     """As `sort_events`, all inputs of a bucket in the order of their index."""
     if has_bad_times(times):
         return -1
-    number, buckets = times.dtype.type, np.empty(times.size, UNSIGNED)
-    last, scale = counts.size - 2, (counts.size - 1) / t_max
-    highest = write_buckets(times, number(t_max), number(scale), number(last), buckets)
-    if 2 * highest < last:  # all spikes are early: spread them over the table
-        write_buckets(times, number(t_max), number(scale * last / (highest + 1)), number(last), buckets)
+    number, scale, last = times.dtype.type, (counts.size - 1) / t_max, counts.size - 2
     n = find_events(times, number(t_max), spiking)
-    place_by_rank(buckets, spiking, n, order, counts)
+    highest = count_buckets(times, number(scale), number(last), spiking, n, counts)
+    if 2 * highest < last:  # all spikes are early: spread them over the table
+        scale *= last / (highest + 1)
+        count_buckets(times, number(scale), number(last), spiking, n, counts)
+    place(times, number(scale), number(last), spiking, n, order, counts)
     return n
 
 
 @jit
-def place_by_rank(ranks, spiking, n, order, counts):
-    """Write `n` inputs to `order`, by rank and then as they come; ranks are whole, below `counts.size`."""
-    counts[:] = 0
-    for k in range(UNSIGNED(n)):
-        counts[UNSIGNED(ranks[UNSIGNED(spiking[k])])] += 1
-    before = UNSIGNED(0)
-    for rank in range(counts.size):
-        here = UNSIGNED(counts[rank])
-        counts[rank] = before
-        before += here
-    for k in range(UNSIGNED(n)):
-        i = UNSIGNED(spiking[k])
-        rank = UNSIGNED(ranks[i])
-        at = UNSIGNED(counts[rank])
-        order[at] = i
-        counts[rank] = at + UNSIGNED(1)
+def bucket_of(t, scale, last):
+    """The bucket of a time, at most `last`."""
+    return UNSIGNED(min(t * scale, last))
 
 
 @jit
-def write_buckets(times, t_max, scale, last, buckets):
-    """Write the bucket of each input, at most `last`; return the highest of those that spike."""
+def count_buckets(times, scale, last, spiking, n, counts):
+    """Count the `n` inputs in each bucket; return the highest bucket that has one."""
     highest = UNSIGNED(0)
-    for i in range(times.size):
-        bucket = times[i] * scale
-        buckets[i] = UNSIGNED(bucket if bucket < last else last)
-        highest = max(highest, buckets[i] if times[i] < t_max else UNSIGNED(0))
+    counts[:] = 0
+    for k in range(UNSIGNED(n)):
+        bucket = bucket_of(times[UNSIGNED(spiking[k])], scale, last)
+        counts[bucket] += 1
+        highest = max(highest, bucket)
     return np.int64(highest)
+
+
+@jit
+def place(times, scale, last, spiking, n, order, counts):
+    """Write the `n` inputs that were counted to `order`, by bucket and then as they come."""
+    before = UNSIGNED(0)
+    for bucket in range(counts.size):
+        here = UNSIGNED(counts[bucket])
+        counts[bucket] = before
+        before += here
+    for k in range(UNSIGNED(n)):
+        i = UNSIGNED(spiking[k])
+        bucket = bucket_of(times[i], scale, last)
+        at = UNSIGNED(counts[bucket])
+        order[at] = i
+        counts[bucket] = at + UNSIGNED(1)
 
 
 @jit

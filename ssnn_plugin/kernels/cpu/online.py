@@ -141,8 +141,8 @@ def s4nn_epoch(
     decision, wrong = np.empty_like(targets), np.empty(widest, np.uint32)
     errors = [np.zeros(sizes[layer], dtype) for layer in range(depth)]
     events = [room_for_events(times[layer]) for layer in range(depth)]
-    most = max(images.shape[1], widest)
-    spiking, counts, limits = np.empty(most, np.int32), np.empty(math.ceil(t_max) + 1, np.int32), np.empty(most, dtype)
+    most, counts = max(images.shape[1], widest), np.empty(math.ceil(t_max) + 1, np.int32)
+    spiking, limits = np.empty(most, np.int32), np.empty(most, dtype)
     spikes, right, loss = np.zeros((depth, widest), np.int64), 0, 0.0
 
     for sample in sequence:
