@@ -132,11 +132,15 @@ class _Room:
     def __init__(self, batch: int, n_out: int, n_in: int, dtype: torch.dtype) -> None:
         self.sizes = batch, n_out, n_in, dtype
         kind = torch.empty(0, dtype=dtype).numpy().dtype
-        self.crossings, self.potential, self.spikes, self.errors, self.until = (
-            np.empty((batch, n_out), kind) for _ in range(5)
+        self.crossings, self.spikes, self.errors, self.until = (
+            np.empty((batch, n_out), kind) for _ in range(4)
         )
         self.errors_of_inputs = np.empty((batch, n_in), kind)
-        self.status, self.none = np.zeros(batch, np.int8), np.empty(0, kind)
+        self.status, self.none, self.unwritten = (
+            np.zeros(batch, np.int8),
+            np.empty(0, kind),
+            np.empty((0, 0), kind),
+        )
         self.tile = tile_of(self.crossings)
         self.grad = np.empty((n_in, max(n_out, width_of(self.tile, kind.itemsize))), kind)
 
@@ -147,7 +151,7 @@ class _Room:
         # The last time of the window, at which all inputs count; without a gradient none does.
         self.last = np.nextafter(end, number(0)) if layer.silent_gradient else number(np.inf)
         self.status.fill(0)
-        outputs = self.crossings, self.potential, self.none
+        outputs = self.crossings, self.unwritten, self.none
         work = work_on_rows(neuron, float(end), times, self.rows, self.none, outputs, self.status)
         share_out(*work)
         refuse_bad_samples(self.status.max())

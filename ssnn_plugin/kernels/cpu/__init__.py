@@ -45,7 +45,8 @@ def work_on_rows(
 ) -> tuple[Any, ...]:
     """What `share_out` takes to write crossings, potentials and slopes of a fully connected layer.
 
-    Its weights are rows [in, out]; its bias may be empty.
+    Its weights are rows [in, out]; its bias may be empty, and so may be the potentials of neurons without
+    leak and bias whose V jumps: they are not written then.
     """
     kind: Any = steps if neuron.jumps else currents
     kernel, tile = kind.kernel_of(neuron, bias.size > 0, rows)
