@@ -2,7 +2,17 @@ import numba as nb
 import numpy as np
 import pytest
 
-from ssnn_plugin.kernels.cpu.lanes import TILES, any_of, load, splat, store, store_numbers, total, where
+from ssnn_plugin.kernels.cpu.lanes import (
+    TILES,
+    any_of,
+    load,
+    pack,
+    pack_numbers,
+    splat,
+    store,
+    total,
+    where,
+)
 
 in_both_precisions = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 of_both_widths = pytest.mark.parametrize("width", [16, 32])
@@ -74,24 +84,26 @@ def _sum_of_four(a):
 
 
 @nb.njit
-def _numbers_above(a, limit, numbers, first):
-    found, limits = 1, splat(limit, TILES[0])
+def _packed(a, limit, tile, found, numbers, first):
+    n, limits = 1, splat(limit, tile)
     for i in range(0, a.size, len(limits)):
-        found += store_numbers(load(a, i, TILES[0]) > limits, numbers, found, first + i)
-    return found
+        lanes = load(a, i, tile)
+        pack(lanes > limits, lanes, found, n)
+        n += pack_numbers(lanes > limits, numbers, n, first + i)
+    return n
 
 
 @in_both_precisions
 @pytest.mark.parametrize("limit", [-1, 0, 0.7, 2])
-@pytest.mark.parametrize("integer", [np.int32, np.uint32, np.int64])
-def test_numbers_of_true_lanes_are_stored_side_by_side(integer, limit, dtype):
-    a, numbers = np.random.default_rng(2).random(64).astype(dtype), np.full(66, 9, integer)
-    a[5] = np.nan
-    expected = (100 + np.flatnonzero(a > limit)).tolist()
-    found = _numbers_above(a, dtype(limit), numbers, 100)
-    assert numbers[1:found].tolist() == expected
+@pytest.mark.parametrize("integer", [np.int32, np.uint32])
+@pytest.mark.parametrize("tile", [TILES[0], (0,) * 2, (0,) * 4])
+def test_true_lanes_and_their_numbers_are_packed(tile, integer, limit, dtype):
+    a, found = np.random.default_rng(2).random((2, 64)).astype(dtype)
+    a[5], found, numbers = np.nan, np.append(found, [9, 9]).astype(dtype), np.full(66, 9, integer)
+    n = _packed(a, dtype(limit), tile, found, numbers, 100)
+    assert found[1:n].tolist() == a[a > limit].tolist()
+    assert numbers[1:n].tolist() == (100 + np.flatnonzero(a > limit)).tolist()
     assert numbers[0] == 9
-    assert (numbers[found:] == 9).all()
 
 
 @pytest.mark.parametrize(
@@ -107,6 +119,12 @@ def test_what_lanes_cannot_hold_does_not_compile(function, array):
     assert _sum_of_four(np.arange(16.0)) == 6
     with pytest.raises(nb.TypingError):
         function(array)
+
+
+def test_numbers_are_packed_into_32_bits():
+    a = np.zeros(64)
+    with pytest.raises(nb.TypingError):
+        _packed(a, 0.5, TILES[0], a.copy(), np.zeros(65, np.int64), 0)
 
 
 def test_lanes_of_two_precisions_do_not_mix():

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from ..geometry import whole_lanes
-from .bits import bits_of, trailing_zeros
 from .compile import jit, lean_jit, where_given
 from .events import UNSIGNED, count_buckets, find_events, place, sort_events
-from .lanes import TILES, any_of, least, load, load_at, splat, store, where
+from .lanes import TILES, any_of, least, load, load_at, pack, pack_numbers, splat, store, where
 from .parallel import as_arrays, share_out
 from .steps import bins_of_current, hold_potential, potential_after
 
@@ -140,7 +139,7 @@ def _decide(begin, end, inputs, rank, times_of, bins, network, tie, by_potential
     ranks = np.empty(n_in, currents.dtype)
     spiking, table = np.empty(n_in, np.uint32), np.empty(bins, np.uint32)
     order, when, limit, head, tail, horizon, v, seen, clock = _scratch(currents, n_in)
-    numbers, arrivals, crossing, level, fired, event, counts = _reading(currents, n_in)
+    numbers, arrivals, level, fired, event, counts = _reading(currents, n_in)
     winner, first, times, potential, spikes = decided
     for b in range(begin, end):
         n = sort(rank, times_of, inputs[b], windows[0], order, when, ranks, spiking, table)
@@ -151,7 +150,7 @@ def _decide(begin, end, inputs, rank, times_of, bins, network, tie, by_potential
             b, n,
             addresses, widths, currents, thresholds, betas, delays, windows, rising, scale,
             order, when, limit, head, tail, horizon, v, seen, clock,
-            numbers, arrivals, crossing, level, fired, event, counts,
+            numbers, arrivals, level, fired, event, counts,
             first, times, potential, spikes,
         )  # fmt: skip
         settled[b] = are_numbers(v)
@@ -187,9 +186,8 @@ def _scratch(currents, n_in):
 def _reading(currents, n_in):
     """Room for the events that a layer reads at once, and for what comes of them.
 
-    The number of each event, counted from 0, and when a spike at its time arrives. Of each neuron the number
-    of the event it crossed at, `inf` for none; V of each output at its crossing. A list of the neurons that
-    cross, the events they do so at, and how many do at each event, all 0 between two readings.
+    The number of each event, counted from 0, and when a spike at its time arrives. V of each output at its
+    crossing. A list of the neurons that cross, the events they do so at, and how many do at each event.
     """
     width, dtype = currents.shape[1], currents.dtype
     events = max(n_in, width)
@@ -197,10 +195,9 @@ def _reading(currents, n_in):
         np.arange(events).astype(dtype),
         np.empty(events, dtype),
         np.empty(width, dtype),
+        np.empty(width, np.uint32),
         np.empty(width, dtype),
-        np.empty(width, np.uint32),
-        np.empty(width, np.uint32),
-        np.zeros(events, np.uint32),
+        np.empty(events, np.uint32),
     )
 
 
@@ -241,7 +238,7 @@ def _run(
     b, n,
     addresses, widths, currents, thresholds, betas, delays, windows, rising, scale,
     order, when, limit, head, tail, horizon, v, seen, clock,
-    numbers, arrivals, crossing, level, fired, event, counts,
+    numbers, arrivals, level, fired, event, counts,
     first, times, potential, spikes,
 ):  # fmt: skip
     """Let `n` input spikes through the network and note what it decides.
@@ -268,19 +265,19 @@ def _run(
             if last:
                 n_fired = cross_with_level(
                     layer, begin, head[layer], addresses[layer], widths[layer], order, v,
-                    limit, numbers, crossing, level, fired, event, counts,
+                    limit, numbers, level, fired, event,
                 )  # fmt: skip
             else:
                 n_fired = cross(
                     layer, begin, head[layer], addresses[layer], widths[layer], order, v,
-                    limit, numbers, crossing, fired, event, counts,
+                    limit, numbers, fired, event,
                 )  # fmt: skip
         else:
             n_events = 1
             n_fired = drift(
                 layer, addresses[layer], widths[layer], last, currents, thresholds[layer], betas[layer],
                 delays[layer], windows[layer], rising[layer], order, when, head, tail, v, seen, clock,
-                arrivals, level, fired, event, counts,
+                arrivals, level, fired, event,
             )  # fmt: skip
         if n_fired > 0:
             behind = layer + 1
@@ -359,25 +356,25 @@ def read(layer, delay, window, when, head, tail, horizon, arrivals):
 
 @lean_jit
 def cross(
-    layer, first, last, address, width, order, v, limit, numbers, crossing, fired, event, counts
+    layer, first, last, address, width, order, v, limit, numbers, fired, event
 ):  # fmt: skip
     """Add the weights of the events to all neurons; list those that cross, return how many."""
     tile = len(splat(v[0, 0], TILES[-1]))
     tiled = width - width % tile
     n_fired = cross_tiles(
         layer, first, last, address, width, 0, tiled, TILES[-1], order, v,
-        limit, numbers, crossing, fired, event, counts, 0,
+        limit, numbers, fired, event, 0,
     )  # fmt: skip
     return cross_tiles(
         layer, first, last, address, width, tiled, width, TILES[0], order, v,
-        limit, numbers, crossing, fired, event, counts, n_fired,
+        limit, numbers, fired, event, n_fired,
     )  # fmt: skip
 
 
 @lean_jit
 def cross_tiles(
     layer, first, last, address, width, begin, end, tile, order, v,
-    limit, numbers, crossing, fired, event, counts, n_fired,
+    limit, numbers, fired, event, n_fired,
 ):  # fmt: skip
     """As `cross`, of the neurons from `begin` to `end`, which are whole tiles; they add to the list."""
     number = v.dtype.type
@@ -388,16 +385,16 @@ def cross_tiles(
             a = a + load_at(v, address, order[layer, k] * width + j, tile)
             above = a > splat(limit[layer, k], tile)
             p = where(above, least(p, splat(numbers[k - first], tile)), p)
-        store(v, layer * v.shape[1] + j, where(silent > p, out, a))
-        if any_of(silent > p):
-            store(crossing, j, p)
-            n_fired = list_fired(j, j + len(out), crossing, fired, event, counts, n_fired)
+        crossed = silent > p
+        store(v, layer * v.shape[1] + j, where(crossed, out, a))
+        pack(crossed, p, event, n_fired)
+        n_fired += pack_numbers(crossed, fired, n_fired, j)
     return n_fired
 
 
 @lean_jit
 def cross_with_level(
-    layer, first, last, address, width, order, v, limit, numbers, crossing, level, fired, event, counts
+    layer, first, last, address, width, order, v, limit, numbers, level, fired, event
 ):  # fmt: skip
     """As `cross`, of outputs, with V at the crossing."""
     number, n_fired = v.dtype.type, 0
@@ -409,27 +406,11 @@ def cross_with_level(
             above = (a > splat(limit[layer, k], LANES)) & (silent <= p)
             p = where(above, splat(numbers[k - first], LANES), p)
             reached = where(above, a, reached)
-        store(v, layer * v.shape[1] + j, where(silent > p, out, a))
+        crossed = silent > p
+        store(v, layer * v.shape[1] + j, where(crossed, out, a))
         store(level, j, reached)
-        if any_of(silent > p):
-            store(crossing, j, p)
-            n_fired = list_fired(j, j + len(out), crossing, fired, event, counts, n_fired)
-    return n_fired
-
-
-@lean_jit
-def list_fired(begin, end, crossing, fired, event, counts, n_fired):
-    """Add the neurons of a tile that have crossed to the list."""
-    silent = splat(crossing.dtype.type(np.inf), TILES[0])
-    for j in range(begin, end, len(silent)):
-        bits = bits_of(silent > load(crossing, j, TILES[0]))
-        while bits != 0:
-            neuron = j + np.int64(trailing_zeros(bits))
-            g = UNSIGNED(crossing[neuron])
-            fired[n_fired], event[n_fired] = neuron, g
-            counts[g] += 1
-            n_fired += 1
-            bits &= bits - np.uint64(1)
+        pack(crossed, p, event, n_fired)
+        n_fired += pack_numbers(crossed, fired, n_fired, j)
     return n_fired
 
 
@@ -440,30 +421,36 @@ def hand_on(layer, n_fired, n_events, arrivals, fired, event, counts, order, whe
     Returns from which of its events on limits have to be set.
     """
     begin = tail[layer]
-    at, tied, latest = begin, False, when.dtype.type(-1) if begin == 0 else when[layer, begin - 1]
+    for g in range(n_events):
+        counts[g] = 0
+    for k in range(n_fired):
+        counts[UNSIGNED(event[k])] += 1
+    at = UNSIGNED(begin)
     for g in range(n_events):
         here = counts[g]
         counts[g] = at
         at += here
-        if here > 0:  # rounding may have made different times one
-            tied |= arrivals[g] == latest
-            latest = arrivals[g]
     for k in range(n_fired):
-        g = event[k]
-        order[layer, counts[g]], when[layer, counts[g]] = fired[k], arrivals[g]
-        counts[g] += 1
-    for g in range(n_events):
-        counts[g] = 0
-    tail[layer] = at
-    if tied:
-        put_in_order(order, when, layer, begin, at)
-    return max(begin - 1, 0)
+        g = UNSIGNED(event[k])
+        at = counts[g]
+        order[layer, at], when[layer, at] = fired[k], arrivals[g]
+        counts[g] = at + UNSIGNED(1)
+    end = tail[layer] = begin + n_fired
+    behind = max(begin - 1, 0)
+    put_in_order(order, when, layer, behind, end)
+    return behind
 
 
 @lean_jit
 def put_in_order(order, when, layer, begin, end):
-    """Put spikes of one time that came one after the other in the order of their neurons."""
-    for last in range(begin, end):
+    """Put spikes of one time in the order of their neurons: rounding may have made different times one."""
+    wrong = np.int32(0)
+    for k in range(begin + 1, end):
+        tied = when[layer, k - 1] == when[layer, k]
+        wrong += np.int32(1) if tied & (order[layer, k - 1] > order[layer, k]) else np.int32(0)
+    if wrong == 0:
+        return
+    for last in range(begin + 1, end):
         k = last
         while k > 0 and when[layer, k - 1] == when[layer, k] and order[layer, k - 1] > order[layer, k]:
             order[layer, k - 1], order[layer, k] = order[layer, k], order[layer, k - 1]
@@ -473,7 +460,7 @@ def put_in_order(order, when, layer, begin, end):
 @lean_jit
 def drift(
     layer, address, width, last, currents, threshold, beta, delay, window, rising,
-    order, when, head, tail, v, seen, clock, arrivals, level, fired, event, counts,
+    order, when, head, tail, v, seen, clock, arrivals, level, fired, event,
 ):  # fmt: skip
     """One time of a layer with a leak or a bias: that of its next event, or with a bias the next bin."""
     number, k = v.dtype.type, head[layer]
@@ -506,7 +493,6 @@ def drift(
             n_fired += 1
             if last:
                 level[j] = reached
-    counts[0] = n_fired
     return n_fired
 
 

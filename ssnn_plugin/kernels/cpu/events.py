@@ -12,7 +12,7 @@ import numpy as np
 
 from ..status import BAD_TIMES, NAN_POTENTIAL
 from .compile import jit
-from .lanes import REGISTER, TILES, load, splat, store_numbers
+from .lanes import TILES, load, pack_numbers, splat
 
 # Numba looks whether a signed index is negative, which takes longer than to read what it stands for.
 UNSIGNED = np.uint32
@@ -32,13 +32,11 @@ def has_bad_times(times):
 @jit
 def find_events(times, t_max, spiking):
     """Write the inputs that spike before `t_max` to `spiking`; return how many."""
-    n, begin = 0, 0
-    if REGISTER == 64:
-        limit = splat(times.dtype.type(t_max), TILES[0])
-        begin = times.size - times.size % len(limit)
-        for i in range(0, begin, len(limit)):
-            n += store_numbers(limit > load(times, i, TILES[0]), spiking, n, i)
-    for i in range(begin, times.size):
+    n, limit = 0, splat(times.dtype.type(t_max), TILES[0])
+    whole = times.size - times.size % len(limit)
+    for i in range(0, whole, len(limit)):
+        n += pack_numbers(limit > load(times, i, TILES[0]), spiking, n, i)
+    for i in range(whole, times.size):
         spiking[UNSIGNED(n)] = i
         n += np.int64(times[i] < t_max)
     return n

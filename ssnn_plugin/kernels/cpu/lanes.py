@@ -4,9 +4,9 @@ LLVM unrolls a loop over the few outputs of one location of a convolution before
 it, so that each number is added by itself. These vectors say outright what is meant. A vector is as many
 registers as it takes, which are kept apart: LLVM makes slow code of one vector that is no power of two.
 
-`load`, `load_at`, `store`, `splat`, `where`, `least`, `any_of` and `total` work on them, as do `+`, `-`, `*`,
-`>` and `<=`, and `&`, `|` and `~` on masks. A width is a constant of the code that uses it, or, as a tuple, a
-number of registers, which hold 16 numbers or fewer by their type and the machine.
+`load`, `load_at`, `store`, `pack`, `splat`, `where`, `least`, `any_of` and `total` work on them, as do `+`,
+`-`, `*`, `>` and `<=`, and `&`, `|` and `~` on masks. A width is a constant of the code that uses it, or, as
+a tuple, a number of registers, which hold 16 numbers or fewer by their type and the machine.
 Arrays are read and written without a check of bounds, as everywhere in compiled code.
 """
 
@@ -217,31 +217,71 @@ def store_where(typingctx, mask, array, index, lanes):
 
 
 @intrinsic
-def store_numbers(typingctx, mask, array, index, first):
-    """Write the numbers first + k of the true lanes k to an array, from element `index` on; return how many.
+def pack(typingctx, mask, lanes, array, index):
+    """Write the lanes where the mask is true side by side, from element `index` on; return how many.
 
-    Only AVX-512 has an instruction for it: with others it takes longer than a loop over numbers.
+    There has to be room for all lanes: what is behind those that are written may be anything.
     """
-    lanes = min(mask.width, mask.in_register)
-    if mask.width != lanes or not isinstance(array.dtype, types.Integer) or array.layout != "C":
+    if not _holds_lanes(array) or (array.dtype, mask) != (lanes.dtype, lanes.mask):
         return None
 
     def generate(context, builder, signature, args):
-        kept, spaces, at, begin = args
-        number = context.get_data_type(array.dtype)
-        numbers = builder.add(
-            _broadcast(builder, builder.trunc(begin, number), lanes),
-            ir.Constant(ir.VectorType(number, lanes), list(range(lanes))),
-        )
-        (part,) = _registers(builder, kept)
-        place = builder.gep(context.make_array(array)(context, builder, spaces).data, [at])
-        kind = ir.FunctionType(ir.VoidType(), (numbers.type, place.type, part.type))
-        name = f"llvm.masked.compressstore.v{lanes}i{array.dtype.bitwidth}"
-        builder.call(builder.module.declare_intrinsic(name, (), kind), [numbers, place, part])
-        word = builder.bitcast(part, ir.IntType(lanes))
-        return builder.zext(builder.ctpop(word), context.get_value_type(types.intp))
+        parts, vectors = _registers(builder, args[0]), _registers(builder, args[1])
+        data = context.make_array(array)(context, builder, args[2]).data
+        return _pack(builder, parts, vectors, data, args[3])
+
+    return types.intp(mask, lanes, array, types.intp), generate
+
+
+@intrinsic
+def pack_numbers(typingctx, mask, array, index, first):
+    """As `pack`, of the number `first` + k for lane k, to an array of integers of 32 bits."""
+    if not isinstance(array.dtype, types.Integer) or array.dtype.bitwidth != 32 or array.layout != "C":
+        return None
+
+    def generate(context, builder, signature, args):
+        number, parts = context.get_data_type(array.dtype), _registers(builder, args[0])
+        begin = _broadcast(builder, builder.trunc(args[3], number), mask.in_register)
+        firsts = range(0, mask.width, mask.in_register)
+        steps = (ir.Constant(begin.type, list(range(k, k + mask.in_register))) for k in firsts)
+        data = context.make_array(array)(context, builder, args[1]).data
+        return _pack(builder, parts, [builder.add(begin, step) for step in steps], data, args[2])
 
     return types.intp(mask, array, types.intp, types.intp), generate
+
+
+def _pack(builder: Any, masks: list[Any], vectors: list[Any], data: Any, index: Any) -> Any:
+    at = index
+    for mask, vector in zip(masks, vectors, strict=True):
+        pack_register = _pack_at_once if REGISTER == 64 else _pack_one_by_one
+        at = pack_register(builder, mask, vector, data, at)
+    return builder.sub(at, index)
+
+
+def _pack_at_once(builder: Any, mask: Any, vector: Any, data: Any, at: Any) -> Any:
+    """By AVX-512, and a store of the whole register: one of the packed lanes alone is slow on Zen 4."""
+    count, bits = mask.type.count, REGISTER * 8 // mask.type.count
+    whole, suffix = vector, f"f{bits}"
+    if isinstance(vector.type.element, ir.IntType):  # beside double precision they fill half a register
+        integer = ir.VectorType(ir.IntType(bits), count)
+        whole, suffix = vector if vector.type == integer else builder.zext(vector, integer), f"i{bits}"
+    kind = ir.FunctionType(whole.type, (whole.type, whole.type, mask.type))
+    name = f"llvm.x86.avx512.mask.compress.v{count}{suffix}"
+    compress = builder.module.declare_intrinsic(name, (), kind)
+    packed = builder.call(compress, [whole, ir.Constant(whole.type, ir.Undefined), mask])
+    packed = packed if whole is vector else builder.trunc(packed, vector.type)
+    place = builder.bitcast(builder.gep(data, [at]), packed.type.as_pointer())
+    builder.store(packed, place, align=1)
+    ones = builder.ctpop(builder.bitcast(mask, ir.IntType(count)))
+    return builder.add(at, builder.zext(ones, at.type))
+
+
+def _pack_one_by_one(builder: Any, mask: Any, vector: Any, data: Any, at: Any) -> Any:
+    for k in range(mask.type.count):
+        lane = ir.Constant(ir.IntType(32), k)
+        builder.store(builder.extract_element(vector, lane), builder.gep(data, [at]))
+        at = builder.add(at, builder.zext(builder.extract_element(mask, lane), at.type))
+    return at
 
 
 @intrinsic(prefer_literal=True)
