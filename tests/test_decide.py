@@ -117,6 +117,14 @@ def test_many_inputs_of_one_bin_and_more_than_are_read_at_once():
     assert_decides(network, times_of(100, 200, 3))
 
 
+def test_many_times_that_a_delay_makes_one():
+    """They are read in turn, and their neurons stand in the order of their index in the end."""
+    network = network_of([100, 70, 9], [IF(1.0, delay=1), IF(3.0)], 8)
+    times = torch.arange(100.0)[torch.randperm(100)].expand(20, 100) * 5e-10
+    assert network[0](times).unique().tolist() == [1.0]
+    assert_decides(network, times)
+
+
 def test_random_weights_give_the_same_sums():
     torch.manual_seed(0)
     network = SpikeSequential(
@@ -138,6 +146,39 @@ def test_leak_and_bias(beta, bias, delay):
         if bias:
             layer.bias.data = layer.bias / 8
     times = times_of(200, 8, 12, firing=0.4, dtype=torch.float64)
+    assert is_fused(network, times)
+    assert_decides(network, times)
+
+
+@pytest.mark.parametrize(("silent", "t_max"), [(True, 10), (False, 16), (True, 16)])
+def test_potentials_of_a_current_are_rounded_as_in_the_layers(silent, t_max):
+    """Ten times 0.1 is 1, or a little more or less, by how it is rounded."""
+    layer = SpikeLinear(1, 1, IF(1.0), t_max=t_max, bias=True)
+    layer.weight.data.zero_()
+    layer.bias.data.fill_(0.1)
+    times = torch.tensor([[math.inf if silent else 10.0]])
+    assert is_fused(SpikeSequential(layer), times)
+    assert_decides(SpikeSequential(layer), times)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.9, 0.3])
+def test_currents_that_are_no_binary_fractions(beta):
+    network = network_of([8, 60, 6], IF(1.0, delay=1, beta=beta), 30, bias=True)
+    for layer in network:
+        layer.bias.data = torch.rand_like(layer.bias) / 5
+    assert_decides(network, times_of(200, 8, 30, firing=0.3))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_layers_with_and_without_a_leak_and_a_bias(seed):
+    generator = np.random.default_rng(seed)
+    neurons = [IF(2.0, delay=1, beta=beta) for beta in generator.choice([1.0, 0.5, 0.0], 4)]
+    network = network_of([8, 20, 9, 17, 5], neurons, 12, seed=seed, dtype=torch.float64)
+    for layer in network:
+        if generator.random() < 0.5:
+            bias = torch.randint(-6, 9, (layer.out_features,)).double() / 32
+            layer.register_parameter("bias", nn.Parameter(bias))
+    times = times_of(100, 8, 12, firing=0.4, dtype=torch.float64)
     assert is_fused(network, times)
     assert_decides(network, times)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ssnn_plugin.kernels.cpu.events import sort_batch, sort_events
+from ssnn_plugin.kernels.cpu.events import find_events, sort_batch, sort_events
 from ssnn_plugin.kernels.status import BAD_TIMES
 
 TIMES = {
@@ -35,6 +35,25 @@ def test_events_are_sorted_by_time_and_index(kind, n, dtype):
         order, spiking = np.empty((2, n), np.int32)
         found = sort_events(times, t_max, order, spiking, np.empty(table, np.int32))
         assert order[:found].tolist() == expected
+
+
+@pytest.mark.parametrize(("dtype", "t_max"), [(np.float32, 1e-39), (np.float64, 1e-310)])
+@pytest.mark.parametrize("table", [2, 1025])
+def test_a_window_of_which_no_number_holds_the_inverse(table, dtype, t_max):
+    times = np.array([0, np.inf, t_max / 2, 0, t_max], dtype)
+    order, spiking = np.empty((2, 5), np.int32)
+    n = sort_events(times, t_max, order, spiking, np.empty(table, np.int32))
+    assert order[:n].tolist() == [0, 3, 2]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 15, 16, 17, 31, 32, 33, 784])
+def test_inputs_that_spike_are_listed_and_nothing_behind_them_is_touched(n, dtype):
+    times = np.random.default_rng(n).choice([0, 3, 4, np.inf], n).astype(dtype)
+    spiking = np.full(n + 32, -1, np.int32)
+    found = find_events(times, 4.0, spiking)
+    assert spiking[:found].tolist() == np.flatnonzero(times < 4).tolist()
+    assert (spiking[n:] == -1).all()
 
 
 def test_samples_follow_one_another_and_bad_ones_have_no_events():

@@ -8,7 +8,7 @@ from naive import s4nn_step
 from ssnn_plugin import online
 
 
-@pytest.mark.parametrize("sizes", [(12, 5), (12, 8, 4), (12, 7, 6, 3)])
+@pytest.mark.parametrize("sizes", [(12, 5), (12, 8, 4), (12, 7, 6, 3), (20, 90, 41, 3)])
 @pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
 def test_follows_the_published_rule_sample_by_sample(sizes, dtype):
     random = np.random.RandomState(0)

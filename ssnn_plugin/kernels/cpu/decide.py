@@ -23,7 +23,7 @@ from .compile import jit, lean_jit, where_given
 from .events import UNSIGNED, count_buckets, find_events, place, sort_events
 from .lanes import TILES, any_of, least, load, load_at, pack, pack_numbers, splat, store, where
 from .parallel import as_arrays, share_out
-from .steps import bins_of_current, hold_potential, potential_after
+from .steps import bins_of_current, hold_potential, level_of
 
 LANES = 16
 # That a layer reads at once, and as many more as come at the time of the last one.
@@ -316,9 +316,10 @@ def set_limits(layer, begin, end, threshold, delay, window, when, limit):
     """Of V once each of a layer's events from `begin` on is added: a spike does not come before the last."""
     never = when.dtype.type(np.inf)
     when[layer, end] = never
-    for k in range(begin, end):
+    for k in range(UNSIGNED(begin), UNSIGNED(end)):
         t = when[layer, k]
-        limit[layer, k] = threshold if (when[layer, k + 1] != t) & (t + delay < window) else never
+        complete = when[layer, k + UNSIGNED(1)] != t
+        limit[layer, k] = threshold if complete & (t + delay < window) else never
 
 
 @lean_jit
@@ -348,31 +349,29 @@ def read(layer, delay, window, when, head, tail, horizon, arrivals):
         end -= 1
     while end < tail[layer] and when[layer, end] == when[layer, end - 1]:
         end += 1
-    for k in range(end - begin):
-        arrivals[k] = when[layer, begin + k] + delay
+    for k in range(UNSIGNED(end - begin)):
+        arrivals[k] = when[layer, UNSIGNED(begin) + k] + delay
     head[layer] = end
     return end - begin
 
 
 @lean_jit
-def cross(
-    layer, first, last, address, width, order, v, limit, numbers, fired, event
-):  # fmt: skip
+def cross(layer, first, last, address, width, order, v, limit, numbers, fired, event):
     """Add the weights of the events to all neurons; list those that cross, return how many."""
     tile = len(splat(v[0, 0], TILES[-1]))
     tiled = width - width % tile
-    n_fired = cross_tiles(
+    n_fired = cross_part(
         layer, first, last, address, width, 0, tiled, TILES[-1], order, v,
         limit, numbers, fired, event, 0,
     )  # fmt: skip
-    return cross_tiles(
+    return cross_part(
         layer, first, last, address, width, tiled, width, TILES[0], order, v,
         limit, numbers, fired, event, n_fired,
     )  # fmt: skip
 
 
 @lean_jit
-def cross_tiles(
+def cross_part(
     layer, first, last, address, width, begin, end, tile, order, v,
     limit, numbers, fired, event, n_fired,
 ):  # fmt: skip
@@ -381,14 +380,15 @@ def cross_tiles(
     silent, out = splat(number(np.inf), tile), splat(number(-np.inf), tile)
     for j in range(begin, end, len(out)):
         a, p = load(v, layer * v.shape[1] + j, tile), silent
-        for k in range(first, last):
+        for k in range(UNSIGNED(first), UNSIGNED(last)):
             a = a + load_at(v, address, order[layer, k] * width + j, tile)
             above = a > splat(limit[layer, k], tile)
-            p = where(above, least(p, splat(numbers[k - first], tile)), p)
+            p = where(above, least(p, splat(numbers[k - UNSIGNED(first)], tile)), p)
         crossed = silent > p
         store(v, layer * v.shape[1] + j, where(crossed, out, a))
-        pack(crossed, p, event, n_fired)
-        n_fired += pack_numbers(crossed, fired, n_fired, j)
+        if any_of(crossed):
+            pack(crossed, p, event, n_fired)
+            n_fired += pack_numbers(crossed, fired, n_fired, j)
     return n_fired
 
 
@@ -401,16 +401,17 @@ def cross_with_level(
     silent, out = splat(number(np.inf), LANES), splat(number(-np.inf), LANES)
     for j in range(0, width, LANES):
         a, p, reached = load(v, layer * v.shape[1] + j, LANES), silent, load(level, j, LANES)
-        for k in range(first, last):
+        for k in range(UNSIGNED(first), UNSIGNED(last)):
             a = a + load_at(v, address, order[layer, k] * width + j, LANES)
             above = (a > splat(limit[layer, k], LANES)) & (silent <= p)
-            p = where(above, splat(numbers[k - first], LANES), p)
+            p = where(above, splat(numbers[k - UNSIGNED(first)], LANES), p)
             reached = where(above, a, reached)
         crossed = silent > p
         store(v, layer * v.shape[1] + j, where(crossed, out, a))
         store(level, j, reached)
-        pack(crossed, p, event, n_fired)
-        n_fired += pack_numbers(crossed, fired, n_fired, j)
+        if any_of(crossed):
+            pack(crossed, p, event, n_fired)
+            n_fired += pack_numbers(crossed, fired, n_fired, j)
     return n_fired
 
 
@@ -421,16 +422,16 @@ def hand_on(layer, n_fired, n_events, arrivals, fired, event, counts, order, whe
     Returns from which of its events on limits have to be set.
     """
     begin = tail[layer]
-    for g in range(n_events):
+    for g in range(UNSIGNED(n_events)):
         counts[g] = 0
-    for k in range(n_fired):
+    for k in range(UNSIGNED(n_fired)):
         counts[UNSIGNED(event[k])] += 1
     at = UNSIGNED(begin)
-    for g in range(n_events):
+    for g in range(UNSIGNED(n_events)):
         here = counts[g]
         counts[g] = at
         at += here
-    for k in range(n_fired):
+    for k in range(UNSIGNED(n_fired)):
         g = UNSIGNED(event[k])
         at = counts[g]
         order[layer, at], when[layer, at] = fired[k], arrivals[g]
@@ -445,9 +446,10 @@ def hand_on(layer, n_fired, n_events, arrivals, fired, event, counts, order, whe
 def put_in_order(order, when, layer, begin, end):
     """Put spikes of one time in the order of their neurons: rounding may have made different times one."""
     wrong = np.int32(0)
-    for k in range(begin + 1, end):
-        tied = when[layer, k - 1] == when[layer, k]
-        wrong += np.int32(1) if tied & (order[layer, k - 1] > order[layer, k]) else np.int32(0)
+    for k in range(UNSIGNED(begin), UNSIGNED(end - 1)):
+        after = k + UNSIGNED(1)
+        tied = when[layer, k] == when[layer, after]
+        wrong += np.int32(1) if tied & (order[layer, k] > order[layer, after]) else np.int32(0)
     if wrong == 0:
         return
     for last in range(begin + 1, end):
@@ -480,13 +482,10 @@ def drift(
     arrivals[0] = t + delay
     if not arrivals[0] < window:
         return 0
-    now = number(bins_of_current(beta, t))
-    n_fired = 0
+    kept = number(1 if beta == 1 else beta ** (t - seen[layer]))
+    bins, n_fired = number(bins_of_current(beta, t)), 0
     for j in range(width):
-        if seen[layer] == t:
-            reached = v[layer, j] + currents[layer, j] * now
-        else:
-            reached = potential_after(v[layer, j], currents[layer, j], beta, seen[layer], t)
+        reached = level_of(v[layer, j], currents[layer, j], kept, bins)
         if reached > threshold:
             v[layer, j] = -np.inf
             fired[n_fired], event[n_fired] = j, 0

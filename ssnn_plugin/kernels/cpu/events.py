@@ -65,7 +65,7 @@ def sort_by_bucket(times, t_max, order, spiking, counts):
     number, scale, last = times.dtype.type, (counts.size - 1) / t_max, counts.size - 2
     n = find_events(times, number(t_max), spiking)
     highest = count_buckets(times, number(scale), number(last), spiking, n, counts)
-    if 2 * highest < last:  # all spikes are early: spread them over the table
+    if n > 0 and 2 * highest < last:  # all spikes are early: spread them over the table
         scale *= last / (highest + 1)
         count_buckets(times, number(scale), number(last), spiking, n, counts)
     place(times, number(scale), number(last), spiking, n, order, counts)
@@ -75,7 +75,8 @@ def sort_by_bucket(times, t_max, order, spiking, counts):
 @jit
 def bucket_of(t, scale, last):
     """The bucket of a time, at most `last`."""
-    return UNSIGNED(min(t * scale, last))
+    bucket = t * scale
+    return UNSIGNED(bucket if bucket < last else last)  # 0 at an infinite scale is NaN
 
 
 @jit

@@ -222,7 +222,8 @@ def pack(typingctx, mask, lanes, array, index):
 
     There has to be room for all lanes: what is behind those that are written may be anything.
     """
-    if not _holds_lanes(array) or (array.dtype, mask) != (lanes.dtype, lanes.mask):
+    whole = lanes.in_register == in_register(lanes.dtype)
+    if not whole or not _holds_lanes(array) or (array.dtype, mask) != (lanes.dtype, lanes.mask):
         return None
 
     def generate(context, builder, signature, args):

@@ -17,6 +17,9 @@ from .events import room_for_events, write_events
 from .lanes import any_of, load, splat, store, where
 from .steps import cross_tiles, write_limits
 
+# Outputs with an error that are gone through one by one.
+FEW = 16
+
 
 @jit
 def normalise(error):
@@ -47,15 +50,21 @@ def update(rows, step, events, fired, tile):
 def backpropagate(rows, error, times, fired, error_in, wrong):
     """Error of the spike times below: sum_j error_j w_ji over the outputs that counted spike i.
 
-    `wrong` is scratch space for the outputs with an error, which are few once the network has learned.
+    `wrong` is scratch space for the outputs with an error. Those of the last layer are few once the network
+    has learned: these are gone through one by one, all of them in vectors where there are many.
     """
     zero, n = error.dtype.type(0), 0
     for j in range(error.size):
         wrong[n] = j
         n += error[j] != 0
+    one_by_one = n <= FEW
     for i in range(error_in.size):
         total = zero
-        if times[i] < np.inf:
+        if times[i] < np.inf and not one_by_one:
+            row = rows[i]
+            for j in range(error.size):
+                total += error[j] * row[j] if times[i] <= fired[j] else zero
+        elif times[i] < np.inf:
             for k in range(n):
                 j = wrong[k]
                 total += error[j] * rows[i, j] if times[i] <= fired[j] else zero

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..status import BAD_TIMES, NAN_POTENTIAL
-from .compile import jit
+from .compile import exact_jit, jit
 from .events import MOST_EVENTS, sort_batch, sort_events, status_of
 from .lanes import (
     any_of,
@@ -28,6 +28,8 @@ from .lanes import (
 
 # Above this many bins the counting sort's table would cost more than comparing times.
 MOST_BINS = 1 << 10
+# Events after which it is seen whether any output of a tile still waits.
+LOOK_AFTER = 16
 
 
 def numbers_of(neuron: Any, t_max: float) -> tuple[float, float, float, float, int]:
@@ -50,7 +52,7 @@ def fire_linear(
 ):  # fmt: skip
     """First crossings of a fully connected layer without leak or `bias`; `weight_t` is [in, out].
 
-    An empty `potential` is not written, which saves a seventh of the time.
+    An empty `potential` is not written, which saves up to a seventh of the time.
     """
     rows, block = at_least_a_tile(weight_t, tile), max(1, MOST_EVENTS // max(1, times.shape[1]))
     for b in range(first, end, block):
@@ -120,7 +122,10 @@ def fire_tiles(events, limits, rows, spikes, potential, status, tile):
 
 @jit
 def cross_tiles(events, limits, rows, spikes, status, tile):
-    """As `fire_tiles`, the times alone: V goes on after a crossing, and may come to anything."""
+    """As `fire_tiles`, the times alone: V goes on after a crossing, and may come to anything.
+
+    It is seen now and then whether any output still waits.
+    """
     (n_samples, n_out), stride = spikes.shape, rows.shape[1]
     zero, silent = splat(rows.dtype.type(0), tile), splat(rows.dtype.type(np.inf), tile)
     for start in range(0, n_out, len(zero)):
@@ -129,10 +134,13 @@ def cross_tiles(events, limits, rows, spikes, status, tile):
         first = np.uint64(0)
         for b in range(n_samples):
             v, crossing, last = zero, silent, np.uint64(events.ends[b])
-            for k in range(first, last):
-                v = v + load(rows, np.int64(events.inputs[k]) * stride + lane, tile)
-                earlier = least(crossing, splat(events.when[k], tile))
-                crossing = where(v > splat(limits[k], tile), earlier, crossing)
+            while first < last and any_of(present & (silent <= crossing)):
+                pause = min(first + np.uint64(LOOK_AFTER), last)
+                for k in range(first, pause):
+                    v = v + load(rows, np.int64(events.inputs[k]) * stride + lane, tile)
+                    earlier = least(crossing, splat(events.when[k], tile))
+                    crossing = where(v > splat(limits[k], tile), earlier, crossing)
+                first = pause
             first = last
             store_where(present, spikes, b * n_out + lane, crossing)
             if any_of(~(v <= silent) & (silent <= crossing)):
@@ -214,21 +222,22 @@ def cross_until(last, t, v, current, beta, threshold, fired, potential):
     threshold = v.dtype.type(threshold)
     kept = v.dtype.type(1 if beta == 1 else beta ** (last - t))
     now, later = v.dtype.type(bins_of_current(beta, t)), v.dtype.type(bins_of_current(beta, last))
-    above = np.int32(0)
+    above, whole = np.int32(0), v.dtype.type(1)
     for j in range(v.size):
-        highest = max(v[j] + current[j] * now, v[j] * kept + current[j] * later)
+        at_last = level_of(v[j], current[j], kept, later)
+        highest = max(level_of(v[j], current[j], whole, now), at_last)
         above += np.int32(1) if (highest > threshold) & (fired[j] == np.inf) else np.int32(0)
     if above > 0:
         for j in range(v.size):
             if fired[j] == np.inf:
-                level = v[j] + current[j] * now
+                level = level_of(v[j], current[j], whole, now)
                 if level > threshold:
                     fired[j] = t
                     potential[j] = level
-                elif v[j] * kept + current[j] * later > threshold:
-                    crossing = first_bin_above(v[j], current[j], beta, threshold, t, last)
+                elif level_of(v[j], current[j], kept, later) > threshold:
+                    crossing = first_bin_above(v, current, j, beta, threshold, t, last)
                     fired[j] = crossing
-                    potential[j] = potential_after(v[j], current[j], beta, t, crossing)
+                    potential[j] = potential_after(v, current, j, beta, t, crossing)
     return above
 
 
@@ -238,35 +247,41 @@ def hold_potential(end, t, v, current, beta, fired, potential):
     kept = v.dtype.type(1 if beta == 1 else beta ** (end - t))
     bins = v.dtype.type(bins_of_current(beta, end))
     for j in range(v.size):
-        level = v[j] * kept + current[j] * bins
+        level = level_of(v[j], current[j], kept, bins)
         potential[j] = level if fired[j] == np.inf else potential[j]
 
 
-@jit
-def potential_after(v, current, beta, t_event, t):
-    """V after bin t, no input having come since t_event, when it contributed v."""
-    kept = 1.0 if beta == 1 else beta ** (t - t_event)
-    return v * kept + current * bins_of_current(beta, t)
+@exact_jit
+def level_of(v, current, kept, bins):
+    """V, of the part of the inputs' v that is kept and of a current; rounded alike wherever it is asked."""
+    return v * kept + current * bins
 
 
 @jit
-def first_bin_above(v, current, beta, threshold, start, last):
+def potential_after(v, current, j, beta, t_event, t):
+    """V of output j after bin t, no input having come since t_event, when they contributed v[j]."""
+    kept = v.dtype.type(1 if beta == 1 else beta ** (t - t_event))
+    return level_of(v[j], current[j], kept, v.dtype.type(bins_of_current(beta, t)))
+
+
+@jit
+def first_bin_above(v, current, j, beta, threshold, start, last):
     """First bin with V > threshold, where V is below in bin `start` and above in bin `last`.
 
     Without a leak V is the line v + current (t + 1); with one it approaches
     rest = current / (1 - beta) as rest - (rest - V(start)) beta^(t - start).
     """
     if beta == 1:
-        t = np.floor((threshold - v) / current)
+        t = np.floor((threshold - v[j]) / current[j])
     else:
-        rest = current / (1 - beta)
-        gap = (rest - threshold) / (rest - potential_after(v, current, beta, start, start))
+        rest = current[j] / (1 - beta)
+        gap = (rest - threshold) / (rest - potential_after(v, current, j, beta, start, start))
         t = start + np.floor(np.log(gap) / np.log(beta)) + 1
     # The closed form rounds: settle on the first bin in which V itself exceeds the threshold.
     t = start if t != t else min(max(t, start), last)
-    while t > start and potential_after(v, current, beta, start, t - 1) > threshold:
+    while t > start and potential_after(v, current, j, beta, start, t - 1) > threshold:
         t -= 1
-    while t < last and not potential_after(v, current, beta, start, t) > threshold:
+    while t < last and not potential_after(v, current, j, beta, start, t) > threshold:
         t += 1
     return t
 
