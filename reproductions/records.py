@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,8 @@ SCHEMA: Literal[1] = 1
 DIGEST_OF = b"ssnn_plugin sha256 "
 # How the names of files end that are being written.
 PARTIAL = ".partial"
+# A list without strings and other lists, over several lines; a string of JSON has no line break.
+LIST_OF_NUMBERS = re.compile(r"\[\n([^][{}\"]*)\]")
 CHECKPOINT_KEYS = {"config_hash", "track_test", "state", "method"}
 
 
@@ -357,10 +360,10 @@ def require_writable(folder: Path) -> None:
 
 
 def write_record(path: Path, record: Stored) -> None:
-    """Write a record as JSON, with what was set alone."""
+    """Write a record as JSON, with what was set alone; numbers of one list stand on one line."""
+    text = json.dumps(record.model_dump(mode="json", by_alias=True, exclude_unset=True), indent=1)
     with atomic_write(path) as file:
-        json.dump(record.model_dump(mode="json", by_alias=True, exclude_unset=True), file, indent=1)
-        file.write("\n")
+        file.write(LIST_OF_NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def read_record(path: Path) -> Record:

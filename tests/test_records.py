@@ -43,6 +43,20 @@ def test_a_value_that_json_cannot_hold_leaves_the_old_record(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["some.json"]
 
 
+def test_numbers_of_a_list_stand_on_one_line_and_strings_as_they_are(tmp_path):
+    path, network = (
+        tmp_path / "some.json",
+        {"hidden": [3, 2.5e-9, None], "layers": ["5C3", "a [1,  2]"], "none": []},
+    )
+    written = record().model_copy(update={"config": {"network": network, "pairs": [[1, 2], [3, 4]]}})
+    records.write_record(path, written)
+    assert json.loads(path.read_text()) == written.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    assert '"hidden": [3, 2.5e-09, null],' in lines
+    assert '"a [1,  2]"' in lines
+    assert lines[lines.index('"pairs": [') + 1 :][:2] == ["[1, 2],", "[3, 4]"]
+
+
 def test_folders_are_created_and_records_read_back_by_file_name(tmp_path):
     folder = tmp_path / "a" / "b"
     for seed in (1, 0):
