@@ -116,8 +116,9 @@ class IF(SeparableNeuron):
         whole = torch.int32 if crossing.dtype == torch.float32 else torch.int64
         if silent:  # until the number before t_max
             crossing = crossing.clamp(max=t_max * (1 - torch.finfo(crossing.dtype).eps / 2))
-        crossing = crossing + 0.0  # the next number after -0.0 is not negative
-        return (crossing.contiguous().view(whole) + 1).view(crossing.dtype)
+        until = crossing.contiguous() + 0.0  # the next number after -0.0 is not negative
+        until.view(whole).add_(1)
+        return until
 
     def of_bias(self, crossing: Tensor, t_max: float) -> Tensor:
         """A constant current has been added once per bin."""
