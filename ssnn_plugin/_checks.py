@@ -122,6 +122,11 @@ def has_values(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and tensor.device.type != "meta" and not _is_batched(tensor)
 
 
+def has_nan(tensor: Tensor) -> bool:
+    """Whether any value is NaN: then the least one is, which is found without a mask of all of them."""
+    return tensor.numel() > 0 and bool(tensor.amin().isnan())
+
+
 def _is_batched(tensor: Tensor) -> bool:
     functorch = torch._C._functorch
     while functorch.is_gradtrackingtensor(tensor):
@@ -131,9 +136,9 @@ def _is_batched(tensor: Tensor) -> bool:
 
 def spike_times(name: str, times: Tensor) -> None:
     """Refuse NaN and negative times."""
-    if not has_values(times):
+    if not has_values(times) or not times.numel():
         return
-    if not bool((times >= 0).all()):
+    if not bool(times.amin() >= 0):
         kind = "NaN" if bool(times.isnan().any()) else f"a negative time ({times.min().item()})"
         raise ValueError(f"{name} must hold spike times >= 0, with inf for silence; got {kind}")
 

@@ -28,7 +28,11 @@ class Synapses(NamedTuple):
 
     def dense(self, inputs: Tensor) -> Tensor:
         """What they make of ordinary inputs."""
-        return self.geometry.dense(inputs, self.weight, self.bias)
+        weight = self.weight
+        if not self.geometry.linear and ops.plain(inputs):
+            # As the outputs lie in memory: so torch is up to three times as fast, pools behind it four times.
+            inputs, weight = (x.to(memory_format=torch.channels_last) for x in (inputs, weight))
+        return self.geometry.dense(inputs, weight, self.bias)
 
 
 class How(NamedTuple):

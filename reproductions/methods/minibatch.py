@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -193,7 +194,9 @@ class Minibatch:
 
     def counted(self, layers: list[Tensor]) -> list[Tensor]:
         """Spikes of every neuron in a mini-batch, by layer."""
-        return [layer.isfinite().sum(0) for layer in layers]
+        # In the order of a convolution's outputs in memory, in which torch is ten times as fast.
+        in_order = [(layer.movedim(1, -1) < math.inf).sum(0, dtype=torch.int32) for layer in layers]
+        return [spikes.movedim(-1, 0) for spikes in in_order]
 
     def before_epoch(self, epoch: int, times: Tensor) -> None:
         """Called with all training samples before each epoch; `self.spikes` is of the last one."""
