@@ -63,8 +63,7 @@ class WindowedRamp(Neuron):
             v = synapses.dense((self.start - times).relu())
         if _checks.has_values(v) and _checks.has_nan(v):
             refuse_bad_samples(NAN_POTENTIAL)
-        least = self.start + self.threshold - t_max
         # Masks, which a processor cannot foresee, would take ten times as long as what is done here.
-        advance = functional.threshold(v.clamp(max=self.threshold), least, -math.inf)
-        lead = functional.threshold(advance - (self.start + self.threshold), -t_max, -math.inf)
-        return 0 - lead, (v + (t_max - self.start)).clamp(max=self.threshold)
+        lead = v.clamp(max=self.threshold) - (self.start + self.threshold)
+        spikes = 0 - functional.threshold(lead, -t_max, -math.inf)
+        return spikes, (v + (t_max - self.start)).clamp(max=self.threshold)
