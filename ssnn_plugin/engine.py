@@ -13,7 +13,7 @@ from ._autograd import Function
 from .kernels import ops
 from .kernels.backends import BACKENDS, select
 from .kernels.geometry import Geometry
-from .rules import Crossing, Rule, call_once
+from .rules import Crossing, Rule, call_once, of_fired
 
 if TYPE_CHECKING:
     from .neurons.base import SeparableNeuron
@@ -186,7 +186,7 @@ class _Fire(Function):
         how = call.geometry, call.t_max, silent, call.backend
         crossing = Crossing(times, weight, at, until, potential, slope, neuron, *how)
         if grad_spikes is not None and not call.silent and (silent or not neuron.jumps):
-            grad_spikes = grad_spikes.masked_fill(at.isinf(), 0)
+            grad_spikes = of_fired(grad_spikes, at)
         of_spikes, error = _errors(crossing, call.rule, grad_spikes, grad_potential)
         of_times, of_weight, of_bias, of_threshold, _ = ctx.needs_input_grad
         return (

@@ -77,7 +77,7 @@ class Crossing(NamedTuple):
 
     def counted(self, error: Tensor) -> Tensor:
         """The errors, those of silent neurons only if they have any."""
-        return error if self.silent else error.masked_fill(self.at.isinf(), 0)
+        return error if self.silent else of_fired(error, self.at)
 
     def _factors(
         self, error: Tensor, of_outputs: tuple[Tensor | None, Tensor | None], until: Tensor
@@ -258,6 +258,14 @@ def _input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geome
     if plain_backward(times):
         return BACKENDS[backend].kernels.input_grad(factors, times, weight, geometry)  # type: ignore[no-any-return]
     return call_once(ops.input_grad, *factors, times, weight, *geometry, backend)  # type: ignore[no-any-return]
+
+
+def of_fired(values: Tensor, at: Tensor) -> Tensor:
+    """Values of neurons that fired at these times, and 0 for silent ones.
+
+    A mask, which a processor cannot foresee, would take ten times as long as this comparison with numbers.
+    """
+    return torch.ops.aten.threshold_backward(values, -at, -math.inf)  # type: ignore[no-any-return]
 
 
 def call_once(operator: Any, *arguments: Any, what: str = "a spike time") -> Any:
