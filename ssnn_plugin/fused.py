@@ -44,7 +44,7 @@ class FusedStep:
 
     Weights and the state of the optimiser are the same after it, to rounding; no gradients are left on the
     weights. All that it is made of can be changed, saved and loaded between two steps, and is looked at anew
-    in each; schedulers set the step size.
+    in each; schedulers set the step size. Its arrays are kept between steps: one thread at a time.
 
     Args:
         network: `SpikeLinear` layers with `IF` neurons on the CPU, of one threshold per layer, without leak,
