@@ -123,8 +123,11 @@ def has_values(tensor: Tensor) -> bool:
 
 
 def has_nan(tensor: Tensor) -> bool:
-    """Whether any value is NaN: then the least one is, which is found without a mask of all of them."""
-    return tensor.numel() > 0 and bool(tensor.amin().isnan())
+    """Whether any value is NaN, if values can be looked at.
+
+    Then the least one is, which is found without a mask of all of them.
+    """
+    return has_values(tensor) and tensor.numel() > 0 and bool(tensor.amin().isnan())
 
 
 def _is_batched(tensor: Tensor) -> bool:
@@ -139,7 +142,7 @@ def spike_times(name: str, times: Tensor) -> None:
     if not has_values(times) or not times.numel():
         return
     if not bool(times.amin() >= 0):
-        kind = "NaN" if bool(times.isnan().any()) else f"a negative time ({times.min().item()})"
+        kind = "NaN" if has_nan(times) else f"a negative time ({times.min().item()})"
         raise ValueError(f"{name} must hold spike times >= 0, with inf for silence; got {kind}")
 
 

@@ -145,12 +145,12 @@ def first_spikes(spikes: Tensor, potential: Tensor | None = None) -> Tensor:
     """`spikes_to_times` for trains of which the first spike alone is meant, without a warning."""
     if spikes.ndim == 0 or spikes.shape[0] == 0:
         raise ValueError(f"spikes must have shape [time >= 1, *], got {list(spikes.shape)}")
-    if _checks.has_values(spikes) and bool(spikes.isnan().any()):
+    if _checks.has_nan(spikes):
         raise ValueError("spikes must not hold NaN")
     if potential is not None and potential.shape != spikes.shape[1:]:
         raise ValueError(f"potential must have shape {list(spikes.shape[1:])}, got {list(potential.shape)}")
     dtype = torch.float64 if spikes.dtype == torch.float64 else torch.float32
-    if potential is not None and _checks.has_values(potential) and bool(potential.isnan().any()):
+    if potential is not None and _checks.has_nan(potential):
         raise ValueError("potential must not hold NaN, which a NaN current leaves behind")
     return _SpikesToTimes.apply(spikes, potential, dtype)  # type: ignore[no-any-return]
 

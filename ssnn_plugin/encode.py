@@ -125,7 +125,7 @@ def _dtype_of_times(x: Tensor) -> torch.dtype:
 
 
 def _no_nan(x: Tensor) -> None:
-    if x.is_floating_point() and _checks.has_values(x) and bool(x.isnan().any()):
+    if x.is_floating_point() and _checks.has_nan(x):
         raise ValueError("x must not hold NaN")
 
 

@@ -79,7 +79,7 @@ class IF(SeparableNeuron):
             currents = (times == bins).to(weight) @ weight.t()
         currents = currents if bias is None else currents + bias
         v = accumulate(currents, torch.zeros_like(currents[0]), self.beta)
-        if _checks.has_values(v) and bool(v.isnan().any()):
+        if _checks.has_nan(v):
             refuse_bad_samples(NAN_POTENTIAL)
         crosses = (v > self.threshold) & (bins + self.delay < t_max)
         at = torch.where(crosses, bins, math.inf).amin(0)

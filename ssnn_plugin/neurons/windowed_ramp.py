@@ -61,7 +61,7 @@ class WindowedRamp(Neuron):
         _checks.spike_times("times", times)
         with full_precision(times.device):
             v = synapses.dense((self.start - times).relu())
-        if _checks.has_values(v) and _checks.has_nan(v):
+        if _checks.has_nan(v):
             refuse_bad_samples(NAN_POTENTIAL)
         # Masks, which a processor cannot foresee, would take ten times as long as what is done here.
         lead = v.clamp(max=self.threshold) - (self.start + self.threshold)

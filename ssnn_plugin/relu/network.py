@@ -260,6 +260,6 @@ class RampNetwork(nn.Module):
 
 
 def _without_nan(potential: Tensor) -> Tensor:
-    if _checks.has_values(potential) and bool(potential.isnan().any()):
+    if _checks.has_nan(potential):
         refuse_bad_samples(NAN_POTENTIAL)
     return potential
