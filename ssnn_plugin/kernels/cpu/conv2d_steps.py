@@ -12,14 +12,12 @@ from .compile import jit
 from .lanes import any_of, leading, load, splat, store, store_where, tile_of, where, width_of
 from .parallel import as_arrays
 from .patches import BEYOND
-from .steps import fire_if_with_drift, numbers_of
+from .steps import LOOK_AFTER, fire_if_with_drift, numbers_of
 
 #: numbers of registers that the outputs of a group may take at a time, as tuples
 ONE, TWO, FOUR = (0,), (0,) * 2, (0,) * 4
 #: spikes that are added without a look at how many there are
 AT_A_TIME = 2
-#: spikes after which it is seen whether any output still waits
-LOOK_AFTER = 16
 
 
 class Jumps(NamedTuple):

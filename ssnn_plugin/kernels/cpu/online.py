@@ -15,7 +15,7 @@ from .compile import jit
 from .errors import relative_targets
 from .events import room_for_events, write_events
 from .lanes import any_of, load, splat, store, where
-from .steps import cross_tiles, write_limits
+from .steps import fire_tiles, write_limits
 
 # Outputs with an error that are gone through one by one.
 FEW = 16
@@ -146,7 +146,7 @@ def s4nn_epoch(
         times.append(np.empty((1, n_out), dtype))
         fired.append(np.empty(width, dtype)[:n_out].reshape(1, n_out))  # whole tiles are read
         widest = max(widest, width)
-    step, targets = np.zeros(widest, dtype), np.empty(sizes[-1], dtype)
+    step, targets, unwritten = np.zeros(widest, dtype), np.empty(sizes[-1], dtype), np.empty((0, 0), dtype)
     decision, wrong = np.empty_like(targets), np.empty(widest, np.uint32)
     errors = [np.zeros(sizes[layer], dtype) for layer in range(depth)]
     events = [room_for_events(times[layer]) for layer in range(depth)]
@@ -160,7 +160,7 @@ def s4nn_epoch(
         for layer in range(depth):
             write_events(times[layer], t_max, spiking, counts, status, events[layer])
             write_limits(events[layer], thresholds[layer] / scale[layer], 1, t_max, limits)
-            cross_tiles(events[layer], limits, layers[layer], fired[layer + 1], status, tile)
+            fire_tiles(events[layer], limits, layers[layer], fired[layer + 1], unwritten, status, tile)
             send(fired[layer + 1][0], times[layer + 1][0], spikes[layer])
             if drop[layer] > 0:
                 leave_out(times[layer + 1][0], drop[layer])

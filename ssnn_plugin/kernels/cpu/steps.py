@@ -28,7 +28,7 @@ from .lanes import (
 
 # Above this many bins the counting sort's table would cost more than comparing times.
 MOST_BINS = 1 << 10
-# Events after which it is seen whether any output of a tile still waits.
+# Events after which it is seen whether any output still waits.
 LOOK_AFTER = 16
 
 
@@ -50,19 +50,13 @@ def fire_linear(
     first, end, times, weight_t, bias, spikes, potential, slope, status,
     threshold, beta, delay, t_max, table, tile,
 ):  # fmt: skip
-    """First crossings of a fully connected layer without leak or `bias`; `weight_t` is [in, out].
-
-    An empty `potential` is not written, which saves up to a seventh of the time.
-    """
+    """First crossings of a fully connected layer without leak or `bias`; `weight_t` is [in, out]."""
     rows, block = at_least_a_tile(weight_t, tile), max(1, MOST_EVENTS // max(1, times.shape[1]))
     for b in range(first, end, block):
         part = slice(b, min(b + block, end))
         events = sort_batch(times[part], t_max, table, status[part])
         limits = limits_of(events, threshold, delay, t_max)
-        if potential.size > 0:
-            fire_tiles(events, limits, rows, spikes[part], potential[part], status[part], tile)
-        else:
-            cross_tiles(events, limits, rows, spikes[part], status[part], tile)
+        fire_tiles(events, limits, rows, spikes[part], potential[part], status[part], tile)
 
 
 @jit
@@ -92,59 +86,61 @@ def write_limits(events, threshold, delay, t_max, limits):
 def fire_tiles(events, limits, rows, spikes, potential, status, tile):
     """A tile of outputs at a time, in registers: all samples while its weights are at hand.
 
-    There is no branch at a crossing: a neuron that no longer waits keeps its V and its time.
+    An empty `potential` is not written, which saves up to a seventh of the time.
     """
-    (n_samples, n_out), stride = spikes.shape, rows.shape[1]
-    zero, silent = splat(rows.dtype.type(0), tile), splat(rows.dtype.type(np.inf), tile)
-    for start in range(0, n_out, len(zero)):
-        lane = min(start, stride - len(zero))
-        present = leading(zero, n_out - lane)
+    (n_samples, n_out), width = spikes.shape, len(splat(rows.dtype.type(0), tile))
+    for start in range(0, n_out, width):
+        lane = min(start, rows.shape[1] - width)
         first = np.uint64(0)
         for b in range(n_samples):
-            total, v, crossing, waiting, last = zero, zero, silent, present, np.uint64(events.ends[b])
-            while first < last and any_of(waiting):
-                pause = min(first + np.uint64(8), last)
-                for k in range(first, pause):
-                    row = load(rows, np.int64(events.inputs[k]) * stride + lane, tile)
-                    # A lone register would stand still until it is known which of its neurons wait.
-                    total = total + row if len(tile) == 1 else where(waiting, v + row, v)
-                    v = where(waiting, total, v) if len(tile) == 1 else total
-                    crossing = where(waiting, splat(events.when[k], tile), crossing)
-                    waiting = waiting & ~(v > splat(limits[k], tile))
-                first = pause
-            first = last
-            at = b * n_out + lane
-            store_where(present, spikes, at, where(waiting, silent, crossing))
-            store_where(present, potential, at, v)
-            if any_of(~(v <= silent)):
+            last, at = np.uint64(events.ends[b]), b * n_out + lane
+            if potential.size > 0:
+                good = fire_tile(events, limits, rows, first, last, lane, n_out, at, spikes, potential, tile)
+            else:
+                good = cross_tile(events, limits, rows, first, last, lane, n_out, at, spikes, tile)
+            if not good:
                 status[b] = NAN_POTENTIAL
+            first = last
 
 
 @jit
-def cross_tiles(events, limits, rows, spikes, status, tile):
-    """As `fire_tiles`, the times alone: V goes on after a crossing, and may come to anything.
+def fire_tile(events, limits, rows, first, last, lane, n_out, at, spikes, potential, tile):
+    """First crossings of a tile, from output `lane` on, and V; False if a V is NaN.
 
-    It is seen now and then whether any output still waits.
+    There is no branch at a crossing: a neuron that no longer waits keeps its V and its time.
     """
-    (n_samples, n_out), stride = spikes.shape, rows.shape[1]
     zero, silent = splat(rows.dtype.type(0), tile), splat(rows.dtype.type(np.inf), tile)
-    for start in range(0, n_out, len(zero)):
-        lane = min(start, stride - len(zero))
-        present = leading(zero, n_out - lane)
-        first = np.uint64(0)
-        for b in range(n_samples):
-            v, crossing, last = zero, silent, np.uint64(events.ends[b])
-            while first < last and any_of(present & (silent <= crossing)):
-                pause = min(first + np.uint64(LOOK_AFTER), last)
-                for k in range(first, pause):
-                    v = v + load(rows, np.int64(events.inputs[k]) * stride + lane, tile)
-                    earlier = least(crossing, splat(events.when[k], tile))
-                    crossing = where(v > splat(limits[k], tile), earlier, crossing)
-                first = pause
-            first = last
-            store_where(present, spikes, b * n_out + lane, crossing)
-            if any_of(~(v <= silent) & (silent <= crossing)):
-                status[b] = NAN_POTENTIAL
+    present = leading(zero, n_out - lane)
+    total, v, crossing, waiting = zero, zero, silent, present
+    while first < last and any_of(waiting):
+        pause = min(first + np.uint64(8), last)
+        for k in range(first, pause):
+            row = load(rows, np.int64(events.inputs[k]) * rows.shape[1] + lane, tile)
+            # A lone register would stand still until it is known which of its neurons wait.
+            total = total + row if len(tile) == 1 else where(waiting, v + row, v)
+            v = where(waiting, total, v) if len(tile) == 1 else total
+            crossing = where(waiting, splat(events.when[k], tile), crossing)
+            waiting = waiting & ~(v > splat(limits[k], tile))
+        first = pause
+    store_where(present, spikes, at, where(waiting, silent, crossing))
+    store_where(present, potential, at, v)
+    return not any_of(~(v <= silent))
+
+
+@jit
+def cross_tile(events, limits, rows, first, last, lane, n_out, at, spikes, tile):
+    """As `fire_tile`, the times alone: V goes on after a crossing, and may come to anything."""
+    zero, silent = splat(rows.dtype.type(0), tile), splat(rows.dtype.type(np.inf), tile)
+    present, v, crossing = leading(zero, n_out - lane), zero, silent
+    while first < last and any_of(present & (silent <= crossing)):
+        pause = min(first + np.uint64(LOOK_AFTER), last)
+        for k in range(first, pause):
+            v = v + load(rows, np.int64(events.inputs[k]) * rows.shape[1] + lane, tile)
+            earlier = least(crossing, splat(events.when[k], tile))
+            crossing = where(v > splat(limits[k], tile), earlier, crossing)
+        first = pause
+    store_where(present, spikes, at, crossing)
+    return not any_of(~(v <= silent) & (silent <= crossing))
 
 
 @jit
