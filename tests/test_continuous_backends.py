@@ -239,8 +239,8 @@ def test_results_do_not_depend_on_the_number_of_threads(set_threads, neuron, err
     one, two = run(1), run(2)
     assert 0.1 < one[0].isfinite().double().mean() < 0.95
     assert 0.1 < one[2].isfinite().double().mean() < 0.95
-    assert times.numel() * n_out // 2 > 1.5 * parallel.WORTH_A_THREAD
-    assert 110 * (side - 2) ** 2 * kernels.numel() // 2 > parallel.WORTH_A_THREAD
+    assert times.numel() * n_out // 2 > 1.5 * parallel.WORTH_WAKING_ONE
+    assert 110 * (side - 2) ** 2 * kernels.numel() // 2 > parallel.WORTH_WAKING_ONE
     for a, b in zip(one, two, strict=True):
         assert a.any()
         assert torch.equal(a, b)

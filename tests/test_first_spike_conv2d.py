@@ -228,7 +228,7 @@ def test_results_do_not_depend_on_the_number_of_threads(set_threads, neuron, dty
         return *outputs, *torch.autograd.grad(outputs, (t, w), (grad, grad))
 
     additions = batch * (side - 2) ** 2 * weight.numel()
-    assert additions // 4 > 1.5 * parallel.WORTH_A_THREAD
+    assert additions // 4 > 1.5 * parallel.WORTH_WAKING_ONE
     one, two = run(1), run(2)
     assert 0.3 < one[0].isfinite().double().mean() < 0.95
     for a, b in zip(one, two, strict=True):

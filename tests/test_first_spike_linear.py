@@ -267,8 +267,8 @@ def test_results_do_not_depend_on_the_number_of_threads(set_threads, errors, neu
     one, two = run(1), run(2)
     fired = one[0].isfinite()
     assert 0.3 < fired.double().mean() < 0.9
-    assert (fired & (grad != 0)).sum() * n_in > 1.5 * parallel.WORTH_A_THREAD
-    assert (times < t_max).sum() * n_out // 4 > 1.5 * parallel.WORTH_A_THREAD
+    assert (fired & (grad != 0)).sum() * n_in > 1.5 * parallel.WORTH_WAKING_ONE
+    assert (times < t_max).sum() * n_out // 4 > 1.5 * parallel.WORTH_WAKING_ONE
     for a, b in zip(one, two, strict=True):
         assert a.any()
         assert torch.equal(a, b)

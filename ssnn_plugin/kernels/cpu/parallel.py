@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Additions that take about as long as handing work to another thread.
-WORTH_A_THREAD = 1 << 21
+from . import openmp
+
+# Additions that take about as long as handing work to another thread, which is awake, or has to be woken up.
+WORTH_A_THREAD, WORTH_WAKING_ONE = 1 << 16, 1 << 21
 
 
 def as_arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
@@ -28,13 +30,23 @@ if hasattr(os, "register_at_fork"):
 def share_out(length: int, work: int, kernel: Callable[..., None], *args: Any) -> None:
     """Run `kernel(first, last, *args)` over ranges of 0 ... length, on as many threads as torch uses.
 
-    `work` estimates the additions; what is done sooner than a thread wakes up stays on this one.
-    Not an OpenMP loop: numba's and torch's pools would spin against each other for the cores.
+    `work` estimates the additions; what is done sooner than it is handed over stays on this thread.
     """
-    threads = min(torch.get_num_threads(), length, 1 + work // WORTH_A_THREAD)
-    if threads <= 1:
-        kernel(0, length, *args)
-        return
+    threads = min(torch.get_num_threads(), length)
+    if threads > 1 and work >= WORTH_A_THREAD:
+        starts = openmp.addresses()
+        threads = min(threads, 1 + work // (WORTH_A_THREAD if starts else WORTH_WAKING_ONE))
+        if threads > 1:
+            if starts:
+                openmp.run(starts, kernel, length, threads, args)
+            else:
+                _run_on_pool(kernel, length, threads, args)
+            return
+    kernel(0, length, *args)
+
+
+def _run_on_pool(kernel: Callable[..., None], length: int, threads: int, args: tuple[Any, ...]) -> None:
+    """The same on threads of Python's, where torch has none of OpenMP's that could be asked."""
     pool = _pools.get(threads) or _pools.setdefault(threads, ThreadPoolExecutor(threads - 1))
     bounds = [length * i // threads for i in range(threads + 1)]
     others = [pool.submit(kernel, bounds[i], bounds[i + 1], *args) for i in range(1, threads)]
