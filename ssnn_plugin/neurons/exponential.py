@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import CurrentNeuron, Number, Pair, least
+from .elementary import exp, log1p
 
 
 class ExponentialResponse(NamedTuple):
@@ -22,7 +23,7 @@ class ExponentialResponse(NamedTuple):
         return True
 
     def propagators(self, d):  # type: ignore[no-untyped-def]
-        decay = math.exp(-d / self.tau)
+        decay = exp(-d / self.tau)
         return 1.0, 1 - decay, decay
 
     def rates(self):  # type: ignore[no-untyped-def]
@@ -33,7 +34,7 @@ class ExponentialResponse(NamedTuple):
 
     def crossing(self, threshold, v, current):  # type: ignore[no-untyped-def]
         missing = max(threshold - v, 0.0)
-        return -self.tau * math.log1p(-missing / current) if current > missing else math.inf
+        return -self.tau * log1p(-missing / current) if current > missing else math.inf
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import CurrentNeuron, Number, Pair, least
+from .elementary import exp, log
 
 
 class LeakyResponse(NamedTuple):
@@ -21,7 +22,7 @@ class LeakyResponse(NamedTuple):
 
     def propagators(self, d):  # type: ignore[no-untyped-def]
         rate = 1 / self.tau_syn - 1 / self.tau_mem
-        slow, fast = math.exp(-d / self.tau_mem), math.exp(-d / self.tau_syn)
+        slow, fast = exp(-d / self.tau_mem), exp(-d / self.tau_syn)
         # Time constants that are close to each other would leave few digits of the difference.
         grown = slow - fast if abs(rate) * self.tau_mem > 0.1 else fast * math.expm1(rate * d)
         return slow, self.height * grown / (rate * self.tau_mem), fast
@@ -40,7 +41,7 @@ class LeakyResponseOfEqual(NamedTuple):
     tau: float
 
     def propagators(self, d):  # type: ignore[no-untyped-def]
-        decay = math.exp(-d / self.tau)
+        decay = exp(-d / self.tau)
         return decay, self.height * decay * d / self.tau, decay
 
     def rates(self):  # type: ignore[no-untyped-def]
@@ -56,11 +57,11 @@ class LeakyResponseOfEqual(NamedTuple):
         iteration rises to the first root and never beyond.
         """
         pull = self.height * current
-        if pull < threshold or pull <= v or math.log(pull / threshold) < 1 - v / pull:
+        if pull < threshold or pull <= v or log(pull / threshold) < 1 - v / pull:
             return math.inf
         d, peak = 0.0, 1 - v / pull
         for _ in range(100):
-            grown = threshold * math.exp(d)
+            grown = threshold * exp(d)
             step = (grown - v - pull * d) / (pull - grown)
             if not step > 1e-15 * (1 + d):
                 break
@@ -75,7 +76,7 @@ class LeakyResponseOfTwice(NamedTuple):
     tau_mem: float
 
     def propagators(self, d):  # type: ignore[no-untyped-def]
-        slow = math.exp(-d / self.tau_mem)
+        slow = exp(-d / self.tau_mem)
         fast = slow * slow
         return slow, self.height * (slow - fast), fast
 
@@ -90,9 +91,9 @@ class LeakyResponseOfTwice(NamedTuple):
         pull = self.height * current
         both = v + pull
         square = both**2 - 4 * pull * threshold
-        if pull <= v or pull <= 0 or both <= 0 or square < 0:
-            return math.inf
-        return max(-self.tau_mem * math.log((both + math.sqrt(square)) / (2 * pull)), 0.0)
+        reaches = (pull > v) & (pull > 0) & (both > 0) & (square >= 0)
+        x = (both + math.sqrt(max(square, 0.0))) / (2 * pull)
+        return max(-self.tau_mem * log(x), 0.0) if reaches else math.inf
 
 
 class LeakyNeuron(CurrentNeuron):

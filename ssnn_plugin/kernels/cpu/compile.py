@@ -90,7 +90,7 @@ def method(name: str, otherwise: Callable[..., Any] | None = None) -> Callable[.
     def function(owner: Any, *others: Any) -> Any:
         raise NotImplementedError
 
-    @overload(function, strict=False)
+    @overload(function, strict=False, jit_options={"forceinline": True})
     def _(owner: Any, *others: Any) -> Any:
         return getattr(owner.instance_class, name, otherwise)
 

@@ -8,7 +8,17 @@ import numpy as np
 from torch import Tensor
 
 from ..geometry import whole_lanes
-from .currents import BUCKETS, LANES, PAIR, fire_tile, numbers_of, propagate
+from .currents import (
+    BUCKETS,
+    LANES,
+    PAIR,
+    leak_of,
+    note_crossings,
+    numbers_of,
+    propagate,
+    room_to_solve,
+    solve_crossings,
+)
 from .lanes import splat
 from .parallel import as_arrays
 
@@ -25,19 +35,20 @@ class Currents(NamedTuple):
 
     def scratch(self):
         dtype = self.rows.dtype
-        return np.empty(3 * (self.rows.shape[1] + 1), dtype), np.empty((5, LANES), dtype)
+        _, n_in, n_out = self.rows.shape
+        return np.empty(3 * (n_in + 1), dtype), room_to_solve(n_in, n_out, dtype)
 
     def fire(self, room, seen, scratch, t_max, b, location, group, spikes, potential, slope):
-        moves, state = scratch
+        (moves, room_to), width = scratch, len(splat(self.rows.dtype.type(0), PAIR))
         rows, when, n_out = room.rows[:seen], room.when[:seen], spikes.shape[3]
-        width = len(splat(self.rows.dtype.type(0), PAIR))
+        found = spikes[b, location, group], potential[b, location, group], slope[b, location, group]
         propagate(when, self.response, t_max, moves)
         for lane in range(0, n_out, width):
-            fire_tile(
-                rows, when, self.rows[group], self.bias[group], self.response, self.threshold, t_max, moves,
-                lane, min(width, n_out - lane), state, spikes[b, location, group],
-                potential[b, location, group], slope[b, location, group], PAIR,
+            note_crossings(
+                rows, when, self.rows[group], self.bias[group], leak_of(self.response), self.threshold, t_max,
+                moves, lane, *found, PAIR,
             )  # fmt: skip
+        solve_crossings(when, self.response, self.threshold, t_max, room_to, *found)
 
 
 def layer_of(rows: Tensor, bias: Tensor, rising: bool, neuron: Any, t_max: float) -> Currents:

@@ -16,9 +16,22 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from .compile import jit, method, told_apart
-from .events import MOST_EVENTS, sort_batch, status_of
-from .lanes import TILES, any_of, at_least_a_tile, current_of, leading, load, splat, store, tile_of, where
+from . import elementary
+from .compile import jit, lean_jit, method, told_apart
+from .events import MOST_EVENTS, UNSIGNED, sort_batch, status_of
+from .lanes import (
+    TILES,
+    any_of,
+    at_least_a_tile,
+    current_of,
+    leading,
+    load,
+    load_where,
+    splat,
+    store_where,
+    tile_of,
+    where,
+)
 
 LANES = 32  # whole of these hold the outputs of a convolution
 PAIR = TILES[1]  # of registers: no more than `LANES`
@@ -26,6 +39,8 @@ PAIR = TILES[1]  # of registers: no more than `LANES`
 BUCKETS = 1 << 10
 # Of Newton's method; near a tangent each halves the error.
 MOST_ITERATIONS = 100
+
+elementary.register()
 
 
 def rise_to_crossing(response, threshold, v, current):
@@ -92,8 +107,7 @@ def fire_linear(
     """First crossings of a fully connected layer; `weight_t` is [in, out], `bias` [out], or empty."""
     rows, n_out = at_least_a_tile(weight_t, tile), spikes.shape[1]
     current, block = current_of(bias, rows), max(1, MOST_EVENTS // max(1, times.shape[1]))
-    width = len(splat(rows.dtype.type(0), tile))
-    state = np.empty((5, width), rows.dtype)
+    width, scratch = len(splat(rows.dtype.type(0), tile)), room_to_solve(*rows.shape, rows.dtype)
     for a in range(first, end, block):
         part = slice(a, min(a + block, end))
         events = sort_batch(times[part], t_max, BUCKETS + 1, status[part])
@@ -102,14 +116,19 @@ def fire_linear(
             lane, begin = min(start, rows.shape[1] - width), 0
             for b in range(len(events.ends)):
                 last = events.ends[b]
-                fire_tile(
-                    events.inputs[begin:last], events.when[begin:last], rows, current, response, threshold,
-                    t_max, moves[3 * (begin + b) : 3 * (last + b + 1)], lane, min(width, n_out - lane), state,
+                note_crossings(
+                    events.inputs[begin:last], events.when[begin:last], rows, current, leak_of(response),
+                    threshold, t_max, moves[3 * (begin + b) : 3 * (last + b + 1)], lane,
                     spikes[a + b], potential[a + b], slope[a + b], tile,
                 )  # fmt: skip
                 begin = last
-        for b in range(part.start, part.stop):
-            status[b] = max(status[b], status_of(potential[b]))
+        begin = 0
+        for b in range(len(events.ends)):
+            last = events.ends[b]
+            when, found = events.when[begin:last], (spikes[a + b], potential[a + b], slope[a + b])
+            solve_crossings(when, response, threshold, t_max, scratch, *found)
+            status[a + b] = max(status[a + b], status_of(potential[a + b]))
+            begin = last
 
 
 @jit
@@ -139,42 +158,28 @@ def segment(k, when, t_max):
     return float(when[k - 1]) if k > 0 else 0.0, float(when[k]) if k < len(when) else float(t_max)
 
 
-@jit
-def fire_tile(
-    rows, when, weight_rows, bias, response, threshold, t_max, moves, lane, n_out, state,
-    fired, potential, slope, tile,
+@lean_jit
+def note_crossings(
+    rows, when, weight_rows, bias, leak, threshold, t_max, moves, lane, fired, potential, slope, tile
 ):  # fmt: skip
-    """First crossings of `n_out` outputs from `lane` on: `fired` is `inf` where there is none before `t_max`.
+    """Integrate a tile of outputs from `lane` on, to be solved for where they cross.
+
+    `fired` tells how many inputs come before an output reaches the threshold, `inf` if it does not (a
+    float32 tells 2^24 apart); `potential` and `slope` hold V and I as they were before that, or at the end.
+    So there is no branch, and little to do, where much is done.
 
     Args:
         rows: those of `weight_rows` [in, width] whose inputs spike, earliest first, at the times `when`.
         bias: [width], the current at time 0.
+        leak: the response, or None if V cannot pass a peak between inputs.
         moves: what `propagate` writes.
-        state: scratch space [5, width of the tile].
-        fired, potential, slope: [out], of which these are overwritten.
-    """
-    note_crossings(
-        rows, when, weight_rows, bias, leak_of(response), threshold, t_max, moves, lane, n_out, state, tile
-    )
-    solve_crossings(when, response, threshold, t_max, state, lane, n_out, fired, potential, slope)
-
-
-@jit
-def note_crossings(
-    rows, when, weight_rows, bias, leak, threshold, t_max, moves, lane, n_out, state, tile
-):  # fmt: skip
-    """Integrate a tile of outputs from `lane` on, of which `n_out` are no padding.
-
-    `leak` is the response, or None if V cannot pass a peak between inputs.
-
-    `state` ends as [V, I, crossing]: `crossing` is how many inputs come before the output reaches the
-    threshold, `inf` if it does not (a float32 tells 2^24 apart). There V and I stay as they were before it,
-    so that it can be solved for in the end: no branch, and little to do, where much is done.
+        fired, potential, slope: [out].
     """
     number = weight_rows.dtype.type
     limit, silent = splat(number(threshold), tile), splat(number(np.inf), tile)
     v, current, crossing = splat(number(0), tile), load(bias, lane, tile), silent
-    waiting, move = leading(v, n_out), np.uint64(0)
+    present, move = leading(v, fired.size - lane), np.uint64(0)
+    waiting = present
     for k in range(np.uint64(len(rows) + 1)):
         if k > 0:
             row = np.int64(rows[k - np.uint64(1)]) * bias.size + lane
@@ -188,24 +193,23 @@ def note_crossings(
         if leak is not None and any_of(
             waiting & may_peak(leak, threshold, current, v_next, current_next, number, tile)
         ):
-            keep(v, current, where(waiting, silent, crossing), state)
-            note_peaks(leak, threshold, *segment(np.int64(k), when, t_max), k, n_out, t_max, state)
-            crossing = load(state, 2 * state.shape[1], tile)
+            crossing = where(waiting, silent, crossing)
+            store_where(present, fired, lane, crossing)
+            store_where(present, potential, lane, v)
+            store_where(present, slope, lane, current)
+            outputs = slice(lane, min(lane + len(v), fired.size))
+            found = fired[outputs], potential[outputs], slope[outputs]
+            note_peaks(leak, threshold, *segment(np.int64(k), when, t_max), k, t_max, *found)
+            crossing = load_where(present, fired, lane, crossing)
             waiting = waiting & (silent <= crossing)
         crossing = where(waiting, splat(number(k), tile), crossing)
         waiting = waiting & ~(v_next > limit)
         v, current = where(waiting, v_next, v), where(waiting, current_next, current)
         if k % np.uint64(8) == 0 and not any_of(waiting):
             break
-    keep(v, current, where(waiting, silent, crossing), state)
-
-
-@jit
-def keep(v, current, crossing, state):
-    """Write what is in registers to memory."""
-    store(state, 0, v)
-    store(state, state.shape[1], current)
-    store(state, 2 * state.shape[1], crossing)
+    store_where(present, fired, lane, where(waiting, silent, crossing))
+    store_where(present, potential, lane, v)
+    store_where(present, slope, lane, current)
 
 
 @jit
@@ -221,31 +225,41 @@ def may_peak(leak, threshold, current, v_next, current_next, number, tile):
 
 
 @jit
-def note_peaks(leak, threshold, t, t_next, k, n_out, t_max, state):
+def note_peaks(leak, threshold, t, t_next, k, t_max, fired, potential, slope):
     """As crossings are noted, for neurons that end below the threshold after a peak above it."""
-    v, current, crossing = state[0], state[1], state[2]
-    for j in range(n_out):
-        if crossing[j] == np.inf:
-            wait = time_to_crossing(leak, threshold, float(v[j]), float(current[j]))
-            if wait < t_next - t and state.dtype.type(t + wait) < t_max:
-                crossing[j] = k
+    for j in range(fired.size):
+        if fired[j] == np.inf:
+            wait = time_to_crossing(leak, threshold, float(potential[j]), float(slope[j]))
+            if wait < t_next - t and fired.dtype.type(t + wait) < t_max:
+                fired[j] = k
 
 
 @jit
-def solve_crossings(when, response, threshold, t_max, state, lane, n_out, fired, potential, slope):
-    """Time, potential and slope of each crossing, from the state before it; V of the silent neurons.
+def solve_crossings(when, response, threshold, t_max, scratch, fired, potential, slope):
+    """Time, potential and slope of each crossing that was noted; V of the silent neurons.
 
     A crossing does not come after the next input, however the closed form rounds: that input would
-    count as causal. One that rounds to `t_max` is none; its V ends at the threshold.
+    count as causal. One that rounds to `t_max` is none; its V ends at the threshold. All is computed for
+    silent neurons too, as if without a current, so that LLVM can vectorise the second loop. `scratch` is
+    what `room_to_solve` makes.
     """
-    for j in range(n_out):
-        at = lane + j
-        fired[at], potential[at], slope[at] = np.inf, state[0, j], 0
-        if state[2, j] < np.inf:
-            potential[at] = threshold
-            v, current = float(state[0, j]), float(state[1, j])
-            t, t_next = segment(int(state[2, j]), when, t_max)
-            wait = min(time_to_crossing(response, threshold, v, current), t_next - t)
-            crossing = fired.dtype.type(min(t + wait, t_next))
-            if crossing < t_max:
-                fired[at], slope[at] = crossing, slope_after(response, threshold, current, wait)
+    bounds, start, end = scratch
+    bounds[0], bounds[len(when) + 1], number = 0, t_max, fired.dtype.type
+    bounds[1 : len(when) + 1] = when
+    for j in range(fired.size):
+        k = UNSIGNED(fired[j] if fired[j] < np.inf else number(0))
+        start[j], end[j] = bounds[k], bounds[k + UNSIGNED(1)]
+    for j in range(fired.size):
+        crosses, t, t_next = fired[j] < np.inf, float(start[j]), float(end[j])
+        current = float(slope[j]) if crosses else 0.0
+        wait = min(time_to_crossing(response, threshold, float(potential[j]), current), t_next - t)
+        crossing = number(min(t + wait, t_next))
+        fires, rising = crosses & (crossing < t_max), number(slope_after(response, threshold, current, wait))
+        fired[j], slope[j] = crossing if fires else number(np.inf), rising if fires else number(0)
+        potential[j] = number(threshold) if crosses else potential[j]
+
+
+@jit
+def room_to_solve(n_in, n_out, dtype):
+    """Scratch: times of a sample's inputs and both ends of its window, and those about each crossing."""
+    return np.empty(n_in + 2, dtype), np.empty(n_out, dtype), np.empty(n_out, dtype)

@@ -1,0 +1,106 @@
+"""`exp`, `log` and `log1p` without a branch or a call, so that LLVM can vectorise the loops they are in.
+
+Within one unit in the last place of a float64 of `math`'s. Arguments are taken apart into a power of 2 and
+what is left, whose function is a power series: e^r for |r| <= ln(2) / 2, and for m between the roots of 1/2
+and 2 ln(m) = 2 artanh((m - 1) / (m + 1)).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from ...neurons import elementary
+from .compile import compiled
+
+# ln(2) in two parts: a product of the first with a whole number of 11 bits is exact.
+LN2_HIGH, LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10
+# Added to a number it leaves the nearest whole one in the last bits.
+TO_WHOLE = 1.5 * 2.0**52
+# Of a float64: where its exponent begins, and the bits of 1 and of the root of 1/2.
+EXPONENT, ONE, ROOT = np.int64(52), np.int64(0x3FF0000000000000), np.int64(0x3FE6A09E667F3BCD)
+# Whose exponential is the smallest that is wanted.
+LEAST = -708.0
+# Of (e^r - 1 - r) / r^2 by r, and of (artanh(s) / s - 1) / s^2 by s^2; highest power first.
+OF_EXP = tuple(1 / math.factorial(k) for k in range(13, 1, -1))
+OF_ARTANH = tuple(1 / k for k in range(23, 1, -2))
+
+
+@intrinsic
+def bits_of_number(typingctx, number):
+    """The 64 bits of a float64, as a whole number."""
+    return types.int64(types.float64), lambda context, builder, signature, args: builder.bitcast(
+        args[0], ir.IntType(64)
+    )
+
+
+@intrinsic
+def number_of_bits(typingctx, bits):
+    """The float64 of these 64 bits."""
+    return types.float64(types.int64), lambda context, builder, signature, args: builder.bitcast(
+        args[0], ir.DoubleType()
+    )
+
+
+def part_of_callers(function: Callable[..., Any]) -> Any:
+    """Compile a function into the loops that call it; sums keep their order, as their rounding counts."""
+    return compiled(function, fastmath={"contract"}, forceinline=True)
+
+
+@part_of_callers
+def polynomial(x, coefficients):
+    """Its value, by Horner's rule."""
+    total = 0.0
+    for coefficient in coefficients:
+        total = total * x + coefficient
+    return total
+
+
+@part_of_callers
+def exp(x):
+    x = max(float(x), LEAST)
+    shifted = x * (1 / math.log(2)) + TO_WHOLE
+    power = shifted - TO_WHOLE
+    r = (x - power * LN2_HIGH) - power * LN2_LOW
+    grown = polynomial(r, OF_EXP) * r * r + r + 1.0
+    return grown * number_of_bits((bits_of_number(shifted) << EXPONENT) + ONE)
+
+
+@part_of_callers
+def log_of_sum(x, rest):
+    """ln(x + rest), of a rest that is lost in rounding."""
+    bits = bits_of_number(x)
+    power = (bits - ROOT) >> EXPONENT
+    f = number_of_bits(bits - (power << EXPONENT)) - 1.0
+    s, half = f / (2.0 + f), 0.5 * f * f
+    # ln(1 + f) = 2 s + 2 s^3 (...) and 2 s = f - s f: so that f itself is not rounded.
+    beyond = half - s * (half + 2.0 * s * s * polynomial(s * s, OF_ARTANH))
+    high = float(power) * LN2_HIGH
+    return high - ((beyond - (float(power) * LN2_LOW + rest / x)) - f)
+
+
+@part_of_callers
+def log(x):
+    return log_of_sum(float(x), 0.0)
+
+
+@part_of_callers
+def log1p(x):
+    total = 1.0 + x
+    return log_of_sum(total, x - (total - 1.0))
+
+
+def register() -> None:
+    """Let compiled code take these for the functions of `neurons.elementary`."""
+    for function, own in ((elementary.exp, exp), (elementary.log, log), (elementary.log1p, log1p)):
+        _take(own, function)
+
+
+def _take(own: Callable[..., Any], function: Callable[..., Any]) -> None:
+    overload(function, jit_options={"forceinline": True})(lambda x: lambda x: own(x))

@@ -1,0 +1,22 @@
+"""Elementary functions for compiled responses: as in `math`, many at a time in a loop."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["exp", "log", "log1p"]
+
+
+def exp(x: float) -> float:
+    """e^x."""
+    return math.exp(x)
+
+
+def log(x: float) -> float:
+    """Natural logarithm of a positive number."""
+    return math.log(x)
+
+
+def log1p(x: float) -> float:
+    """Natural logarithm of 1 + x, which keeps its digits where x is close to 0."""
+    return math.log1p(x)
