@@ -101,16 +101,33 @@ class Latency(Spikes):
         return encode.latency(images.x, self.bins or int(t_max), x_max=images.x_max)
 
 
-class Linear(Spikes):
+class Continuous(Strict):
+    """Base of the encodings from which intensities x in 0 ... 1 can be had back, to be coded anew."""
+
+    def of_intensities(self, x: Tensor) -> Tensor:
+        """What they are coded as."""
+        raise NotImplementedError
+
+    def intensities(self, coded: Tensor) -> Tensor:
+        """What was coded; 0 for silence."""
+        raise NotImplementedError
+
+    def code(self, images: Images, t_max: float) -> Tensor:
+        return self.of_intensities(images.x.double() / images.x_max)
+
+
+class Linear(Continuous, Spikes):
     """Continuous times scale * (1 - x) of intensities x in 0 ... 1; up to `silent_below`, no spike."""
 
     kind: Literal["linear"]
     scale: PositiveFloat
     silent_below: Fraction = 0.0
 
-    def code(self, images: Images, t_max: float) -> Tensor:
-        x = images.x.double() / images.x_max
+    def of_intensities(self, x: Tensor) -> Tensor:
         return (self.scale * (1 - x)).masked_fill(x <= self.silent_below, math.inf)
+
+    def intensities(self, coded: Tensor) -> Tensor:
+        return (1 - coded / self.scale).clamp(min=0)
 
 
 class TwoTimes(Spikes):
@@ -135,7 +152,7 @@ class TwoTimes(Spikes):
         return times.masked_fill(x <= self.threshold, math.inf) if self.dark_silent else times
 
 
-class Direct(Strict):
+class Direct(Continuous):
     """No spikes: real-valued pixels (x - mean) / deviation, x in 0 ... 1, the same in every step."""
 
     kind: Literal["direct"]
@@ -146,8 +163,11 @@ class Direct(Strict):
     def blank(self) -> float:
         return -self.mean / self.deviation
 
-    def code(self, images: Images, t_max: float) -> Tensor:
-        return (images.x.double() / images.x_max - self.mean) / self.deviation
+    def of_intensities(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.deviation
+
+    def intensities(self, coded: Tensor) -> Tensor:
+        return coded * self.deviation + self.mean
 
 
 class Rates(Strict):

@@ -14,7 +14,7 @@ from reproductions import catalog, methods
 from reproductions.config import Config, Network
 from reproductions.errors import SuiteError
 from reproductions.methods.bs4nn import Binary
-from reproductions.methods.minibatch import Augment, Minibatch, Stage, Training, augmented
+from reproductions.methods.minibatch import Augment, Minibatch, Stage, Training, augmented, warped
 from reproductions.records import EpochStatistics
 from reproductions.runner import Run
 from ssnn_plugin import IF
@@ -63,11 +63,12 @@ class Settings(Config):
     training: Training
 
 
-def _settings(**training):
+def _settings(encoding=None, **training):
+    coded = {} if encoding is None else {"encoding": encoding}
     values = {"epochs": 4, "batch_size": 16, "optimizer": "adam", "learning_rates": [1e-2], **training}
     return Settings(
         method="m", implementation="s4nn", dataset="digits", description="", validation=0,
-        network=Network(t_max=8.0), training=Training(**values),
+        network=Network(t_max=8.0), training=Training(**values), **coded,
     )  # fmt: skip
 
 
@@ -304,6 +305,60 @@ def test_cutout_leaves_shifts_and_mirror_images_what_they_are():
     cut = augmented(images, shape, Augment(**changes, cutout=3), 1.0, torch.Generator().manual_seed(1))
     assert torch.equal(cut[cut != 1], plain[cut != 1])
     assert not torch.equal(cut, plain)
+
+
+def _directions(images):
+    """Angles in degrees of the longest axis of images [batch, 1, size, size], and their extent along it."""
+    at = torch.arange(images.shape[-1]) - (images.shape[-1] - 1) / 2
+    y, x, light = at[:, None], at[None, :], images[:, 0]
+    xx, yy, xy = ((light * m).sum((1, 2)) / light.sum((1, 2)) for m in (x * x, y * y, x * y))
+    return torch.rad2deg(0.5 * torch.atan2(2 * xy, xx - yy)), (xx + yy).sqrt()
+
+
+@pytest.mark.parametrize(("rotate", "zoom"), [(30, 0), (0, 0.2), (20, 0.1)])
+def test_images_are_turned_and_scaled_within_the_bounds(rotate, zoom):
+    bar = torch.zeros(1, 1, 41, 41)
+    bar[..., 19:22, 10:31] = 1
+    augment = Augment(shift=0, rotate=rotate, zoom=zoom)
+    changed = warped(bar.repeat(500, 1, 1, 1), augment, torch.Generator().manual_seed(0))
+    angles, extents = _directions(changed)
+    extents = extents / _directions(bar)[1]
+    assert angles.abs().max() <= rotate + 0.5
+    assert extents.min() >= 1 - zoom - 0.03
+    assert extents.max() <= 1 + zoom + 0.03
+    if rotate:
+        assert angles.min() < -0.95 * rotate
+        assert angles.max() > 0.95 * rotate
+    if zoom:
+        assert extents.min() < 1 - 0.9 * zoom
+        assert extents.max() > 1 + 0.9 * zoom
+
+
+def test_a_turn_keeps_angles_in_images_that_are_no_squares():
+    wide = torch.zeros(1, 1, 21, 61)
+    wide[..., 9:12, 26:35] = 1
+    changed = warped(wide.repeat(200, 1, 1, 1), Augment(shift=0, rotate=90), torch.Generator().manual_seed(0))
+    assert ((changed.flatten(1).sum(1) / 27 - 1).abs() < 0.05).all()
+
+
+@pytest.mark.parametrize(
+    "encoding", [{"kind": "linear", "scale": 2.0}, {"kind": "direct", "mean": 0.3}], ids=str
+)
+def test_a_turn_codes_intensities_anew(encoding):
+    settings = _settings(augment=Augment(shift=0, rotate=1e-6), encoding=encoding)
+    method = Minibatch(settings, [nn.Linear(12, 2)], (1, 3, 4), 0, "cpu")
+    x = torch.rand(5, 12, dtype=torch.float64).where(torch.rand(5, 12) < 0.5, 0)
+    coded = settings.encoding.of_intensities(x)
+    torch.testing.assert_close(settings.encoding.intensities(coded), x)
+    torch.testing.assert_close(method.varied(coded, torch.Generator()), coded, atol=1e-6, rtol=1e-6)
+
+
+def test_a_turn_of_whole_bins_is_refused():
+    settings = _settings(augment=Augment(shift=0, rotate=5), encoding={"kind": "latency"})
+    with pytest.raises(
+        SuiteError, match=r"rotate and zoom go with the encodings 'linear' and 'direct', .*'latency'"
+    ):
+        Minibatch(settings, [nn.Linear(12, 2)], (1, 3, 4), 0, "cpu")
 
 
 def _learned(name, seed=0, epochs=1):

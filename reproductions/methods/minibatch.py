@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -24,30 +24,43 @@ from . import random_seed
 # What random numbers are for; each purpose has a stream of its own in every epoch.
 REDRAWING, SHUFFLING, DROPPING, MODULES, AUGMENTING, NORMALIZING = 1, 2, 3, 4, 5, 6
 
+# Of an image of 8 bits: less light between pixels is none.
+HALF_A_LEVEL = 1 / 512
+
 
 class Augment(Strict):
     """Changes of the training images, drawn anew in every epoch.
 
-    Shifts by up to `shift` pixels, with `border` coming in: silence, or the image reflected at its edge;
-    with `mirror`, half of the images left for right; `cutout` is the side of a square that is blanked
-    about a random pixel (DeVries & Taylor 2017), 0 for none.
+    Turned by up to `rotate` degrees and enlarged or reduced by up to the part `zoom`, which takes an
+    encoding of continuous intensities; shifts by up to `shift` pixels, with `border` coming in: silence, or
+    the image reflected at its edge; with `mirror`, half of the images left for right; `cutout` is the side
+    of a square that is blanked about a random pixel (DeVries & Taylor 2017), 0 for none.
     """
 
     shift: NonNegativeInt
     border: Literal["blank", "reflect"] = "blank"
     mirror: bool = False
     cutout: NonNegativeInt = 0
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    zoom: Fraction = 0.0
 
     @model_validator(mode="after")
     def _changes_something(self) -> Augment:
-        if not (self.shift or self.mirror or self.cutout):
-            raise ValueError("augment must shift, mirror or cut out, got shift 0, no mirror and cutout 0")
+        if not (self.shift or self.mirror or self.cutout or self.warps):
+            raise ValueError(
+                "augment must change something, got shift 0, no mirror, cutout 0, rotate 0, zoom 0"
+            )
         if self.border != "blank" and not self.shift:
             raise ValueError(f"border goes with a shift above 0, got {self.border!r}")
         return self
 
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Refuse features, and images [channels, height, width] that are too small for the changes."""
+    @property
+    def warps(self) -> bool:
+        """Whether pixels come to lie between those of the image."""
+        return bool(self.rotate or self.zoom)
+
+    def check(self, shape: tuple[int, ...], encoding: Any) -> None:
+        """Refuse features, images [channels, height, width] too small for the changes, and other codes."""
         if len(shape) != 3:
             raise SuiteError(f"training.augment needs images, got {shape[0]} features per sample")
         _, height, width = shape
@@ -60,6 +73,12 @@ class Augment(Strict):
             raise SuiteError(
                 f"training.augment.shift must be below {min(height, width)}, to reflect an image of "
                 f"{height} x {width}, got {self.shift}"
+            )
+
+        if self.warps and not isinstance(encoding, config.Continuous):
+            raise SuiteError(
+                "training.augment.rotate and zoom go with the encodings 'linear' and 'direct', from which "
+                f"intensities can be had back, got {encoding.kind!r}"
             )
 
     def padded(self, images: Tensor, blank: float) -> Tensor:
@@ -173,7 +192,7 @@ class Minibatch:
         assert isinstance(settings.training, Training)
         self.settings, self.training = settings, settings.training
         if self.training.augment:
-            self.training.augment.check(shape)
+            self.training.augment.check(shape, settings.encoding)
         self.shape, self.seed, self.device = shape, seed, device
         self.stages = [stage if isinstance(stage, Stage) else Stage(stage) for stage in stages]
         self.network = nn.ModuleList(self.stages).to(device)
@@ -263,9 +282,13 @@ class Minibatch:
 
     def varied(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Inputs as they are learned: changed, where the settings say how."""
-        if self.training.augment is None:
+        augment, encoding = self.training.augment, self.settings.encoding
+        if augment is None:
             return inputs
-        return augmented(inputs, self.shape, self.training.augment, self.settings.encoding.blank, generator)
+        if isinstance(encoding, config.Continuous) and augment.warps:
+            intensities = encoding.intensities(inputs).reshape(-1, *self.shape)
+            inputs = encoding.of_intensities(warped(intensities, augment, generator).flatten(1))
+        return augmented(inputs, self.shape, augment, encoding.blank, generator)
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
         """Learn from a mini-batch."""
@@ -332,6 +355,18 @@ class Minibatch:
         lay_out_as_parameters(self.optimizer)
         restore_average(self.average, state["average"])
         self.spikes = state["spikes"]
+
+
+def warped(images: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
+    """Intensities [batch, channels, height, width], each image turned and scaled by itself; 0 comes in."""
+    turn, zoom = 2 * torch.rand(2, len(images), generator=generator, dtype=images.dtype) - 1
+    angle, scale = turn * math.radians(augment.rotate), 1 + zoom * augment.zoom
+    cosine, sine, aspect = angle.cos() / scale, angle.sin() / scale, images.shape[-1] / images.shape[-2]
+    rows = (cosine, -sine / aspect, 0 * sine), (sine * aspect, cosine, 0 * sine)
+    places = torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+    grid = nn.functional.affine_grid(places, list(images.shape), align_corners=False)
+    sampled = nn.functional.grid_sample(images, grid, align_corners=False)
+    return nn.functional.threshold(sampled, HALF_A_LEVEL, 0.0)
 
 
 def augmented(
