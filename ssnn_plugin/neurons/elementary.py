@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["exp", "log", "log1p"]
+__all__ = ["exp", "expm1", "log", "log1p"]
 
 
 def exp(x: float) -> float:
     """e^x."""
     return math.exp(x)
+
+
+def expm1(x: float) -> float:
+    """e^x - 1, which keeps its digits where x is close to 0."""
+    return math.expm1(x)
 
 
 def log(x: float) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import CurrentNeuron, Number, Pair, least
-from .elementary import exp, log
+from .elementary import exp, expm1, log
 
 
 class LeakyResponse(NamedTuple):
@@ -24,7 +24,7 @@ class LeakyResponse(NamedTuple):
         rate = 1 / self.tau_syn - 1 / self.tau_mem
         slow, fast = exp(-d / self.tau_mem), exp(-d / self.tau_syn)
         # Time constants that are close to each other would leave few digits of the difference.
-        grown = slow - fast if abs(rate) * self.tau_mem > 0.1 else fast * math.expm1(rate * d)
+        grown = slow - fast if abs(rate) * self.tau_mem > 0.1 else fast * expm1(rate * d)
         return slow, self.height * grown / (rate * self.tau_mem), fast
 
     def rates(self):  # type: ignore[no-untyped-def]

@@ -18,6 +18,7 @@ from numba.extending import overload
 
 from . import elementary
 from .compile import jit, lean_jit, method, told_apart
+from .elementary import part_of_callers
 from .events import MOST_EVENTS, UNSIGNED, sort_batch, status_of
 from .lanes import (
     TILES,
@@ -39,35 +40,87 @@ PAIR = TILES[1]  # of registers: no more than `LANES`
 BUCKETS = 1 << 10
 # Of Newton's method; near a tangent each halves the error.
 MOST_ITERATIONS = 100
+# Part of a threshold or a time that is lost in rounding.
+TANGENT = 1e-15
 
 elementary.register()
 
 
 def rise_to_crossing(response, threshold, v, current):
     """Newton's method: V rises along a concave arc, so that it comes to the crossing and never beyond."""
-    of_v, of_current = rates(response)
-    if of_current * current <= -of_v * max(v, threshold):  # V falls, or is drawn to less than the threshold
+    if never_rises(response, threshold, v, current):
         return np.inf
     d = 0.0
     for _ in range(MOST_ITERATIONS):
-        alpha, beta, gamma = propagators(response, d)
-        level = alpha * v + beta * current
-        missing, slope = threshold - level, of_v * level + of_current * gamma * current
-        if not missing > 0:
-            break
-        if not slope > 0:  # past the peak, where V only touched the threshold, or never came near it
-            return d if missing <= 1e-15 * threshold else np.inf
-        step = missing / slope
-        d += step
-        if not step > 1e-15 * (1 + d):
+        before, d = d, closer(response, threshold, v, current, d)
+        if not has_moved(before, d):
             break
     return d
+
+
+@part_of_callers
+def never_rises(response, threshold, v, current):
+    """Whether V falls, or is drawn to less than the threshold."""
+    of_v, of_current = rates(response)
+    return of_current * current <= -of_v * max(v, threshold)
+
+
+@part_of_callers
+def closer(response, threshold, v, current, d):
+    """The time to the crossing, a step closer than `d`; `inf` past the peak of a V that never came near."""
+    of_v, of_current = rates(response)
+    alpha, beta, gamma = propagators(response, d)
+    level = alpha * v + beta * current
+    missing, slope = threshold - level, of_v * level + of_current * gamma * current
+    at_peak = d if missing <= TANGENT * threshold else np.inf
+    ahead = d + missing / slope if slope > 0 else at_peak
+    return ahead if missing > 0 else d
+
+
+@part_of_callers
+def has_moved(before, d):
+    """Whether there is a crossing to come closer to."""
+    return (d - before > TANGENT * (1 + before)) & (d < np.inf)
 
 
 # Of a response: alpha, beta and gamma over a time, and x and y of V' = x V + y I.
 propagators, rates = method("propagators"), method("rates")
 # The time until V rises through the threshold without further input; `inf` if it does not.
 time_to_crossing = method("crossing", rise_to_crossing)
+
+
+def write_waits(response, threshold, fired, potential, slope, waits):
+    """Write the times from the last input to each crossing that was noted; `inf` for silent neurons."""
+    raise NotImplementedError
+
+
+@overload(write_waits)
+def _(response, threshold, fired, potential, slope, waits):
+    return solve_each if hasattr(response.instance_class, "crossing") else rise_together
+
+
+def solve_each(response, threshold, fired, potential, slope, waits):
+    """By the response's own formula. That without a current is of no interest, but no branch is needed."""
+    for j in range(fired.size):
+        current = float(slope[j]) if fired[j] < np.inf else 0.0
+        waits[j] = time_to_crossing(response, threshold, float(potential[j]), current)
+
+
+def rise_together(response, threshold, fired, potential, slope, waits):
+    """As `rise_to_crossing`, all neurons a step at a time, which LLVM can vectorise."""
+    for j in range(fired.size):
+        v, current = float(potential[j]), float(slope[j])
+        silent = (fired[j] == np.inf) | never_rises(response, threshold, v, current)
+        waits[j] = np.inf if silent else 0.0
+    for _ in range(MOST_ITERATIONS):
+        moving = 0
+        for j in range(fired.size):
+            before, v, current = waits[j], float(potential[j]), float(slope[j])
+            ahead = closer(response, threshold, v, current, before if before < np.inf else 0.0)
+            waits[j] = ahead if before < np.inf else np.inf
+            moving += np.int64(has_moved(before, waits[j]))
+        if moving == 0:
+            break
 
 
 def leak_of(response):
@@ -240,26 +293,27 @@ def solve_crossings(when, response, threshold, t_max, scratch, fired, potential,
 
     A crossing does not come after the next input, however the closed form rounds: that input would
     count as causal. One that rounds to `t_max` is none; its V ends at the threshold. All is computed for
-    silent neurons too, as if without a current, so that LLVM can vectorise the second loop. `scratch` is
-    what `room_to_solve` makes.
+    silent neurons too, so that LLVM can vectorise the last loop. `scratch` is what `room_to_solve` makes.
     """
-    bounds, start, end = scratch
+    bounds, start, end, waits = scratch
     bounds[0], bounds[len(when) + 1], number = 0, t_max, fired.dtype.type
     bounds[1 : len(when) + 1] = when
     for j in range(fired.size):
         k = UNSIGNED(fired[j] if fired[j] < np.inf else number(0))
         start[j], end[j] = bounds[k], bounds[k + UNSIGNED(1)]
+    write_waits(response, threshold, fired, potential, slope, waits)
     for j in range(fired.size):
         crosses, t, t_next = fired[j] < np.inf, float(start[j]), float(end[j])
-        current = float(slope[j]) if crosses else 0.0
-        wait = min(time_to_crossing(response, threshold, float(potential[j]), current), t_next - t)
+        wait = min(waits[j], t_next - t)
         crossing = number(min(t + wait, t_next))
-        fires, rising = crosses & (crossing < t_max), number(slope_after(response, threshold, current, wait))
+        rising = number(slope_after(response, threshold, float(slope[j]), wait))
+        fires = crosses & (crossing < t_max)
         fired[j], slope[j] = crossing if fires else number(np.inf), rising if fires else number(0)
         potential[j] = number(threshold) if crosses else potential[j]
 
 
 @jit
 def room_to_solve(n_in, n_out, dtype):
-    """Scratch: times of a sample's inputs and both ends of its window, and those about each crossing."""
-    return np.empty(n_in + 2, dtype), np.empty(n_out, dtype), np.empty(n_out, dtype)
+    """Scratch: times of a sample's inputs and both ends of its window, those about each crossing, waits."""
+    about_crossings = np.empty(n_out, dtype), np.empty(n_out, dtype)
+    return np.empty(n_in + 2, dtype), *about_crossings, np.empty(n_out, np.float64)

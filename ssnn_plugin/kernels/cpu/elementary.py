@@ -1,4 +1,4 @@
-"""`exp`, `log` and `log1p` without a branch or a call, so that LLVM can vectorise the loops they are in.
+"""`exp`, `expm1`, `log` and `log1p` without a branch or a call, so that LLVM can vectorise loops with them.
 
 Within one unit in the last place of a float64 of `math`'s. Arguments are taken apart into a power of 2 and
 what is left, whose function is a power series: e^r for |r| <= ln(2) / 2, and for m between the roots of 1/2
@@ -63,13 +63,26 @@ def polynomial(x, coefficients):
 
 
 @part_of_callers
-def exp(x):
+def taken_apart(x):
+    """2^k and e^r - 1 of e^x = 2^k e^r."""
     x = max(float(x), LEAST)
     shifted = x * (1 / math.log(2)) + TO_WHOLE
     power = shifted - TO_WHOLE
     r = (x - power * LN2_HIGH) - power * LN2_LOW
-    grown = polynomial(r, OF_EXP) * r * r + r + 1.0
-    return grown * number_of_bits((bits_of_number(shifted) << EXPONENT) + ONE)
+    scale = number_of_bits((bits_of_number(shifted) << EXPONENT) + ONE)
+    return scale, polynomial(r, OF_EXP) * r * r + r
+
+
+@part_of_callers
+def exp(x):
+    scale, grown = taken_apart(x)
+    return (grown + 1.0) * scale
+
+
+@part_of_callers
+def expm1(x):
+    scale, grown = taken_apart(x)
+    return grown * scale + (scale - 1.0)
 
 
 @part_of_callers
@@ -98,8 +111,8 @@ def log1p(x):
 
 def register() -> None:
     """Let compiled code take these for the functions of `neurons.elementary`."""
-    for function, own in ((elementary.exp, exp), (elementary.log, log), (elementary.log1p, log1p)):
-        _take(own, function)
+    for own in (exp, expm1, log, log1p):
+        _take(own, getattr(elementary, own.__name__))
 
 
 def _take(own: Callable[..., Any], function: Callable[..., Any]) -> None:
