@@ -255,6 +255,30 @@ def test_with_more_steps_it_points_the_same_way():
     assert similarity > 0.8
 
 
+def test_a_spike_takes_the_threshold_once_from_a_potential_far_above_it():
+    method = build("rate_backprop", {"t_max": 4})
+    neurons = next(m for m in method.network.modules() if isinstance(m, multi_spike.OverSteps))
+    currents = torch.tensor([[2.5], [0.9], [0.0], [3.0]])
+    # V before the resets, with beta = 0.2: 2.5, 0.3 + 0.9, 0.04, 0.008 + 3.0.
+    assert neurons(currents).flatten().tolist() == [1.0, 1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("gain", [1.0, 4.0])
+def test_networks_are_evaluated_with_the_spikes_that_they_learn_from(gain):
+    method = build("rate_backprop", {"t_max": 4})
+    with torch.no_grad():
+        for norm in (m for m in method.network.modules() if isinstance(m, rate_backprop.InEachStep)):
+            norm.weight.fill_(gain)
+    images, _ = samples()
+    method.network.train()
+    learned, outputs = method.learn(images)
+    ran = method.run(images)
+    for counts, spikes in zip(learned, ran.hidden, strict=True):
+        assert torch.equal(counts.detach().reshape(spikes.shape[1:]), spikes.sum(0))
+        assert counts.any()
+    torch.testing.assert_close(outputs.mean(0), ran.outputs.mean(0))
+
+
 def test_eligibility_is_what_a_lasting_current_adds():
     method = build("rate_backprop", {"t_max": 4})
     layer = next(m for m in method.network.modules() if isinstance(m, rate_backprop.RateLayer))

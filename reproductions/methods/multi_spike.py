@@ -72,14 +72,16 @@ class Settings(Config):
     training: Training
 
 
-def leaky(network: Network, gradient: Surrogate, **options: Any) -> snntorch.Leaky:
+def leaky(
+    network: Network, gradient: Surrogate, kind: type[snntorch.Leaky] = snntorch.Leaky, **options: Any
+) -> snntorch.Leaky:
     """snnTorch's neuron, V <- beta V + I, set to 0 by a spike, with a surrogate gradient of ours.
 
     snnTorch's own triangle has the wrong slope, hence this one.
     """
     spike = custom_surrogate(lambda distance, grad, spikes: grad * gradient.derivative(distance))
     reset = {"reset_mechanism": "zero"} | options
-    neuron = snntorch.Leaky(network.beta, threshold=network.threshold, spike_grad=spike, **reset)
+    neuron = kind(network.beta, threshold=network.threshold, spike_grad=spike, **reset)
     # It asks this number in every step; as the tensor that it keeps it would end a compiled graph there.
     mechanism = int(neuron.reset_mechanism_val)
     del neuron.reset_mechanism_val
