@@ -226,6 +226,16 @@ def test_host_utils_reset_ignores_nested_modules():
 
 
 @pytest.mark.host_defect
+def test_host_soft_reset_without_delay_misses_spikes():
+    """V = 2.5 leaves 1.5, which would spike. Close: https://github.com/jeshraghian/snntorch/issues/364."""
+    neuron = snn.Leaky(beta=1.0, threshold=1.0, reset_mechanism="subtract", reset_delay=False)
+    first, v = neuron(torch.tensor([2.5]), torch.zeros(1))
+    assert (first.item(), v.item()) == (1.0, 1.5)
+    second, v = neuron(torch.zeros(1), v)
+    assert (second.item(), v.item()) == (0.0, 1.5)
+
+
+@pytest.mark.host_defect
 def test_host_utils_reset_reaches_unrelated_nets():
     """https://github.com/jeshraghian/snntorch/issues/438"""
     net, other = (nn.Sequential(snn.Leaky(beta=0.9, init_hidden=True)) for _ in range(2))
