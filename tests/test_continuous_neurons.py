@@ -243,6 +243,13 @@ def test_the_formulas_of_the_papers(backend, tau):
     assert found > t[-1]
 
 
+@in_both_precisions
+@pytest.mark.parametrize("neuron", [ExpPSP(), LIF(tau_mem=2.0), LIF(tau_mem=3.0)], ids=str)
+def test_the_largest_weights_fire_at_once(neuron, dtype):
+    for weight in (torch.finfo(dtype).max / 4, INF):
+        assert one_output([1.0, 2.0], [weight, 0.1], neuron, "cpu", dtype)[0] == 1.0
+
+
 @on_every_backend
 @in_both_precisions
 def test_humps_by_hand(backend, dtype):

@@ -347,7 +347,9 @@ def test_a_turn_keeps_angles_in_images_that_are_no_squares():
 def test_a_turn_codes_intensities_anew(encoding):
     settings = _settings(augment=Augment(shift=0, rotate=1e-6), encoding=encoding)
     method = Minibatch(settings, [nn.Linear(12, 2)], (1, 3, 4), 0, "cpu")
-    x = torch.rand(5, 12, dtype=torch.float64).where(torch.rand(5, 12) < 0.5, 0)
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(-200, 256, (5, 12), generator=generator).clamp(min=0)
+    x = levels.double() / 255
     coded = settings.encoding.of_intensities(x)
     torch.testing.assert_close(settings.encoding.intensities(coded), x)
     torch.testing.assert_close(method.varied(coded, torch.Generator()), coded, atol=1e-6, rtol=1e-6)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from numba import typeof
 
 from ssnn_plugin.kernels.cpu import openmp, parallel
 from ssnn_plugin.kernels.cpu.compile import jit
@@ -62,6 +63,22 @@ def test_every_row_is_taken_once(way, set_threads, length, threads):
     assert sorted({tuple(pair) for pair in ranges.tolist()}) == list(itertools.pairwise(bounds))
 
 
+def test_less_work_than_threads_is_cut_in_fewer_parts(way, set_threads):
+    set_threads(8)
+    worth = parallel.WORTH_A_THREAD if way == "openmp" else parallel.WORTH_WAKING_ONE
+    rows, ranges = np.zeros((100, 5), np.float32), np.zeros((100, 2), np.int64)
+    for _ in range(20):
+        parallel.share_out(100, 2 * worth, note, rows, np.float32(2), Step(3.0, (0, 0)), None, ranges)
+    assert (rows == 20 * 13).all()
+    assert np.unique(ranges, axis=0).tolist() == [[0, 33], [33, 66], [66, 100]]
+
+
+def test_code_for_types_of_other_packages_is_not_kept():
+    is_foreign = openmp._run_on_threads._cache._is_foreign
+    assert is_foreign((typeof((1, 2, 3)), typeof((4.0, (Step(1.0, (0,)), 2.0)))))
+    assert not is_foreign((typeof((1, 2, 3)), typeof((4.0, (5, (2.0,))))))
+
+
 def test_arguments_of_other_types_find_code_of_their_own(way, set_threads):
     set_threads(2)
     for dtype in (np.float32, np.float64):
@@ -76,7 +93,7 @@ def test_arguments_of_other_types_find_code_of_their_own(way, set_threads):
 def test_a_kernel_that_fails_on_a_thread_is_an_error(way, set_threads):
     set_threads(2)
     expected = ValueError if way == "pool" else RuntimeError
-    with pytest.raises(expected, match=r"one range is refused|fail failed on one of 2 threads"):
+    with pytest.raises(expected, match=r"one range is refused|fail failed in one of 2 parts"):
         parallel.share_out(2, MUCH, fail, np.zeros(2))
 
 

@@ -285,7 +285,8 @@ class Minibatch:
         augment, encoding = self.training.augment, self.settings.encoding
         if augment is None:
             return inputs
-        if isinstance(encoding, config.Continuous) and augment.warps:
+        if augment.warps:
+            assert isinstance(encoding, config.Continuous)
             intensities = encoding.intensities(inputs).reshape(-1, *self.shape)
             inputs = encoding.of_intensities(warped(intensities, augment, generator).flatten(1))
         return augmented(inputs, self.shape, augment, encoding.blank, generator)

@@ -222,7 +222,8 @@ class CurrentNeuron(SeparableNeuron):
         `propagators(self, d)` -> alpha, beta, gamma of V(t + d) = alpha V + beta I, I(t + d) = gamma I;
         `rates(self)` -> the two numbers x, y of V' = x V + y I, x <= 0 <= y;
         `decay(self)` -> the number z of I' = -z I, for the kernels on a GPU, which need no more; optional;
-        `crossing(self, threshold, v, current)` -> time until V = threshold, `inf` for never; optional;
+        `crossing(self, threshold, v, current)` -> time until V = threshold, `inf` for never; optional; asked
+        with a current of 0 too, for silent neurons;
         `monotone()` -> whether V can have no peak between two inputs; a static method, optional.
         """
         return None

@@ -1,4 +1,8 @@
-"""Elementary functions for compiled responses: as in `math`, many at a time in a loop."""
+"""Elementary functions for compiled responses: as in `math`, many at a time in a loop.
+
+Nothing is raised there: exponentials of less than -708 or more than 709 are those of the bound, logarithms of
+what is not positive, or no normal number, can be anything.
+"""
 
 from __future__ import annotations
 

@@ -87,12 +87,15 @@ class LeakyResponseOfTwice(NamedTuple):
         return 2 / self.tau_mem
 
     def crossing(self, threshold, v, current):  # type: ignore[no-untyped-def]
-        """With x = e^(-d / tau_mem): (V + I) x - I x^2 = threshold, first reached at the larger root."""
+        """With x = e^(-d / tau_mem): (V + I) x - I x^2 = threshold, first reached at the larger root.
+
+        In units of I, which may be as large as numbers are.
+        """
         pull = self.height * current
-        both = v + pull
-        square = both**2 - 4 * pull * threshold
+        both = 1 + v / pull
+        square = both**2 - 4 * (threshold / pull)
         reaches = (pull > v) & (pull > 0) & (both > 0) & (square >= 0)
-        x = (both + math.sqrt(max(square, 0.0))) / (2 * pull)
+        x = (both + math.sqrt(max(square, 0.0))) / 2
         return max(-self.tau_mem * log(x), 0.0) if reaches else math.inf
 
 

@@ -127,11 +127,12 @@ class _Cache(FunctionCache):
 
 
 def _named_tuples(argument_types: Iterable[Any]) -> Iterator[Any]:
-    """The classes of named tuples, and of those that they hold."""
+    """The classes of named tuples, and of those in tuples of any kind."""
     for each in argument_types:
         if isinstance(each, NAMED_TUPLES):
             yield each.instance_class
-            yield from _named_tuples(each)
+        if isinstance(each, types.BaseTuple):
+            yield from _named_tuples(each)  # type: ignore[arg-type]
 
 
 @cache

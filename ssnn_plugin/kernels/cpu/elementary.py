@@ -25,8 +25,8 @@ LN2_HIGH, LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10
 TO_WHOLE = 1.5 * 2.0**52
 # Of a float64: where its exponent begins, and the bits of 1 and of the root of 1/2.
 EXPONENT, ONE, ROOT = np.int64(52), np.int64(0x3FF0000000000000), np.int64(0x3FE6A09E667F3BCD)
-# Whose exponential is the smallest that is wanted.
-LEAST = -708.0
+# Beyond these an exponential is no normal number; it is taken for that of the bound.
+LEAST, MOST = -708.0, 709.0
 # Of (e^r - 1 - r) / r^2 by r, and of (artanh(s) / s - 1) / s^2 by s^2; highest power first.
 OF_EXP = tuple(1 / math.factorial(k) for k in range(13, 1, -1))
 OF_ARTANH = tuple(1 / k for k in range(23, 1, -2))
@@ -65,7 +65,7 @@ def polynomial(x, coefficients):
 @part_of_callers
 def taken_apart(x):
     """2^k and e^r - 1 of e^x = 2^k e^r."""
-    x = max(float(x), LEAST)
+    x = min(max(float(x), LEAST), MOST)
     shifted = x * (1 / math.log(2)) + TO_WHOLE
     power = shifted - TO_WHOLE
     r = (x - power * LN2_HIGH) - power * LN2_LOW

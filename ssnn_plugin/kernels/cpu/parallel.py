@@ -32,17 +32,15 @@ def share_out(length: int, work: int, kernel: Callable[..., None], *args: Any) -
 
     `work` estimates the additions; what is done sooner than it is handed over stays on this thread.
     """
-    threads = min(torch.get_num_threads(), length)
-    if threads > 1 and work >= WORTH_A_THREAD:
-        starts = openmp.addresses()
-        threads = min(threads, 1 + work // (WORTH_A_THREAD if starts else WORTH_WAKING_ONE))
-        if threads > 1:
-            if starts:
-                openmp.run(starts, kernel, length, threads, args)
-            else:
-                _run_on_pool(kernel, length, threads, args)
-            return
-    kernel(0, length, *args)
+    addresses = openmp.addresses()
+    worth = WORTH_A_THREAD if addresses else WORTH_WAKING_ONE
+    parts = min(torch.get_num_threads(), length, 1 + work // worth)
+    if parts <= 1:
+        kernel(0, length, *args)
+    elif addresses:
+        openmp.run(addresses, kernel, length, parts, args)
+    else:
+        _run_on_pool(kernel, length, parts, args)
 
 
 def _run_on_pool(kernel: Callable[..., None], length: int, threads: int, args: tuple[Any, ...]) -> None:
