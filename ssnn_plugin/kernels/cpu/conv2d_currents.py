@@ -39,7 +39,7 @@ class Currents(NamedTuple):
         return np.empty(3 * (n_in + 1), dtype), room_to_solve(n_in, n_out, dtype)
 
     def fire(self, room, seen, scratch, t_max, b, location, group, spikes, potential, slope):
-        (moves, room_to), width = scratch, len(splat(self.rows.dtype.type(0), PAIR))
+        (moves, to_solve), width = scratch, len(splat(self.rows.dtype.type(0), PAIR))
         rows, when, n_out = room.rows[:seen], room.when[:seen], spikes.shape[3]
         found = spikes[b, location, group], potential[b, location, group], slope[b, location, group]
         propagate(when, self.response, t_max, moves)
@@ -48,7 +48,7 @@ class Currents(NamedTuple):
                 rows, when, self.rows[group], self.bias[group], leak_of(self.response), self.threshold, t_max,
                 moves, lane, *found, PAIR,
             )  # fmt: skip
-        solve_crossings(when, self.response, self.threshold, t_max, room_to, *found)
+        solve_crossings(when, self.response, self.threshold, t_max, to_solve, *found)
 
 
 def layer_of(rows: Tensor, bias: Tensor, rising: bool, neuron: Any, t_max: float) -> Currents:

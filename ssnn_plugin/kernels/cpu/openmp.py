@@ -87,11 +87,11 @@ def _entry(kernel: Any, length: int, args: tuple[Any, ...]) -> int:
 @jit
 def _run_on_threads(addresses, entry, length, parts, threads, args):
     """Numba's code of a kernel that failed, or 0."""
-    return _fork(addresses, entry, length, parts, threads, args)
+    return _start_threads(addresses, entry, length, parts, threads, args)
 
 
 @intrinsic
-def _fork(typingctx, addresses, entry, length, parts, threads, args):
+def _start_threads(typingctx, addresses, entry, length, parts, threads, args):
     kernel_types = (types.intp, types.intp, *args.types)
 
     def generate(context, builder, signature, values):
