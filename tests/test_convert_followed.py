@@ -220,6 +220,7 @@ def test_norses_encoder_and_decoder_are_followed():
 
 @pytest.mark.parametrize("kind", ["threshold", "beta", "both", "learned", "norse"])
 def test_thresholds_and_leaks_per_neuron_and_learned(kind):
+    torch.manual_seed(0)
     value = torch.tensor([0.25, 0.5, 0.75, 1.0])
     neuron = {
         "threshold": lambda: SingleSpike(threshold=value, init_hidden=True),

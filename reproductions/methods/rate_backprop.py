@@ -18,7 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import snntorch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +25,7 @@ from torch.nn import functional as F
 from ssnn_plugin.surrogate import Surrogate
 
 from . import multi_spike
-from .multi_spike import MultiSpike, OverSteps, SpikingLayer, leaky
+from .multi_spike import MultiSpike, OverSteps, SoftReset, SpikingLayer, leaky
 
 SLOPE = 4.0
 # Of the running statistics, and what a variance is greater by, as torch's own have them.
@@ -47,23 +46,6 @@ class Sigmoid(Surrogate):
     def derivative(self, distance: Tensor) -> Tensor:
         spike = torch.sigmoid(SLOPE * distance)
         return SLOPE * spike * (1 - spike)
-
-
-class SoftReset(snntorch.Leaky):  # type: ignore[misc]
-    """snnTorch's neuron, from whose V each spike takes the threshold, once.
-
-    Its own, with `reset_delay=False`, looks whether V exceeds the threshold after it has taken one off for a
-    V that was left above it, and so misses spikes: V = 2.5 and then 1.2 makes one.
-    """
-
-    def integrated(self, current: Tensor, v: Tensor | float) -> Tensor:
-        """V before the reset."""
-        return self.beta * v + current  # type: ignore[no-any-return]
-
-    def forward(self, current: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        v = self.integrated(current, v)
-        spikes = self.spike_grad(v - self.threshold)
-        return spikes, v - self.threshold * spikes
 
 
 @dataclass
