@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from ssnn_plugin.kernels import elementary
 from ssnn_plugin.kernels.cpu.compile import jit
 from ssnn_plugin.kernels.cpu.elementary import register
-from ssnn_plugin.neurons import elementary
 
 register()
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.elementary import exp, log1p
 from .base import CurrentNeuron, Number, Pair, least
-from .elementary import exp, log1p
 
 
 class ExponentialResponse(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.elementary import exp, expm1, log
 from .base import CurrentNeuron, Number, Pair, least
-from .elementary import exp, expm1, log
 
 
 class LeakyResponse(NamedTuple):

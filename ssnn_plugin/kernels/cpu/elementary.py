@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from ...neurons import elementary
+from .. import elementary
 from .compile import compiled
 
 # ln(2) in two parts: a product of the first with a whole number of 11 bits is exact.
@@ -110,7 +110,7 @@ def log1p(x):
 
 
 def register() -> None:
-    """Let compiled code take these for the functions of `neurons.elementary`."""
+    """Let compiled code take these for the functions of `kernels.elementary`."""
     for own in (exp, expm1, log, log1p):
         _take(own, getattr(elementary, own.__name__))
 
