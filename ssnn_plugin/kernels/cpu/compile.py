@@ -35,6 +35,11 @@ def exact_jit(function: Callable[..., Any]) -> Any:
     return compiled(function, fastmath=False)
 
 
+def part_of_callers(function: Callable[..., Any]) -> Any:
+    """Compile a function into the loops that call it; sums keep their order, as their rounding counts."""
+    return compiled(function, fastmath={"contract"}, forceinline=True)
+
+
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """Compile a function with options of numba's; what is compiled is kept on disk, where it can be."""
     dispatcher = nb.njit(nogil=True, error_model="numpy", **options)(function)

@@ -17,8 +17,7 @@ import numpy as np
 from numba.extending import overload
 
 from . import elementary
-from .compile import jit, lean_jit, method, told_apart
-from .elementary import part_of_callers
+from .compile import jit, lean_jit, method, part_of_callers, told_apart
 from .events import MOST_EVENTS, UNSIGNED, sort_batch, status_of
 from .lanes import (
     TILES,
@@ -41,7 +40,7 @@ BUCKETS = 1 << 10
 # Of Newton's method; near a tangent each halves the error.
 MOST_ITERATIONS = 100
 # Part of a threshold or a time that is lost in rounding.
-TANGENT = 1e-15
+ROUNDING = 1e-15
 
 elementary.register()
 
@@ -72,7 +71,7 @@ def closer(response, threshold, v, current, d):
     alpha, beta, gamma = propagators(response, d)
     level = alpha * v + beta * current
     missing, slope = threshold - level, of_v * level + of_current * gamma * current
-    at_peak = d if missing <= TANGENT * threshold else np.inf
+    at_peak = d if missing <= ROUNDING * threshold else np.inf
     ahead = d + missing / slope if slope > 0 else at_peak
     return ahead if missing > 0 else d
 
@@ -80,7 +79,7 @@ def closer(response, threshold, v, current, d):
 @part_of_callers
 def has_moved(before, d):
     """Whether there is a crossing to come closer to."""
-    return (d - before > TANGENT * (1 + before)) & (d < np.inf)
+    return (d - before > ROUNDING * (1 + before)) & (d < np.inf)
 
 
 # Of a response: alpha, beta and gamma over a time, and x and y of V' = x V + y I.

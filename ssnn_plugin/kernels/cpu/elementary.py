@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from .. import elementary
-from .compile import compiled
+from .compile import part_of_callers
 
 # ln(2) in two parts: a product of the first with a whole number of 11 bits is exact.
 LN2_HIGH, LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10
@@ -46,11 +46,6 @@ def number_of_bits(typingctx, bits):
     return types.float64(types.int64), lambda context, builder, signature, args: builder.bitcast(
         args[0], ir.DoubleType()
     )
-
-
-def part_of_callers(function: Callable[..., Any]) -> Any:
-    """Compile a function into the loops that call it; sums keep their order, as their rounding counts."""
-    return compiled(function, fastmath={"contract"}, forceinline=True)
 
 
 @part_of_callers
