@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
@@ -49,11 +49,14 @@ class Network(layered.Network):
 
     With `whiten` the first convolution has the eigenvectors of its patches and their negatives as filters,
     divided by their deviations, and does not learn. Logits are `temperature` times smaller than potentials.
+    `normalize` says whether batch normalisation is of all neurons of a layer, or of those that a max pool
+    lets through: the same network, of which fewer neurons fire, learned in less time (Jordan 2024).
     """
 
     dtype: Literal["float32"] = "float32"
     margin: NonNegativeFloat = 0.5
     whiten: bool = False
+    normalize: Literal["all", "pooled"] = "all"
     temperature: PositiveFloat = 1.0
 
     @model_validator(mode="after")
@@ -67,7 +70,7 @@ class Network(layered.Network):
 class Training(MixedPrecision, minibatch.Training):
     """`spike_price`: cost of a hidden activation, in units of the deviation of what its ReLU gets.
 
-    Hidden biases learn `bias_rate` times as fast as weights, and decay as fast.
+    Biases of batch normalisation learn `bias_rate` times as fast as weights, and decay as fast.
     """
 
     bias_rate: PositiveFloat = 1.0
@@ -94,6 +97,59 @@ class Settings(Config):
         return self
 
 
+class Rectified(Stage):
+    """A connection, its normalisation and ReLU, and the pools behind them.
+
+    In this order in the network that decides. With `pooled_first` it learns in another one: a max pool lets
+    the same neuron through before potentials are normalised and rectified, as no gain is negative.
+    """
+
+    pooled_first: bool
+
+    def __init__(self, connection: nn.Module, norm: nn.Module) -> None:
+        super().__init__(nn.Sequential(connection, norm, nn.ReLU()))
+        self.pooled_first = False
+        self.normalizes = not isinstance(norm, nn.Identity)
+
+    def pool_first(self) -> None:
+        """Learn in that order from now on."""
+        self.pooled_first = True
+        # The statistics of the last batch alone, which say what fires; those that decide are taken anew.
+        self.neurons[1].momentum = 1.0
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.learn(values).passed_on
+
+    def learn(self, values: Tensor) -> Activity:
+        """What it does while it learns."""
+        connection, norm, relu = self.neurons
+        potentials = connection(values)
+        if not self.pooled_first:
+            activations = relu(norm(potentials))
+            return Activity(activations.detach() > 0, activations, self.after(activations))
+        pooled = self.after(potentials)
+        activations = relu(norm(pooled))
+        return Activity(potentials.detach() > _zero(norm, pooled.numel()), activations, activations)
+
+
+class Activity(NamedTuple):
+    """Of a layer: which neurons fire, the activations that cost, and what the next layer gets."""
+
+    fired: Tensor
+    activations: Tensor
+    passed_on: Tensor
+
+
+def _zero(norm: nn.BatchNorm2d, count: int) -> Tensor:
+    """What batch normalisation takes to 0, by channel [channels, 1, 1], of so many values just normalised.
+
+    Its running statistics must be those of the last batch, as with a momentum of 1.
+    """
+    count //= norm.num_features
+    variance = norm.running_var * (1 - 1 / count)
+    return (norm.running_mean - norm.bias.detach() * (variance + norm.eps).sqrt())[:, None, None]
+
+
 class ConvertedReLU(Minibatch):
     settings: Settings
     training: Training
@@ -101,7 +157,8 @@ class ConvertedReLU(Minibatch):
     def __init__(
         self, settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str
     ) -> None:
-        stages = relu_stages(settings.network.layers, shape, classes, settings.network.whiten)
+        network = settings.network
+        stages = relu_stages(network.layers, shape, classes, network.whiten, network.normalize == "pooled")
         super().__init__(settings, stages, shape, seed, device)
         self.network.to(memory_format=torch.channels_last)
         if settings.training.mean_decay:
@@ -112,8 +169,7 @@ class ConvertedReLU(Minibatch):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For each stage a group of weights and one of biases."""
-        hidden = nn.ModuleList(self.stages[:-1]).named_parameters()
-        biases = {parameter for name, parameter in hidden if name.endswith("bias")}
+        biases = {stage.neurons[1].bias for stage in _hidden(self.stages) if stage.normalizes}
         rate, split = self.training.bias_rate, []
         for group in super().parameter_groups():
             fast = [parameter for parameter in group["params"] if parameter in biases]
@@ -141,24 +197,26 @@ class ConvertedReLU(Minibatch):
     ) -> EpochStatistics:
         statistics = super().train_epoch(epoch, times, labels, advance)
         inputs = self.varied(spread(times, NORMALIZED), self.generator(epoch, NORMALIZING))
-        update_bn(torch.split(self.images(inputs).to(self.device), CHUNK), self.relu())
+        hidden = nn.Sequential(*_hidden(self._decisive()))
+        update_bn(torch.split(self.images(inputs).to(self.device), CHUNK), hidden)
         return statistics
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
-        layers, values = [], self.images(inputs)
+        fired, values = [], self.images(inputs)
         # The gradient of what activations cost, where they are not 0; a sum of them would be far slower.
         price = self.training.spike_price / len(labels)
         with self.training.autocast(inputs.device):
-            for stage in self.stages[:-1]:
-                layers.append(stage.neurons(values))
+            for stage in _hidden(self.stages):
+                activity = stage.learn(values)
                 if price:
-                    layers[-1].register_hook(lambda grad: grad + price)
-                values = stage.after(layers[-1])
+                    activity.activations.register_hook(lambda grad: grad + price)
+                fired.append(_counted(activity.fired))
+                values = activity.passed_on
             logits = self.stages[-1].neurons(values).float() / self.settings.network.temperature
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.training.label_smoothing)
         self._learn(loss)
         right = (logits.argmax(1) == labels).sum().item()
-        return Done(loss.item(), right, [_fired(layer.detach()).cpu() for layer in layers])
+        return Done(loss.item(), right, [count.cpu() for count in fired])
 
     def after_step(self) -> None:
         self.converted = None
@@ -177,8 +235,12 @@ class ConvertedReLU(Minibatch):
 
     def relu(self) -> nn.Sequential:
         """The network that learns, with averaged weights if there are any; called with images."""
+        return in_a_row(self._decisive())
+
+    def _decisive(self) -> list[Stage]:
+        """The stages that decide: those of averaged weights, if there are any."""
         network = self.average.module if self.average.n_averaged else self.network
-        return in_a_row(stage for stage in network.modules() if isinstance(stage, Stage))
+        return [stage for stage in network.modules() if isinstance(stage, Stage)]
 
     def spiking(self) -> RampNetwork:
         """The network of single-spike neurons, converted anew after learning."""
@@ -203,6 +265,10 @@ class ConvertedReLU(Minibatch):
         self.sample, self.converted = state["sample"], None
 
 
+def _hidden(stages: Iterable[Stage]) -> list[Rectified]:
+    return [stage for stage in stages if isinstance(stage, Rectified)]
+
+
 def spread(times: Tensor, count: int) -> Tensor:
     """At most so many samples, from all over a data set, which may come class by class.
 
@@ -218,6 +284,7 @@ def relu_stages(
     shape: tuple[int, ...],
     classes: int,
     whiten: bool = False,
+    normalize_pooled: bool = False,
     key: str = "network.layers",
 ) -> list[Stage]:
     """Connections with their normalisation and ReLU, the pools behind them, and the outputs.
@@ -225,6 +292,7 @@ def relu_stages(
     Args:
         shape: of an image, [channels, height, width].
         whiten: leave the first convolution to be whitened.
+        normalize_pooled: batch normalisation is of what a max pool lets through.
         key: what the layers are called in a config.
 
     Raises:
@@ -232,20 +300,21 @@ def relu_stages(
     """
     if len(shape) != 3:
         raise SuiteError(f"{key}: a ReLU network needs images, got {shape[0]} features per sample")
-    stages: list[Stage] = []
+    stages: list[Rectified] = []
     for written in layers:
         layer = parse(written)
         if isinstance(layer, Pool):
             stages[-1].after.append((nn.AvgPool2d if layer.average else nn.MaxPool2d)(layer.kernel))
+            if normalize_pooled and stages[-1].normalizes and not layer.average:
+                stages[-1].pool_first()
             shape = shape[0], *size_behind(layer, shape[1:])
         elif isinstance(layer, Convolution):
             whitening = whiten and not stages
-            stages.append(Stage(nn.Sequential(*_convolution(shape[0], layer, whitening), nn.ReLU())))
+            stages.append(Rectified(*_convolution(shape[0], layer, whitening)))
             shape = layer.channels, *size_behind(layer, shape[1:])
         else:
-            linear = nn.Linear(math.prod(shape), layer, bias=False)
-            norm = _without_gain(nn.BatchNorm1d(layer))
-            stages.append(Stage(nn.Sequential(nn.Flatten(), linear, norm, nn.ReLU())))
+            linear = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), layer, bias=False))
+            stages.append(Rectified(linear, _without_gain(nn.BatchNorm1d(layer))))
             shape = (layer,)
         if min(shape) < 1:
             raise SuiteError(f"{key}: {written!r} does not fit what is left of an image")
@@ -262,11 +331,10 @@ def _convolution(channels: int, layer: Convolution, whitening: bool) -> tuple[nn
     return convolution, _without_gain(nn.BatchNorm2d(layer.channels))
 
 
-def _fired(activations: Tensor) -> Tensor:
-    """How often each neuron fired; a product is far faster than a sum of booleans, and exact up to 256."""
-    fired = activations.sign().movedim(1, -1).flatten(1)
-    counts = [(part.new_ones(1, len(part)) @ part).float() for part in torch.split(fired, 256)]
-    return torch.cat(counts).sum(0)
+def _counted(fired: Tensor) -> Tensor:
+    """How often each neuron fired; a byte holds up to 255, and bytes are far faster to add up."""
+    parts = torch.split(fired.movedim(1, -1).flatten(1).view(torch.uint8), 255)
+    return torch.stack([part.sum(0, dtype=torch.uint8) for part in parts]).sum(0)
 
 
 def _without_gain(norm: nn.Module) -> nn.Module:
