@@ -116,6 +116,39 @@ def test_statistics_are_of_the_weights_that_decide_and_of_images_as_they_are_lea
     torch.testing.assert_close(norm.running_var, potentials.movedim(1, 0).flatten(1).var(1))
 
 
+def test_a_max_pool_may_come_before_the_normalisation_while_it_learns():
+    times, labels = samples()
+    method = build(network={"normalize": "pooled"}, training={"augment": {"shift": 2}})
+    assert [stage.pooled_first for stage in method.stages[:-1]] == [True, False, False]
+    history = learn(method, times, labels)
+    assert history[-1].loss < history[0].loss
+
+    (convolution, norm, _), pool = method.relu()[0]
+    shifted = method.varied(times, method.generator(3, minibatch.NORMALIZING))
+    potentials = convolution(method.images(shifted)).detach()
+    torch.testing.assert_close(norm.running_mean, pool(potentials).mean((0, 2, 3)))
+    layers, _ = method.predict(times)
+    decisive = method.relu()[0].eval()
+    assert torch.equal(layers[0].isfinite(), decisive[0](method.images(times)) > 0)
+
+
+def test_neurons_that_a_pool_holds_back_are_counted_too():
+    method = build(network={"layers": ["6C3p1", "P2", "5"], "normalize": "pooled"})
+    stage = method.stages[0]
+    connection, norm, relu = stage.neurons
+    nn.init.normal_(norm.bias, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(9, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    fired, activations, passed_on = stage.learn(images)
+    potentials = connection(images)
+    pooled = stage.after(potentials)
+    mean, variance = pooled.mean((0, 2, 3)), pooled.var((0, 2, 3), correction=0)
+    deviation = (variance + norm.eps).sqrt()[:, None, None]
+    normalized = (potentials - mean[:, None, None]) / deviation + norm.bias[:, None, None]
+    assert torch.equal(fired, normalized > 0)
+    torch.testing.assert_close(passed_on, stage.after(relu(normalized)))
+    assert passed_on is activations
+
+
 @pytest.mark.parametrize("training", [{"mean_decay": 0.9}, {"average_last": 2}], ids=str)
 def test_the_mean_of_the_weights_decides(training):
     times, labels = samples()
@@ -156,13 +189,22 @@ def test_whitened_patches_have_no_covariance():
     torch.testing.assert_close(responses.mean(0), torch.zeros(16), atol=1e-3, rtol=0)
 
 
-def test_whitening_filters_do_not_learn():
-    times, labels = samples()
-    method = build(network={"layers": ["16C2", "8C3", "A2", "5"], "whiten": True})
-    learn(method, times, labels, epochs=1)
-    expected = nn.Conv2d(2, 16, 2)
-    whiten(expected, method.images(times))
-    torch.testing.assert_close(method.stages[0].neurons[0].weight, expected.weight)
+def test_whitening_filters_do_not_learn_and_their_biases_do_as_weights():
+    times, labels = samples(n=8)
+    steps = []
+    for rate in (1.0, 1000.0):
+        method = build(
+            network={"layers": ["16C2", "8C3", "A2", "5"], "whiten": True},
+            training={"momentum": 0.0, "nesterov": False, "schedule": {}, "bias_rate": rate},
+        )
+        learn(method, times, labels, epochs=1)
+        expected = nn.Conv2d(2, 16, 2)
+        whiten(expected, method.images(times))
+        learned = method.stages[0].neurons[0]
+        torch.testing.assert_close(learned.weight, expected.weight)
+        steps.append(learned.bias - expected.bias)
+    assert steps[0].abs().max() > 0
+    torch.testing.assert_close(steps[0], steps[1])
 
 
 @pytest.mark.parametrize(

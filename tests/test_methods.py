@@ -14,7 +14,7 @@ from reproductions import catalog, methods
 from reproductions.config import Config, Network
 from reproductions.errors import SuiteError
 from reproductions.methods.bs4nn import Binary
-from reproductions.methods.minibatch import Augment, Minibatch, Stage, Training, augmented, warped
+from reproductions.methods.minibatch import Augment, Done, Minibatch, Stage, Training, augmented, warped
 from reproductions.records import EpochStatistics
 from reproductions.runner import Run
 from ssnn_plugin import IF
@@ -277,6 +277,29 @@ def test_a_mirrored_image_is_one_of_two():
     random = torch.Generator().manual_seed(0)
     changed = augmented(image.repeat(50, 1), (1, 2, 3), Augment(shift=0, mirror=True), torch.inf, random)
     assert sorted(changed.unique(dim=0).tolist()) == [[0, 1, 2, 3, 4, 5], [2, 1, 0, 5, 4, 3]]
+
+
+def test_each_image_is_mirrored_in_every_other_epoch():
+    class Seen(Minibatch):
+        def _step(self, inputs, labels):
+            self.seen[labels] = inputs
+            return Done(0.0, 0.0, [])
+
+    image = torch.arange(6.0).reshape(1, 6).repeat(40, 1)
+    method = Seen(
+        _settings(augment=Augment(shift=0, mirror="alternate")), [nn.Linear(6, 2)], (1, 2, 3), 0, "cpu"
+    )
+    mirrored = []
+    for epoch in (0, 1, 2, 7):
+        method.seen = torch.zeros(40, 6)
+        method.train_epoch(epoch, image, torch.arange(40), lambda n: None)
+        mirrored.append(method.seen[:, 0] == 2)
+        expected = torch.where(mirrored[-1][:, None], image.reshape(40, 2, 3).flip(2).flatten(1), image)
+        assert torch.equal(method.seen, expected)
+    assert 10 < mirrored[0].sum() < 30
+    assert torch.equal(mirrored[0], mirrored[2])
+    assert torch.equal(mirrored[0], ~mirrored[1])
+    assert torch.equal(mirrored[1], mirrored[3])
 
 
 def test_cutout_blanks_a_square_clipped_at_the_edges_in_all_channels():

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
@@ -70,6 +70,8 @@ class Network(layered.Network):
 class Training(MixedPrecision, minibatch.Training):
     """`spike_price`: cost of a hidden activation, in units of the deviation of what its ReLU gets.
 
+    Where a max pool comes first, of one that it lets through.
+
     Biases of batch normalisation learn `bias_rate` times as fast as weights, and decay as fast.
     """
 
@@ -104,18 +106,23 @@ class Rectified(Stage):
     the same neuron through before potentials are normalised and rectified, as no gain is negative.
     """
 
-    pooled_first: bool
+    neurons: nn.Sequential
 
     def __init__(self, connection: nn.Module, norm: nn.Module) -> None:
         super().__init__(nn.Sequential(connection, norm, nn.ReLU()))
         self.pooled_first = False
         self.normalizes = not isinstance(norm, nn.Identity)
 
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        """The normalisation, if there is one."""
+        return cast(nn.BatchNorm2d, self.neurons[1])
+
     def pool_first(self) -> None:
         """Learn in that order from now on."""
         self.pooled_first = True
         # The statistics of the last batch alone, which say what fires; those that decide are taken anew.
-        self.neurons[1].momentum = 1.0
+        self.norm.momentum = 1.0
 
     def forward(self, values: Tensor) -> Tensor:
         return self.learn(values).passed_on
@@ -129,7 +136,7 @@ class Rectified(Stage):
             return Activity(activations.detach() > 0, activations, self.after(activations))
         pooled = self.after(potentials)
         activations = relu(norm(pooled))
-        return Activity(potentials.detach() > _zero(norm, pooled.numel()), activations, activations)
+        return Activity(potentials.detach() > _zero(self.norm, pooled.numel()), activations, activations)
 
 
 class Activity(NamedTuple):
@@ -145,8 +152,9 @@ def _zero(norm: nn.BatchNorm2d, count: int) -> Tensor:
 
     Its running statistics must be those of the last batch, as with a momentum of 1.
     """
-    count //= norm.num_features
-    variance = norm.running_var * (1 - 1 / count)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    variance = norm.running_var * (1 - norm.num_features / count)
     return (norm.running_mean - norm.bias.detach() * (variance + norm.eps).sqrt())[:, None, None]
 
 
@@ -169,7 +177,7 @@ class ConvertedReLU(Minibatch):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For each stage a group of weights and one of biases."""
-        biases = {stage.neurons[1].bias for stage in _hidden(self.stages) if stage.normalizes}
+        biases = {stage.norm.bias for stage in _hidden(self.stages) if stage.normalizes}
         rate, split = self.training.bias_rate, []
         for group in super().parameter_groups():
             fast = [parameter for parameter in group["params"] if parameter in biases]
@@ -209,7 +217,7 @@ class ConvertedReLU(Minibatch):
             for stage in _hidden(self.stages):
                 activity = stage.learn(values)
                 if price:
-                    activity.activations.register_hook(lambda grad: grad + price)
+                    activity.activations.register_hook(lambda grad: grad + price)  # type: ignore[no-untyped-call]
                 fired.append(_counted(activity.fired))
                 values = activity.passed_on
             logits = self.stages[-1].neurons(values).float() / self.settings.network.temperature

@@ -292,7 +292,7 @@ class Minibatch:
         return at_first ^ bool(epoch % 2)
 
     def varied(self, inputs: Tensor, generator: torch.Generator, mirrored: Tensor | None = None) -> Tensor:
-        """Inputs as they are learned: changed, where the settings say how; `mirrored` is drawn if not given."""
+        """Inputs as they are learned: changed, where the settings say how; `mirrored` may be drawn before."""
         augment, encoding = self.training.augment, self.settings.encoding
         if augment is None:
             return inputs
