@@ -232,6 +232,15 @@ def from_relu_(
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = BATCH,
     rounds: Annotated[int, typer.Option(min=3, help="Timed calls of each.")] = 10,
     network: Annotated[str | None, typer.Option(help="One of the networks; default: all.")] = None,
+    trained: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.pt",
+            help="Instead, a converted-relu that `python -m reproductions run --keep` wrote; also "
+            "compares both networks on all test images.",
+        ),
+    ] = None,
+    data_root: DataRoot = None,
     threads: Threads = None,
 ) -> None:
     """Inference of converted networks, on images of 32 x 32, against the ReLU networks they were made of."""
@@ -239,8 +248,16 @@ def from_relu_(
 
     if network is not None and network not in networks.NETWORKS:
         raise SuiteError(f"the network must be one of {', '.join(networks.NETWORKS)}, got {network!r}")
+    if network is not None and trained is not None:
+        raise SuiteError(f"pass --network or --trained, got {network!r} and {trained}")
     _set_threads(threads)
-    show(networks.table([network] if network else networks.NETWORKS, batch, rounds))
+    if trained is not None:
+        kept = networks.OfTheSuite(trained, data_root)
+        console.print(kept.agreement())
+        show(networks.table({kept.name: kept.timings(batch, rounds)}, batch))
+        return
+    names = [network] if network else networks.NETWORKS
+    show(networks.table({name: networks.measure(name, batch, rounds) for name in names}, batch))
 
 
 @app.command()

@@ -1,9 +1,11 @@
-"""Networks of windowed ramps against the ReLU networks that they were made of."""
+"""Networks of windowed ramps against the ReLU networks that they were made of: time, and the same outputs."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from rich.table import Table
@@ -11,9 +13,16 @@ from torch import Tensor, nn
 
 from benchmarks.printing import cell, ratio
 from benchmarks.timing import Timing, in_turn
+from reproductions import datasets, trained
+from reproductions.errors import SuiteError
+from reproductions.methods.converted_relu import ConvertedReLU
 from ssnn_plugin import fold_batchnorm, from_relu
+from ssnn_plugin.decode import first_to_fire
+from ssnn_plugin.relu import ClippedSpikesWarning
 
 MODEL, FOLDED = "ReLU network", "ReLU network, folded"
+# Test images at once.
+CHUNK = 250
 
 
 def nine_layers() -> nn.Module:
@@ -54,7 +63,12 @@ def runs(name: str, images: Tensor) -> dict[str, Callable[[], object]]:
     model = NETWORKS[name]()
     with torch.no_grad():
         model.train()(images[:32])  # statistics that fit the weights
-    folded = copy.deepcopy(model.eval())
+    return inference(model.eval(), images)
+
+
+def inference(model: nn.Module, images: Tensor) -> dict[str, Callable[[], object]]:
+    """As `runs`, of a trained network."""
+    folded = copy.deepcopy(model)
     fold_batchnorm(folded)
     ramps = from_relu(model, calibrate_on=images, margin=1.0)
     return {
@@ -72,13 +86,66 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, Timing]:
     return in_turn(runs(name, torch.rand(batch, 3, 32, 32)), rounds, warm_up=1)
 
 
-def table(names: Iterable[str], batch: int, rounds: int) -> Table:
+def table(measured: dict[str, dict[str, Timing]], batch: int) -> Table:
     """Timings of each network, and how many times as long as both forms of the ReLU network they are."""
     heads = "ms", "of the ReLU network's", "of the folded one's"
     found = Table("network", f"inference, batch {batch}", *heads)
-    for name in names:
-        timings = measure(name, batch, rounds)
+    for name, timings in measured.items():
         for run, taken in timings.items():
             ratios = (ratio(taken, timings[base]) for base in (MODEL, FOLDED))
             found.add_row(name, run, cell(taken), *ratios)
     return found
+
+
+class OfTheSuite:
+    """A trained `converted-relu` in a file that `run --keep` wrote, and the test images of its data set.
+
+    Raises:
+        SuiteError: no such file, another method's network, missing data.
+    """
+
+    def __init__(self, path: Path, data_root: Path | None) -> None:
+        kept = trained.load(path)
+        if not isinstance(kept.method, ConvertedReLU):
+            raise SuiteError(f"{path}: must hold a converted-relu, got {kept.config.method}")
+        test = datasets.load(kept.config.dataset, "test", data_root)
+        self.name, self.method, self.labels = kept.name, kept.method, test.y
+        self.images = kept.method.images(kept.config.encode(test))
+
+    def timings(self, batch: int, rounds: int) -> dict[str, Timing]:
+        """Timings on the first test images, in turn."""
+        with torch.no_grad():
+            return in_turn(inference(self.method.relu().eval(), self.images[:batch]), rounds, warm_up=1)
+
+    @torch.no_grad()
+    def agreement(self) -> Table:
+        """Both networks on all test images: how far apart their logits are, and who is right how often."""
+        table = Table(
+            "precision", "difference of logits, of the greatest", "ReLU network %", "potentials %",
+            "first spikes %", "clipped spikes", title=f"{self.name}, {len(self.labels)} test images",
+        )  # fmt: skip
+        for dtype in (torch.float64, torch.float32):
+            table.add_row(str(dtype).removeprefix("torch."), *self._compared(dtype))
+        return table
+
+    def _in_parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(torch.split(self.images, CHUNK), torch.split(self.labels, CHUNK), strict=True)
+
+    def _compared(self, dtype: torch.dtype) -> tuple[str, ...]:
+        model = copy.deepcopy(self.method.relu()).to(dtype).eval()
+        margin = self.method.settings.network.margin
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ClippedSpikesWarning)  # they are counted below
+            ramps = from_relu(model, calibrate_on=self.method.sample.to(dtype), margin=margin)
+            apart = greatest = 0.0
+            right, clipped = torch.zeros(3), 0
+            for images, labels in self._in_parts():
+                expected, activity = model(images.to(dtype)), ramps.activity(images.to(dtype))
+                apart = max(apart, (activity.potential - expected).abs().max().item())
+                greatest = max(greatest, expected.abs().max().item())
+                first = first_to_fire(activity.times["output"], activity.potential)
+                decisions = expected.argmax(1), activity.potential.argmax(1), first
+                right += torch.tensor([(decided == labels).sum() for decided in decisions])
+                clipped += sum(activity.clipped.values())
+        shares = (f"{100 * share:.2f}" for share in right / len(self.labels))
+        return f"{apart / greatest:.1e}", *shares, str(clipped)

@@ -107,6 +107,9 @@ def run(
             "--track-test", help="Also record what the best test epoch would print. Chooses nothing."
         ),
     ] = False,
+    keep: Annotated[
+        Path | None, typer.Option(metavar="FILE.pt", help="Write the trained network to a file, too.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Train METHOD on a data set, look at the test set once, and record it."""
@@ -127,7 +130,7 @@ def run(
     name = name_with_epochs(config.stem if config else f"{chosen.method}-{dataset}", epochs)
     this = Run(
         chosen, name, seed, device, results_dir, data_root,
-        resume=resume, overwrite=overwrite, track_test=track_test, implementation=own,
+        resume=resume, overwrite=overwrite, track_test=track_test, keep=keep, implementation=own,
     )  # fmt: skip
     record = execute(this, ConsoleProgress(console))
     _summarise(record, this.record)

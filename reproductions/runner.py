@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from pydantic import BaseModel
 
-from . import datasets, methods, records
+from . import datasets, methods, records, trained
 from .allocator import keep_freed_memory
 from .config import Config
 from .datasets import Images
@@ -24,6 +24,7 @@ from .features import Pipeline
 from .locks import locked
 from .methods import Implementation, Method
 from .records import BestEpoch, Epoch, Evaluation, Extractor, Record
+from .trained import Trained
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Run:
     resume: bool = False
     overwrite: bool = False
     track_test: bool = False
+    keep: Path | None = None
     implementation: Implementation | None = None
 
     @property
@@ -132,6 +134,8 @@ def execute(run: Run, progress: Progress) -> Record:
         method, state = _train(run, training, looked_at, origin, progress)
         record = _record(run, state, evaluate(method, run.config, test), origin)
         records.write_record(run.record, record)
+        if run.keep:
+            trained.keep(run.keep, Trained(run.name, run.seed, run.config, method), training)
         run.checkpoint.unlink(missing_ok=True)
         return record
 
@@ -159,6 +163,8 @@ def _alone_at(run: Run) -> Iterator[None]:
     """Refuse what would overwrite earlier work; keep other processes away from the run."""
     records.require_writable(run.results)
     records.require_writable(run.checkpoint.parent)
+    if run.keep:
+        records.require_writable(run.keep.parent)
     with locked(run.lock, "another process is at this run; wait for it, or name another results folder"):
         for path in (run.record, run.checkpoint):
             records.remove_temporaries(path)
@@ -193,13 +199,13 @@ def _train(
     try:
         while state.epoch < run.config.training.epochs:
             started = time.perf_counter()
-            trained = method.train_epoch(state.epoch, times, training.y, progress.advance)
+            learned = method.train_epoch(state.epoch, times, training.y, progress.advance)
             accuracies = {
                 part: evaluate(method, run.config, images).accuracy
                 for part, images in looked_at.items()
                 if len(images)
             }
-            entry = Epoch(epoch=state.epoch + 1, train=trained, **accuracies)
+            entry = Epoch(epoch=state.epoch + 1, train=learned, **accuracies)
             state.epoch += 1
             state.wall_time_s += time.perf_counter() - started
             state.history.append(entry)
@@ -223,6 +229,8 @@ def _prepare(run: Run) -> None:
         raise SuiteError("--resume goes on with a run, --overwrite starts it again: pass one of them")
     if run.device == "cuda" and not torch.cuda.is_available():
         raise SuiteError("--device: 'cuda' was asked for, but torch finds no GPU; use 'cpu'")
+    if run.keep and run.keep.exists() and not (run.overwrite or run.resume):
+        raise SuiteError(f"{run.keep}: exists; name another file to keep the network in, or pass --overwrite")
     if run.overwrite:
         run.checkpoint.unlink(missing_ok=True)
         return

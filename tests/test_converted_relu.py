@@ -15,8 +15,9 @@ from reproductions.methods.converted_relu import whiten
 CLASSES = 3
 
 
-def build(network=None, training=None, shape=(2, 8, 8), encoding=None):
-    content = {
+def content(network=None, training=None, encoding=None):
+    """A config of a small network, as a TOML file would hold it."""
+    return {
         "method": "tiny",
         "implementation": "converted_relu",
         "dataset": "digits",
@@ -28,7 +29,10 @@ def build(network=None, training=None, shape=(2, 8, 8), encoding=None):
         | {"learning_rates": [0.05], "schedule": {"kind": "linear", "warm_up": 1.0}}
         | (training or {}),
     }
-    return methods.build(validated(content, "test"), shape, CLASSES, 0, "cpu")
+
+
+def build(network=None, training=None, shape=(2, 8, 8), encoding=None):
+    return methods.build(validated(content(network, training, encoding), "test"), shape, CLASSES, 0, "cpu")
 
 
 def samples(n=24, features=128):

@@ -108,15 +108,15 @@ class Rectified(Stage):
 
     neurons: nn.Sequential
 
-    def __init__(self, connection: nn.Module, norm: nn.Module) -> None:
-        super().__init__(nn.Sequential(connection, norm, nn.ReLU()))
+    def __init__(self, *connection: nn.Module, norm: nn.Module) -> None:
+        super().__init__(nn.Sequential(*connection, norm, nn.ReLU()))
         self.pooled_first = False
         self.normalizes = not isinstance(norm, nn.Identity)
 
     @property
     def norm(self) -> nn.BatchNorm2d:
         """The normalisation, if there is one."""
-        return cast(nn.BatchNorm2d, self.neurons[1])
+        return cast(nn.BatchNorm2d, self.neurons[-2])
 
     def pool_first(self) -> None:
         """Learn in that order from now on."""
@@ -129,7 +129,7 @@ class Rectified(Stage):
 
     def learn(self, values: Tensor) -> Activity:
         """What it does while it learns."""
-        connection, norm, relu = self.neurons
+        connection, (norm, relu) = self.neurons[:-2], self.neurons[-2:]
         potentials = connection(values)
         if not self.pooled_first:
             activations = relu(norm(potentials))
@@ -318,11 +318,12 @@ def relu_stages(
             shape = shape[0], *size_behind(layer, shape[1:])
         elif isinstance(layer, Convolution):
             whitening = whiten and not stages
-            stages.append(Rectified(*_convolution(shape[0], layer, whitening)))
+            convolution, norm = _convolution(shape[0], layer, whitening)
+            stages.append(Rectified(convolution, norm=norm))
             shape = layer.channels, *size_behind(layer, shape[1:])
         else:
-            linear = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), layer, bias=False))
-            stages.append(Rectified(linear, _without_gain(nn.BatchNorm1d(layer))))
+            linear = nn.Linear(math.prod(shape), layer, bias=False)
+            stages.append(Rectified(nn.Flatten(), linear, norm=_without_gain(nn.BatchNorm1d(layer))))
             shape = (layer,)
         if min(shape) < 1:
             raise SuiteError(f"{key}: {written!r} does not fit what is left of an image")
