@@ -9,10 +9,10 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.mnist import Batch, Batches
-from benchmarks.step import add_stages, dense_network, with_adam
+from benchmarks.step import add_stages, dense_network, fused_with_adam, of_images, step_with_adam
 from ssnn_plugin import LIF, ExpPSP, ReLPSP
 from ssnn_plugin.losses import TemporalCrossEntropyLoss
-from ssnn_plugin.nn import SpikeLinear
+from ssnn_plugin.nn import SpikeLinear, SpikeSequential
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Case:
     hidden: tuple[float, float]
     output: tuple[float, float]
 
-    def network(self) -> nn.Sequential:
+    def network(self) -> SpikeSequential:
         """784-400-10."""
         layers = [
             SpikeLinear(n_in, n_out, self.neuron, t_max=t_max)
@@ -32,7 +32,7 @@ class Case:
         ]
         for layer, init in zip(layers, (self.hidden, self.output), strict=True):
             nn.init.normal_(layer.weight, *init)
-        return nn.Sequential(*layers)
+        return SpikeSequential(*layers)
 
 
 # The crossing of LIF has a closed form for the ratio 2 of its time constants, and is searched for with the
@@ -52,11 +52,12 @@ def in_continuous_time(data: Batch) -> Batch:
 
 
 def table(batches: Batches, steps: int) -> Table:
-    """Training steps of each neuron and of the MLP, on times of `in_continuous_time`."""
+    """Training steps of each neuron, in two ways, and of the MLP, on times of `in_continuous_time`."""
     found = Table("neuron", "stage", "spiking (ms)", "ReLU MLP (ms)", "ratio")
     for case in CASES:
         t_max = case.windows[1]
         loss = TemporalCrossEntropyLoss(t_max, 0.1 / t_max)
-        both = with_adam(case.network(), loss, dense_network())
-        add_stages(found, str(case.neuron), both, batches, steps)
+        for name, make in (("", step_with_adam), (", FusedStep", fused_with_adam)):
+            dense = step_with_adam(dense_network(), nn.CrossEntropyLoss(), of_images)
+            add_stages(found, f"{case.neuron}{name}", (make(case.network(), loss), dense), batches, steps)
     return found

@@ -133,17 +133,40 @@ def table(batches: Batches, steps: int) -> Table:
 def with_adam(spiking: nn.Module, loss: nn.Module, dense: nn.Module, rate: float = 1e-3) -> tuple[Step, Step]:
     """Training steps of a network on spike times and of a ReLU network, by the same optimiser."""
     return (
-        _with_adam(spiking, loss, lambda batch: batch.times, rate),
-        _with_adam(dense, nn.CrossEntropyLoss(), lambda batch: batch.images, rate),
+        step_with_adam(spiking, loss, rate=rate),
+        step_with_adam(dense, nn.CrossEntropyLoss(), of_images, rate),
     )
 
 
-def _with_adam(network: nn.Module, loss: nn.Module, inputs: Callable[[Batch], Tensor], rate: float) -> Step:
+def of_times(batch: Batch) -> Tensor:
+    """What a network on spike times takes."""
+    return batch.times
+
+
+def of_images(batch: Batch) -> Tensor:
+    """What a ReLU network takes."""
+    return batch.images
+
+
+def step_with_adam(
+    network: nn.Module, loss: nn.Module, inputs: Callable[[Batch], Tensor] = of_times, rate: float = 1e-3
+) -> Step:
+    """A training step by autograd, called with a batch."""
     optimizer = torch.optim.Adam(network.parameters(), lr=rate)
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
         loss(network(inputs(batch)), batch.labels).backward()
         optimizer.step()
+
+    return step
+
+
+def fused_with_adam(network: SpikeSequential, loss: nn.Module, rate: float = 1e-3) -> Step:
+    """The same training step of a network on spike times as one object."""
+    fused = FusedStep(network, loss, torch.optim.Adam(network.parameters(), lr=rate), normalize=False)
+
+    def step(batch: Batch) -> None:
+        fused(batch.times, batch.labels)
 
     return step

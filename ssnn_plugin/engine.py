@@ -205,9 +205,7 @@ def _errors(
 
     A continuous V is the threshold at the crossing whatever the inputs, one that jumps is not.
     """
-    of_spikes = grad_spikes
-    if grad_spikes is not None and (rate := rule.rate(crossing)) is not None:
-        of_spikes = grad_spikes * rate
+    of_spikes = None if grad_spikes is None else rule.error(crossing, grad_spikes)
     error = torch.zeros_like(crossing.at) if of_spikes is None else of_spikes
     if grad_potential is not None:
         error = error - (grad_potential if crossing.neuron.jumps else grad_potential * crossing.at.isinf())

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import _checks
+from ._rooms import Room, room_of, rows_of
 from .functional.silent import warn_if_none
-from .kernels.cpu import fused, work_on_rows
+from .kernels.backends import BACKENDS
+from .kernels.cpu import fused
 from .kernels.cpu.errors import relative_errors
-from .kernels.cpu.gradients import Arrays, add_input_grad, write_weight_grad
-from .kernels.cpu.lanes import tile_of, width_of
 from .kernels.cpu.parallel import share_out
-from .kernels.status import refuse_bad_samples
 from .losses import RelativeTargetLoss
-from .neurons import IF
+from .neurons.base import SeparableNeuron
 from .nn import SpikeLinear, SpikeSequential
-from .rules import Latency
 
 OPTIMIZERS = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 # Options of an optimiser by which a step is another one than here.
@@ -33,8 +31,11 @@ HOOKS = (
 )  # fmt: skip
 
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
 class FusedStep:
-    """A training step of S4NN on a mini-batch: what these lines do, in about half of the time.
+    """A training step of a fully connected network: what these lines do, in about half of the time.
 
         optimizer.zero_grad()
         for layer in network:
@@ -47,19 +48,22 @@ class FusedStep:
     in each; schedulers set the step size. Its arrays are kept between steps: one thread at a time.
 
     Args:
-        network: `SpikeLinear` layers with `IF` neurons on the CPU, of one threshold per layer, without leak,
-            bias, dropout and input pool, and with the gradient "latency"; each with weights of its own.
-        loss: with its default `reduction` and `reference`.
+        network: `SpikeLinear` layers on the CPU, each with weights of its own, without bias, dropout and
+            input pool. Any neurons that the compiled kernels run, with numbers as thresholds, leaks and time
+            constants; any gradient rule.
+        loss: of output times [batch, out] and labels, differentiated by autograd as far as the outputs. A
+            `RelativeTargetLoss` with its default `reduction` and `reference`, S4NN's, is compiled.
         optimizer: `torch.optim.SGD` without momentum, `Adam` or `AdamW`, of weights of the network. Weights
             that it does not hold, or that need no gradient, stay.
-        normalize: whether errors are normalised in each layer, as by `functional.normalize_error`.
+        normalize: whether errors are normalised in each layer, as by `functional.normalize_error`, which goes
+            with S4NN's rule.
 
-    Calling it with times [batch, in], of the dtype of the weights, and labels [batch], int64, gives the mean
-    loss before the step.
+    Calling it with times [batch, in], of the dtype of the weights, and labels [batch], int64, gives the loss
+    before the step.
 
     Raises:
-        TypeError, ValueError: a network, a loss or an optimiser of another kind; times, labels or weights
-            that the layers or the loss would refuse. No weight is changed then.
+        TypeError, ValueError: a network or an optimiser of another kind, a loss that learns; times, labels or
+            weights that the layers or the loss would refuse. No weight is changed then.
         RuntimeError: under `torch.no_grad` or `torch.inference_mode`.
 
     Source: Kheradpisheh & Masquelier 2020, in mini-batches as in Liu et al. 2021 (SSTDP).
@@ -80,7 +84,7 @@ class FusedStep:
     def __init__(
         self,
         network: SpikeSequential,
-        loss: RelativeTargetLoss,
+        loss: Loss,
         optimizer: torch.optim.Optimizer,
         *,
         normalize: bool = True,
@@ -88,14 +92,19 @@ class FusedStep:
         if not isinstance(normalize, bool):
             raise TypeError(f"normalize must be True or False, got {normalize!r}")
         self.network, self.loss, self.optimizer, self.normalize = network, loss, optimizer, normalize
-        self._rooms: list[_Room] = []
+        self._kinds: list[tuple[Any, ...]] = []
+        self._rooms: list[Room] = []
         _updates(optimizer, _checked(network))
         _check_loss(loss)
 
     def __call__(self, times: Tensor, labels: Tensor) -> float:
-        """Learn from spike times [batch, in] of these classes [batch]; return the mean loss before."""
+        """Learn from spike times [batch, in] of these classes [batch]; return the loss before."""
         if not torch.is_grad_enabled():
             raise RuntimeError("a step cannot be taken under torch.no_grad or torch.inference_mode")
+        with torch.no_grad():
+            return self._step(times, labels)
+
+    def _step(self, times: Tensor, labels: Tensor) -> float:
         layers = _checked(self.network)
         _check_loss(self.loss)
         _check_data(times, labels, layers[0].weight)
@@ -115,78 +124,34 @@ class FusedStep:
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler asks for it
         return loss
 
-    def _rooms_for(self, batch: int, layers: list[SpikeLinear]) -> list[_Room]:
-        sizes = [(batch, *layer.weight.shape, layer.weight.dtype) for layer in layers]
-        if [room.sizes for room in self._rooms] != sizes:
-            self._rooms = [_Room(*size) for size in sizes]
+    def _rooms_for(self, batch: int, layers: list[SpikeLinear]) -> list[Room]:
+        kinds = [(room_of(layer), batch, *layer.weight.shape, layer.weight.dtype) for layer in layers]
+        if self._kinds != kinds:
+            self._kinds, self._rooms = kinds, [make(*size) for make, *size in kinds]
         return self._rooms
 
 
-class _Room:
-    """What the kernels of a layer read in a step, and the arrays that they write to, kept between steps."""
-
-    rows: np.ndarray
-    #: the crossing of a silent neuron, by which inputs are counted
-    last: np.floating[Any]
-
-    def __init__(self, batch: int, n_out: int, n_in: int, dtype: torch.dtype) -> None:
-        self.sizes = batch, n_out, n_in, dtype
-        kind = torch.empty(0, dtype=dtype).numpy().dtype
-        self.crossings, self.spikes, self.errors, self.until = (
-            np.empty((batch, n_out), kind) for _ in range(4)
-        )
-        self.errors_of_inputs = np.empty((batch, n_in), kind)
-        self.status, self.none, self.unwritten = (
-            np.zeros(batch, np.int8),
-            np.empty(0, kind),
-            np.empty((0, 0), kind),
-        )
-        self.tile = tile_of(self.crossings)
-        self.grad = np.empty((n_in, max(n_out, width_of(self.tile, kind.itemsize))), kind)
-
-    def fire(self, layer: SpikeLinear, times: np.ndarray) -> np.ndarray:
-        """Spike times of the layer, of those of its inputs."""
-        neuron, number, self.rows = layer._neuron, times.dtype.type, _rows(layer.weight)
-        end = number(layer.t_max)  # as the times can hold it
-        # The last time of the window, at which all inputs count; without a gradient none does.
-        self.last = np.nextafter(end, number(0)) if layer.silent_gradient else number(np.inf)
-        self.status.fill(0)
-        outputs = self.crossings, self.unwritten, self.none
-        work = work_on_rows(neuron, float(end), times, self.rows, self.none, outputs, self.status)
-        share_out(*work)
-        refuse_bad_samples(self.status.max())
-        return np.add(self.crossings, number(neuron.delay), out=self.spikes)  # type: ignore[no-any-return]
-
-    def take(self, grads: np.ndarray, normalize: bool) -> None:
-        """Keep the gradients of the spike times as errors, and before when inputs count for them."""
-        until = self.until, self.until.view(f"i{self.until.itemsize}")
-        arrays = grads, normalize, 1 / len(grads), self.errors, self.crossings, self.last, *until
-        share_out(len(grads), grads.size, fused.take_errors, *arrays)
-
-    def weight_grad(self, times: np.ndarray) -> np.ndarray:
-        """Gradient of the weights [in, out], with more columns if there are fewer outputs than a tile has."""
-        write_weight_grad(self._arrays(times), self.grad, self.tile)
-        return self.grad
-
-    def input_grad(self, times: np.ndarray) -> np.ndarray:
-        """Gradient of the inputs' spike times."""
-        self.errors_of_inputs.fill(0)
-        add_input_grad(self._arrays(times), self.rows.T, self.errors_of_inputs)
-        return self.errors_of_inputs
-
-    def _arrays(self, times: np.ndarray) -> Arrays:
-        return self.errors, None, self.until, None, None, times
+def _errors_of_outputs(loss: Loss, spikes: np.ndarray, labels: Tensor) -> tuple[float, np.ndarray]:
+    """The loss, and its gradient by the spike times of the outputs."""
+    if _is_compiled(loss):
+        return _relative_errors(loss, spikes, labels)
+    with torch.enable_grad():
+        outputs = torch.from_numpy(spikes).requires_grad_()
+        value = loss(outputs, labels)
+    if not isinstance(value, Tensor) or value.shape != ():
+        raise TypeError(f"loss must give a tensor of one number, got {value!r}")
+    (grad,) = torch.autograd.grad(value, outputs)
+    return value.item(), grad.contiguous().numpy()
 
 
-def _rows(weight: Tensor) -> np.ndarray:
-    """Weights as they lie in memory, [in, out]."""
-    return weight.detach().t().numpy()
+def _is_compiled(loss: Loss) -> TypeGuard[RelativeTargetLoss]:
+    """Whether it is S4NN's own."""
+    return type(loss) is RelativeTargetLoss and (loss.reduction, loss.reference) == ("mean", "earliest")
 
 
-def _errors_of_outputs(
+def _relative_errors(
     loss: RelativeTargetLoss, spikes: np.ndarray, labels: Tensor
 ) -> tuple[float, np.ndarray]:
-    """The mean loss, and its gradient by the spike times of the outputs."""
     errors, losses = np.empty_like(spikes), np.empty_like(spikes[:, 0])
     gamma, t_max = float(loss.gamma), float(loss.t_max)
     valid, fired = relative_errors(spikes, labels.numpy(), gamma, t_max, errors, losses)
@@ -249,7 +214,7 @@ def _adam(
             state["exp_avg"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
         state["step"] += 1
-        moments = _rows(state["exp_avg"]), _rows(state["exp_avg_sq"])
+        moments = rows_of(state["exp_avg"]), rows_of(state["exp_avg_sq"])
         numbers = state["step"].item(), rate, betas, eps, decay, options["decoupled_weight_decay"]
         _change(weight, fused.adam, rows, grad, *moments, *numbers)
 
@@ -273,7 +238,8 @@ def _checked(network: SpikeSequential) -> list[SpikeLinear]:
             raise TypeError(f"network[{number}] must be a SpikeLinear, got {type(layer).__name__}")
         if missing := _missing(layer, layer.weight):
             raise ValueError(f"network[{number}] must have {missing}, got {layer!r}")
-        _checks.distinct_bins(layer.t_max, layer.weight.dtype)
+        if layer._neuron.jumps:
+            _checks.distinct_bins(layer.t_max, layer.weight.dtype)
     weights = [layer.weight for layer in layers]
     if not layers or len(set(weights)) < len(layers):
         raise ValueError(f"network must have layers with weights of their own, got {network!r}")
@@ -286,17 +252,12 @@ def _checked(network: SpikeSequential) -> list[SpikeLinear]:
 def _missing(layer: SpikeLinear, weight: Tensor) -> str | None:
     """What a layer would have to have."""
     neuron = layer._neuron  # as `layer.neuron` has it, which takes longer
-    if (
-        type(neuron) is not IF
-        or isinstance(neuron.threshold, Tensor)
-        or isinstance(neuron.beta, Tensor)
-        or neuron.beta != 1
-    ):
-        return "IF neurons with one threshold and no leak"
+    if not isinstance(neuron, SeparableNeuron) or not BACKENDS["cpu"].runs(neuron):
+        return "neurons that the compiled kernels run"
+    if neuron.parameters:
+        return "numbers as thresholds, leaks and time constants, not one for each neuron"
     if layer.bias is not None or layer.input_pool is not None or layer.dropout:
         return "no bias, dropout and input pool"
-    if type(layer.gradient) is not Latency:
-        return "the gradient 'latency'"
     if any(map(vars(layer).get, HOOKS)) or weight._backward_hooks or weight._post_accumulate_grad_hooks:
         return "no hooks and no forward of its own, which a fused step would not call"
     if weight.device.type != "cpu" or weight.dtype not in _checks.DTYPES or not weight.t().is_contiguous():
@@ -311,14 +272,15 @@ def _refuse_hooks(name: str, owner: nn.Module | torch.optim.Optimizer) -> None:
         )
 
 
-def _check_loss(loss: RelativeTargetLoss) -> None:
-    if type(loss) is not RelativeTargetLoss or (loss.reduction, loss.reference) != ("mean", "earliest"):
-        raise TypeError(
-            f"loss must be a RelativeTargetLoss with its default reduction and reference, got {loss!r}"
-        )
-    _checks.positive("t_max of the loss", loss.t_max)
-    _checks.gap("gamma of the loss", loss.gamma, loss.t_max)
-    _refuse_hooks("loss", loss)
+def _check_loss(loss: Loss) -> None:
+    if not callable(loss):
+        raise TypeError(f"loss must be callable with times and labels, got {loss!r}")
+    if _is_compiled(loss):
+        _checks.positive("t_max of the loss", loss.t_max)
+        _checks.gap("gamma of the loss", loss.gamma, loss.t_max)
+        _refuse_hooks("loss", loss)
+    elif isinstance(loss, nn.Module) and any(parameter.requires_grad for parameter in loss.parameters()):
+        raise ValueError(f"loss must have no parameters that learn, got {loss!r}")
 
 
 def _check_data(times: Tensor, labels: Tensor, weight: Tensor) -> None:

@@ -60,7 +60,7 @@ class Crossing(NamedTuple):
 
     def weight_grad(self, error: Tensor) -> Tensor:
         """dL/dweight for -dL/dV = error."""
-        factors = self._factors(error, self.neuron.output_factors(self.until), self.until)
+        factors = self.weight_factors(error)
         kernel_size = list(self.weight.shape[2:])
         if plain_backward(self.times):
             return BACKENDS[self.backend].kernels.weight_grad(  # type: ignore[no-any-return]
@@ -69,6 +69,10 @@ class Crossing(NamedTuple):
         return call_once(  # type: ignore[no-any-return]
             ops.weight_grad, *factors, self.times, kernel_size, *self.geometry, self.backend
         )
+
+    def weight_factors(self, error: Tensor) -> Factors:
+        """What dL/dweight is made of."""
+        return self._factors(error, self.neuron.output_factors(self.until), self.until)
 
     def bias_grad(self, error: Tensor) -> Tensor:
         """dL/dbias for -dL/dV = error."""
@@ -127,6 +131,11 @@ class Rule(ABC):
     def input_grad(self, crossing: Crossing, error: Tensor, grad_spikes: Tensor | None) -> Tensor:
         """dL/dtimes for -dL/dV = error, of which the gradient of the spikes is `grad_spikes`."""
         return crossing.input_grad(error)
+
+    def error(self, crossing: Crossing, grad_spikes: Tensor) -> Tensor:
+        """-dL/dV for this gradient of the spikes."""
+        rate = self.rate(crossing)
+        return grad_spikes if rate is None else grad_spikes * rate
 
     def __str__(self) -> str:
         return self.name or repr(self)

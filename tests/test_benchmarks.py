@@ -267,7 +267,7 @@ def test_batches_are_of_a_fixed_order_that_starts_again(few_steps):
 
 def test_steps_are_timed_at_first_and_after_an_epoch(few_steps):
     assert step.table(mnist.in_batches(few_steps), 2).row_count == 8
-    assert continuous.table(mnist.in_batches(continuous.in_continuous_time(few_steps)), 2).row_count == 8
+    assert continuous.table(mnist.in_batches(continuous.in_continuous_time(few_steps)), 2).row_count == 16
 
 
 def test_leaky_neurons_with_and_without_a_closed_form_fire_about_as_often(few_steps):

@@ -3,15 +3,31 @@
 import copy
 import itertools
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
-from ssnn_plugin import IF, FusedStep, ReLPSP, SilentNetworkWarning
+from ssnn_plugin import (
+    IF,
+    LIF,
+    AlphaPSP,
+    CurrentNeuron,
+    ExpPSP,
+    FusedStep,
+    ReLPSP,
+    SilentNetworkWarning,
+    WindowedRamp,
+)
 from ssnn_plugin.functional import normalize_error
 from ssnn_plugin.kernels.cpu import parallel
-from ssnn_plugin.losses import RelativeTargetLoss, SingleTargetLoss
+from ssnn_plugin.losses import (
+    RelativeTargetLoss,
+    SingleTargetLoss,
+    TargetTimeLoss,
+    TemporalCrossEntropyLoss,
+)
 from ssnn_plugin.nn import AveragePool, SpikeConv2d, SpikeLinear, SpikeSequential
 
 T_MAX = 16
@@ -80,6 +96,84 @@ def test_a_step_is_what_it_stands_for(sizes, delay, hidden_listen, bins, optimiz
     assert not any(layer.weight.grad is not None for layer in fused)
     found, wanted = (o.state_dict()["state"] for o in optimizers[::-1])
     torch.testing.assert_close(found, wanted)
+
+
+@dataclass(frozen=True)
+class Bare(CurrentNeuron):
+    """A ramp without a compiled response."""
+
+    threshold: float = 1.0
+
+    def input_factors(self, times):
+        return torch.ones_like(times), times
+
+    def output_factors(self, times):
+        return times, torch.ones_like(times)
+
+    def output_slopes(self, times):
+        return torch.ones_like(times), torch.zeros_like(times)
+
+
+NEURONS = {
+    "ramp": (ReLPSP(0.8), {}, TemporalCrossEntropyLoss(4.0, 0.1)),
+    "exponential": (ExpPSP(0.3), {}, TemporalCrossEntropyLoss(4.0, 0.1)),
+    "alpha": (AlphaPSP(0.3), {}, TargetTimeLoss(4.0, on_target=0.5, off_target=3.0)),
+    "lif": (LIF(0.2, tau_mem=2.0, tau_syn=0.7), {}, TemporalCrossEntropyLoss(4.0, 0.1)),
+    "if, surrogate": (IF(1.0, delay=1), {"gradient": "surrogate", "silent_gradient": True}, None),
+    "if, local slope": (IF(1.0), {"gradient": "local_slope", "silent_gradient": True}, None),
+    "if, deaf": (IF(1.0), {"gradient": "surrogate"}, None),
+    "if, leaky": (IF(1.0, delay=1, beta=0.9), {"silent_gradient": True}, None),
+}
+
+
+def twice(neuron, options, t_max, dtype):
+    """The same network two times."""
+    nets = []
+    for _ in range(2):
+        layers = [
+            SpikeLinear(n_in, n_out, neuron, t_max=t_max, dtype=dtype, **options)
+            for n_in, n_out in ((12, 90), (90, 4))
+        ]
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for one in layers:
+                one.weight.copy_(0.1 + 0.3 * torch.randn(*one.weight.shape, generator=generator))
+        nets.append(SpikeSequential(*layers))
+    return nets
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("case", NEURONS)
+def test_all_neurons_and_rules_and_losses_take_the_same_step(case, normalize, dtype):
+    neuron, options, loss = NEURONS[case]
+    t_max = T_MAX if neuron.jumps else 4.0
+    loss = loss or SingleTargetLoss(4, T_MAX)
+    plain, fused = twice(neuron, options, t_max, dtype)
+    start = copy.deepcopy(fused)
+    optimizers = [torch.optim.Adam(net.parameters(), lr=0.003) for net in (plain, fused)]
+    step = FusedStep(fused, loss, optimizers[1], normalize=normalize)
+    precise = dtype == torch.float64
+    for times, labels in batches(5, dtype=dtype):
+        times = times if neuron.jumps else times * (t_max / T_MAX)
+        expected = plainly(plain, loss, optimizers[0], times, labels, normalize)
+        assert step(times, labels) == pytest.approx(expected, rel=1e-12 if precise else 1e-4)
+        for found, wanted, first in zip(fused, plain, start, strict=True):
+            tolerance = {"atol": 1e-10, "rtol": 1e-9} if precise else {"atol": 1e-3, "rtol": 1e-3}
+            torch.testing.assert_close(found.weight, wanted.weight, **tolerance)
+            assert not torch.equal(found.weight, first.weight)
+    assert not any(layer.weight.grad is not None for layer in fused)
+
+
+def test_layers_of_different_kinds_stand_in_one_network():
+    nets = []
+    for _ in range(2):
+        (net, _), generator = twice(IF(1.0), {}, T_MAX, torch.float64), torch.Generator().manual_seed(3)
+        leaky = SpikeLinear(90, 4, IF(1.0, beta=0.9), t_max=T_MAX, silent_gradient=True, dtype=torch.float64)
+        with torch.no_grad():
+            leaky.weight.copy_(0.1 + 0.3 * torch.randn(4, 90, generator=generator))
+        nets.append(SpikeSequential(net[0], leaky))
+    in_turn(*nets, [lambda net: torch.optim.SGD(net.parameters(), lr=0.1)] * 2, [nothing] * 3)
 
 
 def test_single_precision_and_batches_of_another_size():
@@ -289,8 +383,8 @@ def other_moments(net, step):
     step.optimizer.state[net[1].weight]["exp_avg"] = torch.zeros(1, dtype=torch.float64)
 
 
-def leaky(net, step):
-    net[1].set_neuron(IF(beta=0.5))
+def per_neuron(net, step):
+    net[1].set_neuron(IF(torch.ones(4, dtype=torch.float64)))
 
 
 @pytest.mark.parametrize(
@@ -302,7 +396,7 @@ def leaky(net, step):
         (two_rates, "only one element tensors can be converted"),
         (another_weight, "optimizer must hold weights of the network alone, got 1 others"),
         (other_moments, r"optimizer must keep exp_avg as its weights, torch.float64 \[4, 20\], got .* \[1\]"),
-        (leaky, r"network\[1\] must have IF neurons with one threshold"),
+        (per_neuron, r"network\[1\] must have numbers as thresholds, leaks and time constants"),
     ],
 )
 def test_a_change_that_does_not_fit_is_refused_before_a_weight_is_changed(change, message):
@@ -454,13 +548,12 @@ class Subclass(SpikeSequential):
         (Subclass(layer()), "network must be a SpikeSequential, got Subclass"),
         (SpikeSequential(nn.Flatten(), layer()), r"network\[0\] must be a SpikeLinear, got Flatten"),
         (SpikeSequential(SpikeConv2d(1, 2, 3, IF(), t_max=T_MAX)), r"network\[0\] must be a SpikeLinear"),
-        (SpikeSequential(layer(ReLPSP())), r"network\[0\] must have IF neurons with one threshold"),
-        (SpikeSequential(layer(IF(beta=0.5))), r"network\[0\] must have IF neurons with one threshold"),
-        (SpikeSequential(layer(IF(torch.ones(4)))), r"network\[0\] must have IF neurons with one threshold"),
+        (SpikeSequential(layer(WindowedRamp(start=4.0))), r"network\[0\] must have neurons that"),
+        (SpikeSequential(layer(Bare())), r"network\[0\] must have neurons that the compiled kernels run"),
+        (SpikeSequential(layer(IF(torch.ones(4)))), r"network\[0\] must have numbers as thresholds"),
         (SpikeSequential(layer(bias=True)), r"network\[0\] must have no bias, dropout and input pool"),
         (SpikeSequential(layer(dropout=0.1)), r"network\[0\] must have no bias, dropout and input pool"),
         (SpikeSequential(layer(input_pool=AveragePool(2))), r"network\[0\] must have no bias, dropout"),
-        (SpikeSequential(layer(gradient="surrogate")), r"network\[0\] must have the gradient 'latency'"),
         (SpikeSequential(turned()), r"network\[0\] must have a weight .* in memory as it was made"),
         (SpikeSequential(layer(), layer()), "network must have layers that fit each other"),
         (SpikeSequential(layer(n_out=12), layer().double()), "network must have layers that fit each other"),
@@ -475,18 +568,34 @@ def test_networks_of_another_kind_are_refused(net, message):
         FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.SGD(weights, lr=1.0))
 
 
+class Learning(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+
 @pytest.mark.parametrize(
-    "loss",
+    ("loss", "message"),
     [
-        SingleTargetLoss(4, T_MAX),
-        RelativeTargetLoss(3, T_MAX, "sum"),
-        RelativeTargetLoss(3, T_MAX, reference="mean"),
+        ("loss", "loss must be callable with times and labels, got 'loss'"),
+        (Learning(), "loss must have no parameters that learn, got Learning"),
     ],
 )
-def test_losses_of_another_kind_are_refused(loss):
+def test_losses_of_another_kind_are_refused(loss, message):
     net = network(12, 4)
-    with pytest.raises(TypeError, match="loss must be a RelativeTargetLoss with its default reduction"):
+    with pytest.raises((TypeError, ValueError), match=message):
         FusedStep(net, loss, torch.optim.SGD(net.parameters(), lr=1.0))
+
+
+@pytest.mark.parametrize("value", [lambda times, labels: times, lambda times, labels: 3.0])
+def test_what_is_no_number_is_no_loss(value):
+    net = network(12, 4)
+    step = FusedStep(net, value, torch.optim.SGD(net.parameters(), lr=1.0))
+    ((times, labels),) = batches(1)
+    before = net[0].weight.clone()
+    with pytest.raises(TypeError, match="loss must give a tensor of one number"):
+        step(times, labels)
+    assert torch.equal(net[0].weight, before)
 
 
 def test_errors_are_normalised_or_not():
