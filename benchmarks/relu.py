@@ -16,7 +16,7 @@ from benchmarks.timing import Timing, in_turn
 from reproductions import datasets, trained
 from reproductions.errors import SuiteError
 from reproductions.methods.converted_relu import ConvertedReLU
-from ssnn_plugin import fold_batchnorm, from_relu
+from ssnn_plugin import RampNetwork, fold_batchnorm, from_relu
 from ssnn_plugin.decode import first_to_fire
 from ssnn_plugin.relu import ClippedSpikesWarning
 
@@ -63,14 +63,13 @@ def runs(name: str, images: Tensor) -> dict[str, Callable[[], object]]:
     model = NETWORKS[name]()
     with torch.no_grad():
         model.train()(images[:32])  # statistics that fit the weights
-    return inference(model.eval(), images)
+    return inference(model.eval(), from_relu(model, calibrate_on=images, margin=1.0), images)
 
 
-def inference(model: nn.Module, images: Tensor) -> dict[str, Callable[[], object]]:
-    """As `runs`, of a trained network."""
+def inference(model: nn.Module, ramps: RampNetwork, images: Tensor) -> dict[str, Callable[[], object]]:
+    """As `runs`, of a trained network and what it was converted to."""
     folded = copy.deepcopy(model)
     fold_batchnorm(folded)
-    ramps = from_relu(model, calibrate_on=images, margin=1.0)
     return {
         MODEL: lambda: model(images),
         FOLDED: lambda: folded(images),
@@ -108,14 +107,16 @@ class OfTheSuite:
         kept = trained.load(path)
         if not isinstance(kept.method, ConvertedReLU):
             raise SuiteError(f"{path}: must hold a converted-relu, got {kept.config.method}")
-        test = datasets.load(kept.config.dataset, "test", data_root)
+        config = kept.config
+        test = datasets.load(config.dataset, "test", data_root, seed=kept.seed, form=config.images)
         self.name, self.method, self.labels = kept.name, kept.method, test.y
-        self.images = kept.method.images(kept.config.encode(test))
+        self.images = kept.method.images(config.encode(test))
 
     def timings(self, batch: int, rounds: int) -> dict[str, Timing]:
         """Timings on the first test images, in turn."""
         with torch.no_grad():
-            return in_turn(inference(self.method.relu().eval(), self.images[:batch]), rounds, warm_up=1)
+            both = self.method.relu().eval(), self.method.spiking()
+            return in_turn(inference(*both, self.images[:batch]), rounds, warm_up=1)
 
     @torch.no_grad()
     def agreement(self) -> Table:

@@ -229,8 +229,12 @@ def _prepare(run: Run) -> None:
         raise SuiteError("--resume goes on with a run, --overwrite starts it again: pass one of them")
     if run.device == "cuda" and not torch.cuda.is_available():
         raise SuiteError("--device: 'cuda' was asked for, but torch finds no GPU; use 'cpu'")
-    if run.keep and run.keep.exists() and not (run.overwrite or run.resume):
-        raise SuiteError(f"{run.keep}: exists; name another file to keep the network in, or pass --overwrite")
+    if run.keep and run.keep.is_dir():
+        raise SuiteError(f"{run.keep}: is a folder; name a file to keep the network in")
+    # A run that was killed between its record and its end has kept its network.
+    ended = run.resume and run.record.exists()
+    if run.keep and run.keep.exists() and not (run.overwrite or ended):
+        raise SuiteError(f"{run.keep}: exists; name another file to keep the network in, or remove it")
     if run.overwrite:
         run.checkpoint.unlink(missing_ok=True)
         return

@@ -19,7 +19,7 @@ from .kernels.status import refuse_bad_samples
 from .neurons import IF
 from .neurons.base import SeparableNeuron
 from .nn import SpikeLinear
-from .rules import Crossing, Latency, Rule
+from .rules import Crossing, Latency, Rule, error_of
 
 
 def rows_of(weight: Tensor) -> np.ndarray:
@@ -34,6 +34,8 @@ class Room:
     """
 
     rows: np.ndarray
+    #: of the window, as the times can hold it
+    end: float
 
     def __init__(self, batch: int, n_out: int, n_in: int, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -71,9 +73,8 @@ class Room:
         """Write the crossings, and what else has room."""
         neuron, self.rows = layer._neuron, rows_of(layer.weight)
         self.status.fill(0)
-        outputs = self.crossings, potential, slope
-        end = float(times.dtype.type(layer.t_max))  # as the times can hold it
-        share_out(*work_on_rows(neuron, end, times, self.rows, self.none, outputs, self.status))
+        self.end, outputs = float(times.dtype.type(layer.t_max)), (self.crossings, potential, slope)
+        share_out(*work_on_rows(neuron, self.end, times, self.rows, self.none, outputs, self.status))
         refuse_bad_samples(self.status.max())
         np.add(self.crossings, times.dtype.type(neuron.delay), out=self.spikes)
 
@@ -90,10 +91,10 @@ class LatencyRoom(Room):
 
     def fire(self, layer: SpikeLinear, times: np.ndarray) -> np.ndarray:
         number = times.dtype.type
-        # The last time of the window, at which all inputs count; without a gradient none does.
-        last = np.nextafter(number(layer.t_max), number(0))
-        self.last = last if layer.silent_gradient else number(np.inf)
         self._cross(layer, times, self.unwritten, self.none)
+        # The last time of the window, at which all inputs count; without a gradient none does.
+        last = np.nextafter(number(self.end), number(0))
+        self.last = last if layer.silent_gradient else number(np.inf)
         return self.spikes
 
     def take(self, grads: np.ndarray, normalize: bool) -> None:
@@ -131,9 +132,8 @@ class FactorRoom(Room):
         found = self.crossings, self.potential, self.none if neuron.jumps else self.slope
         self._cross(layer, times, *found[1:])
         at, potential, slope = map(torch.from_numpy, found)
-        end = float(times.dtype.type(layer.t_max))
-        of_layer = neuron, Geometry(), end, silent, "cpu"
-        until = neuron.until(at, end, silent)
+        of_layer = neuron, Geometry(), self.end, silent, "cpu"
+        until = neuron.until(at, self.end, silent)
         self.crossing = Crossing(inputs, layer.weight.detach(), at, until, potential, slope, *of_layer)
         return self.spikes
 
@@ -141,14 +141,20 @@ class FactorRoom(Room):
         if normalize:
             normalize_rows(grads, 1 / len(grads), self.errors)
         self.grads = self.crossing.counted(torch.from_numpy(self.errors if normalize else grads))
-        self.error = self.rule.error(self.crossing, self.grads)
+        self.error = error_of(self.rule, self.crossing, self.grads)
 
     def arrays(self, times: np.ndarray) -> Arrays:
         return optional_arrays(*self.crossing.weight_factors(self.error), self.crossing.times)
 
     def input_grad(self, times: np.ndarray) -> np.ndarray:
-        grad: np.ndarray = self.rule.input_grad(self.crossing, self.error, self.grads).numpy()
-        return grad
+        grad: Tensor | None = self.rule.input_grad(self.crossing, self.error, self.grads)
+        if grad is None:
+            return np.zeros_like(times)
+        if grad.shape != times.shape:
+            raise ValueError(
+                f"input_grad of {self.rule} must have shape {list(times.shape)}, got {list(grad.shape)}"
+            )
+        return grad.to(self.dtype).contiguous().numpy()
 
 
 def room_of(layer: SpikeLinear) -> type[Room]:

@@ -13,7 +13,7 @@ from ._autograd import Function
 from .kernels import ops
 from .kernels.backends import BACKENDS, select
 from .kernels.geometry import Geometry
-from .rules import Crossing, Rule, call_once, of_fired
+from .rules import Crossing, Rule, call_once, error_of, has_own_input_grad, of_fired
 
 if TYPE_CHECKING:
     from .neurons.base import SeparableNeuron
@@ -73,7 +73,7 @@ def _fire_by_definition(
         raise ValueError(
             f"backend must be None or 'reference' with a time constant per neuron, got {how.backend!r}"
         )
-    if type(how.rule).input_grad is not Rule.input_grad:
+    if has_own_input_grad(how.rule):
         raise ValueError(
             f"gradient {how.rule} has an input gradient of its own: use one leak for all neurons"
         )
@@ -185,7 +185,9 @@ class _Fire(Function):
         neuron = call.neuron if threshold is None else replace(call.neuron, threshold=threshold)
         how = call.geometry, call.t_max, silent, call.backend
         crossing = Crossing(times, weight, at, until, potential, slope, neuron, *how)
-        if grad_spikes is not None and not call.silent and (silent or not neuron.jumps):
+        # Of neurons that jump no input counts where they are silent.
+        deaf = not call.silent and (silent or not neuron.jumps or has_own_input_grad(call.rule))
+        if grad_spikes is not None and deaf:
             grad_spikes = of_fired(grad_spikes, at)
         of_spikes, error = _errors(crossing, call.rule, grad_spikes, grad_potential)
         of_times, of_weight, of_bias, of_threshold, _ = ctx.needs_input_grad
@@ -205,7 +207,7 @@ def _errors(
 
     A continuous V is the threshold at the crossing whatever the inputs, one that jumps is not.
     """
-    of_spikes = None if grad_spikes is None else rule.error(crossing, grad_spikes)
+    of_spikes = None if grad_spikes is None else error_of(rule, crossing, grad_spikes)
     error = torch.zeros_like(crossing.at) if of_spikes is None else of_spikes
     if grad_potential is not None:
         error = error - (grad_potential if crossing.neuron.jumps else grad_potential * crossing.at.isinf())

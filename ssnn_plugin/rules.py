@@ -132,11 +132,6 @@ class Rule(ABC):
         """dL/dtimes for -dL/dV = error, of which the gradient of the spikes is `grad_spikes`."""
         return crossing.input_grad(error)
 
-    def error(self, crossing: Crossing, grad_spikes: Tensor) -> Tensor:
-        """-dL/dV for this gradient of the spikes."""
-        rate = self.rate(crossing)
-        return grad_spikes if rate is None else grad_spikes * rate
-
     def __str__(self) -> str:
         return self.name or repr(self)
 
@@ -247,6 +242,17 @@ class LocalSlope(_OfJumps):
 
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in (Latency(), SurrogateSlope(), LocalSlope(), Exact())}
+
+
+def error_of(rule: Rule, crossing: Crossing, grad_spikes: Tensor) -> Tensor:
+    """-dL/dV for this gradient of the spikes."""
+    rate = rule.rate(crossing)
+    return grad_spikes if rate is None else grad_spikes * rate
+
+
+def has_own_input_grad(rule: Rule) -> bool:
+    """Whether it looks at the gradient of the spikes itself."""
+    return type(rule).input_grad is not Rule.input_grad
 
 
 def rule_of(gradient: str | Rule | None, neuron: Neuron) -> Rule:

@@ -45,9 +45,11 @@ def learn(method, times, labels, epochs=4):
     return [method.train_epoch(epoch, times, labels, lambda n: None) for epoch in range(epochs)]
 
 
-def test_it_decides_as_the_relu_network_does_and_resumes():
+@pytest.mark.parametrize("normalize", ["all", "pooled"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_it_decides_as_the_relu_network_does_and_resumes(normalize, precision):
     times, labels = samples()
-    method = build()
+    method = build(network={"normalize": normalize}, training={"precision": precision})
     history = learn(method, times, labels)
     assert history[-1].loss < history[0].loss
     layers, potential = method.predict(times)
@@ -60,9 +62,12 @@ def test_it_decides_as_the_relu_network_does_and_resumes():
     torch.testing.assert_close(potential, outputs(values), atol=1e-4, rtol=1e-4)
     assert torch.equal(layers[-1].argmin(1), potential.argmax(1))
 
-    other = build()
+    other = build(network={"normalize": normalize}, training={"precision": precision})
     other.load_state_dict(method.state_dict())
     assert torch.equal(other.predict(times)[1], potential)
+    for each in (method, other):
+        each.train_epoch(4, times, labels, lambda n: None)
+    assert torch.equal(other.predict(times)[1], method.predict(times)[1])
 
 
 def test_spikes_of_an_epoch_are_counted_neuron_by_neuron():
@@ -142,8 +147,9 @@ def test_neurons_that_a_pool_holds_back_are_counted_too():
     connection, norm, relu = stage.neurons
     nn.init.normal_(norm.bias, generator=torch.Generator().manual_seed(0))
     images = torch.rand(9, 2, 8, 8, generator=torch.Generator().manual_seed(1))
-    fired, activations, passed_on = stage.learn(images)
-    potentials = connection(images)
+    activity = stage.learn(images)
+    fired, (potentials, activations, passed_on) = stage.fired(activity), activity
+    torch.testing.assert_close(potentials, connection(images))
     pooled = stage.after(potentials)
     mean, variance = pooled.mean((0, 2, 3)), pooled.var((0, 2, 3), correction=0)
     deviation = (variance + norm.eps).sqrt()[:, None, None]
@@ -218,6 +224,11 @@ def test_whitening_filters_do_not_learn_and_their_biases_do_as_weights():
         ({"network": {"layers": ["5"], "whiten": True}}, "whiten needs a convolution as first layer"),
         ({"shape": (20,)}, "network.layers: a ReLU network needs images, got 20 features per sample"),
         ({"network": {"layers": ["4C9"]}}, "'4C9' does not fit what is left"),
+        ({"network": {"layers": ["8C3", "A2", "5"], "normalize": "pooled"}}, "needs a pool behind normal"),
+        (
+            {"network": {"layers": ["16C2", "P2", "5"], "normalize": "pooled", "whiten": True}},
+            r"normalize 'pooled' needs a pool behind normalised neurons, got \['16C2', 'P2', '5'\]",
+        ),
         ({"training": {"momentum": 0.0}}, "nesterov goes with a momentum above 0"),
         ({"training": {"mean_decay": 0.9, "average_last": 2}}, "average_last goes without mean_decay"),
         ({"network": {"dtype": "float64"}}, "network.dtype"),
@@ -229,6 +240,9 @@ def test_settings_that_do_not_fit_are_refused(change, message):
 
 
 def test_what_can_only_be_known_later_is_refused_then():
+    times, labels = samples(n=17)
+    with pytest.raises(SuiteError, match=r"batch_size must not leave a single one of 17 samples, .* got 8"):
+        learn(build(), times, labels, epochs=1)
     times, labels = samples()
     method = build(network={"layers": ["7C2", "5"], "whiten": True})
     with pytest.raises(SuiteError, match=r"network\.whiten needs 16 filters"):

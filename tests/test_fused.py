@@ -29,6 +29,7 @@ from ssnn_plugin.losses import (
     TemporalCrossEntropyLoss,
 )
 from ssnn_plugin.nn import AveragePool, SpikeConv2d, SpikeLinear, SpikeSequential
+from ssnn_plugin.rules import RULES, Rule
 
 T_MAX = 16
 OPTIMIZERS = {
@@ -165,6 +166,51 @@ def test_all_neurons_and_rules_and_losses_take_the_same_step(case, normalize, dt
     assert not any(layer.weight.grad is not None for layer in fused)
 
 
+@dataclass(frozen=True)
+class Half(Rule):
+    """A rule of one's own: a spike moves half as far."""
+
+    def rate(self, crossing):
+        return 0.5 * torch.ones_like(crossing.at)
+
+
+@dataclass(frozen=True)
+class Leaning(Half):
+    """Another, whose inputs feel the gradient of the spikes itself."""
+
+    def input_grad(self, crossing, error, grad_spikes):
+        return crossing.input_grad(error) + 0.1 * grad_spikes.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Deaf(Half):
+    def input_grad(self, crossing, error, grad_spikes):
+        return None
+
+
+@pytest.mark.parametrize("silent", [True, False])
+@pytest.mark.parametrize("rule", [Half(), Leaning(), Deaf()], ids=str)
+def test_rules_of_ones_own_take_the_same_step(rule, silent):
+    options = {"gradient": rule, "silent_gradient": silent}
+    plain, fused = twice(IF(1.0), options, T_MAX, torch.float64)
+    with torch.no_grad():
+        for net in (plain, fused):
+            net[1].weight[0] = -1.0  # always silent
+    in_turn(plain, fused, [lambda net: torch.optim.SGD(net.parameters(), lr=0.1)] * 2, [nothing] * 3)
+
+
+def test_an_input_gradient_of_another_shape_is_refused():
+    class Narrow(Half):
+        def input_grad(self, crossing, error, grad_spikes):
+            return error.sum(1, keepdim=True)
+
+    net, _ = twice(IF(1.0), {"gradient": Narrow()}, T_MAX, torch.float64)
+    step = FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.SGD(net.parameters(), lr=0.1))
+    ((times, labels),) = batches(1)
+    with pytest.raises(ValueError, match=r"input_grad of .*Narrow.* must have shape \[9, 90\], got \[9, 1\]"):
+        step(times, labels)
+
+
 def test_layers_of_different_kinds_stand_in_one_network():
     nets = []
     for _ in range(2):
@@ -207,8 +253,11 @@ def test_plain_and_fused_steps_go_on_with_each_other(optimizer):
         torch.testing.assert_close(found.weight, wanted.weight)
 
 
-def test_a_copy_learns_on_its_own():
+@pytest.mark.parametrize("rule", ["latency", "surrogate"])
+def test_a_copy_learns_on_its_own(rule):
     net, loss = network(12, 20, 4), RelativeTargetLoss(3, T_MAX)
+    for each in net:
+        each.gradient = RULES[rule]
     step = FusedStep(net, loss, OPTIMIZERS["adam"](net.parameters()))
     (first, second, third) = batches(3)
     step(*first)
@@ -272,8 +321,16 @@ def shorter(net, optimizer):
     net[0].t_max, net[1].t_max = 9, 12.5
 
 
+def no_window(net, step):
+    net[1].t_max = -1.0
+
+
 def other_neurons(net, optimizer):
     net[0].set_neuron(IF(1.5, delay=0))
+
+
+def leaky(net, optimizer):
+    net[0].set_neuron(IF(1.5, beta=0.9))
 
 
 def listening(net, optimizer):
@@ -288,7 +345,7 @@ def frozen(net, optimizer):
     ("change", "optimizer"),
     [
         (as_double, "sgd"),
-        *itertools.product([replaced, shorter, other_neurons, listening, frozen], ["sgd", "adam"]),
+        *itertools.product([replaced, shorter, other_neurons, leaky, listening, frozen], ["sgd", "adam"]),
     ],
 )
 def test_what_is_changed_between_two_steps_counts(change, optimizer):
@@ -393,6 +450,7 @@ def per_neuron(net, step):
         (too_wide, "network must have layers that fit each other"),
         (unmade, r"network\[1\] must have a weight of float32 or float64 on the CPU"),
         (negative_gap, "gamma of the loss must be"),
+        (no_window, "t_max must be finite and greater than 0, got -1.0"),
         (two_rates, "only one element tensors can be converted"),
         (another_weight, "optimizer must hold weights of the network alone, got 1 others"),
         (other_moments, r"optimizer must keep exp_avg as its weights, torch.float64 \[4, 20\], got .* \[1\]"),
@@ -444,13 +502,16 @@ def test_hooks_that_would_not_be_called_are_refused(attach):
         step(times, labels)
 
 
-def test_threads_do_not_change_a_bit(monkeypatch):
+@pytest.mark.parametrize("rule", ["latency", "surrogate"])
+def test_threads_do_not_change_a_bit(monkeypatch, rule):
     monkeypatch.setattr(parallel, "WORTH_A_THREAD", 1)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
             net = network(12, 200, 20, 4)
+            for each in net:
+                each.gradient = RULES[rule]
             step = FusedStep(net, RelativeTargetLoss(3, T_MAX), OPTIMIZERS["adam"](net.parameters()))
             losses = [step(times, labels) for times, labels in batches(4, size=33)]
             results.append((losses, [layer.weight.clone() for layer in net]))
@@ -469,6 +530,7 @@ def test_autograd_notices_the_step():
         value.backward()
 
 
+@pytest.mark.parametrize("neuron", [IF(1.0, delay=1), ReLPSP(0.8)], ids=str)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -482,8 +544,12 @@ def test_autograd_notices_the_step():
         (lambda t, y: (t, y[:4]), r"labels must have shape \[9\], got \[4\]"),
     ],
 )
-def test_bad_data_is_refused_and_changes_nothing(change, message):
+def test_bad_data_is_refused_and_changes_nothing(change, message, neuron):
     net = network(12, 20, 4)
+    for each in net:
+        each.silent_gradient &= neuron.jumps
+        each.set_neuron(neuron)
+        each.gradient = RULES[neuron.rules[0]]
     step = FusedStep(net, RelativeTargetLoss(3, T_MAX), OPTIMIZERS["adam"](net.parameters()))
     ((times, labels),) = batches(1)
     labels[0], before = 3, copy.deepcopy(net.state_dict())
@@ -598,6 +664,47 @@ def test_what_is_no_number_is_no_loss(value):
     assert torch.equal(net[0].weight, before)
 
 
+def test_a_loss_may_keep_and_change_the_times():
+    kept = []
+
+    def loss(times, labels):
+        kept.append(times.detach())
+        times[times == torch.inf] = T_MAX
+        return times.gather(1, labels[:, None]).mean()
+
+    plain, fused = (network(12, 20, 4) for _ in range(2))
+    step = FusedStep(fused, loss, torch.optim.SGD(fused.parameters(), lr=0.1), normalize=False)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    for times, labels in batches(2):
+        assert step(times, labels) == pytest.approx(
+            plainly(plain, lambda t, y: loss(t.clone(), y), optimizer, times, labels, False)
+        )
+    for found, wanted in zip(kept[::2], kept[1::2], strict=True):
+        assert torch.equal(found, wanted)
+    assert not torch.equal(kept[0], kept[2])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda net: lambda t, y: t.clamp(max=9).mean() + net[0].weight.sum(),
+            "loss must depend on the times of the outputs alone, got one of the weights too",
+        ),
+        (lambda net: lambda t, y: net[0].weight.sum(), "alone, got one of the weights too"),
+        (lambda net: lambda t, y: t.detach().clamp(max=9).mean(), "outputs, got one that does not"),
+    ],
+)
+def test_a_loss_that_is_not_of_the_times_alone_is_refused(make, message):
+    net = network(12, 20, 4)
+    step = FusedStep(net, make(net), torch.optim.SGD(net.parameters(), lr=1.0))
+    ((times, labels),) = batches(1)
+    before = net[0].weight.clone()
+    with pytest.raises(ValueError, match=message):
+        step(times, labels)
+    assert torch.equal(net[0].weight, before)
+
+
 def test_errors_are_normalised_or_not():
     net = network(12, 4)
     with pytest.raises(TypeError, match="normalize must be True or False, got 'sum'"):
@@ -609,6 +716,10 @@ def test_errors_are_normalised_or_not():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda w: torch.optim.SGD([x.requires_grad_(False) for x in w], lr=1.0),
+            "optimizer must hold a weight of the network that needs a gradient, got none",
+        ),
         (lambda w: torch.optim.RMSprop(w), "optimizer must be one of SGD, Adam, AdamW, got RMSprop"),
         (lambda w: torch.optim.SGD(w, lr=1.0, momentum=0.9), "optimizer must be without momentum, got 0.9"),
         (lambda w: torch.optim.Adam(w, amsgrad=True), "optimizer must be without amsgrad, got True"),

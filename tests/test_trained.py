@@ -39,11 +39,36 @@ def test_a_kept_network_decides_as_the_run_did(tmp_path, kind):
 
 def test_a_file_in_the_way_stays_unless_it_may_be_overwritten(tmp_path):
     (tmp_path / "net.pt").write_text("mine")
-    with pytest.raises(SuiteError, match=r"net\.pt: exists; name another file .* --overwrite"):
+    with pytest.raises(
+        SuiteError, match=r"net\.pt: exists; name another file to keep the network in, or remove it"
+    ):
         kept(tmp_path, config())
     assert (tmp_path / "net.pt").read_text() == "mine"
     kept(tmp_path, config(), overwrite=True)
     trained.load(tmp_path / "net.pt")
+
+
+def test_a_run_that_goes_on_overwrites_no_file(tmp_path):
+    path = tmp_path / "net.pt"
+    path.write_text("mine")
+    for resume in (True, False):
+        run = Run(config(), "tiny", results=tmp_path, keep=path, resume=resume)
+        with pytest.raises(SuiteError, match=r"net\.pt: exists; name another file"):
+            runner.execute(run, Quiet())
+    with pytest.raises(SuiteError, match=r": is a folder; name a file"):
+        runner.execute(Run(config(), "tiny", results=tmp_path, keep=tmp_path, overwrite=True), Quiet())
+
+
+def test_a_run_that_was_killed_behind_its_record_ends(tmp_path, monkeypatch):
+    run = Run(config(), "tiny", results=tmp_path, keep=tmp_path / "net.pt", resume=True)
+    saved = []
+    monkeypatch.setattr(records, "write_checkpoint", lambda path, content: saved.append((path, content)))
+    runner.execute(run, Quiet())
+    monkeypatch.undo()
+    records.write_checkpoint(*saved[-1])
+    runner.execute(run, Quiet())
+    assert not run.checkpoint.exists()
+    trained.load(run.keep)
 
 
 def test_what_is_no_trained_network_is_refused(tmp_path):

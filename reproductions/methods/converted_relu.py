@@ -14,6 +14,7 @@ the edge of a shifted image may be strong.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -58,6 +59,13 @@ class Network(layered.Network):
     whiten: bool = False
     normalize: Literal["all", "pooled"] = "all"
     temperature: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _a_pool_to_come_first(self) -> Network:
+        pairs = list(itertools.pairwise(self.layers))[self.whiten :]
+        if self.normalize == "pooled" and not any(pool.startswith("P") for _, pool in pairs):
+            raise ValueError(f"normalize 'pooled' needs a pool behind normalised neurons, got {self.layers}")
+        return self
 
     @model_validator(mode="after")
     def _a_convolution_to_whiten(self) -> Network:
@@ -118,8 +126,8 @@ class Rectified(Stage):
         """The normalisation, if there is one."""
         return cast(nn.BatchNorm2d, self.neurons[-2])
 
-    def pool_first(self) -> None:
-        """Learn in that order from now on."""
+    def normalize_pooled(self) -> None:
+        """Learn in the other order from now on."""
         self.pooled_first = True
         # The statistics of the last batch alone, which say what fires; those that decide are taken anew.
         self.norm.momentum = 1.0
@@ -131,31 +139,31 @@ class Rectified(Stage):
         """What it does while it learns."""
         connection, (norm, relu) = self.neurons[:-2], self.neurons[-2:]
         potentials = connection(values)
+        if self.pooled_first:
+            activations = relu(norm(self.after(potentials)))
+            return Activity(potentials, activations, activations)
+        activations = relu(norm(potentials))
+        return Activity(potentials, activations, self.after(activations))
+
+    @torch.no_grad()
+    def fired(self, activity: Activity) -> Tensor:
+        """Which neurons fire, also those that a pool holds back; asked after `learn`."""
         if not self.pooled_first:
-            activations = relu(norm(potentials))
-            return Activity(activations.detach() > 0, activations, self.after(activations))
-        pooled = self.after(potentials)
-        activations = relu(norm(pooled))
-        return Activity(potentials.detach() > _zero(self.norm, pooled.numel()), activations, activations)
+            return activity.activations > 0
+        norm = self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        variance = norm.running_var * (1 - norm.num_features / activity.passed_on.numel())
+        zero = norm.running_mean - norm.bias * (variance + norm.eps).sqrt()  # what is normalised to 0
+        return activity.potentials > zero[:, None, None]
 
 
 class Activity(NamedTuple):
-    """Of a layer: which neurons fire, the activations that cost, and what the next layer gets."""
+    """Of a layer: its potentials, the activations that cost, and what the next layer gets."""
 
-    fired: Tensor
+    potentials: Tensor
     activations: Tensor
     passed_on: Tensor
-
-
-def _zero(norm: nn.BatchNorm2d, count: int) -> Tensor:
-    """What batch normalisation takes to 0, by channel [channels, 1, 1], of so many values just normalised.
-
-    Its running statistics must be those of the last batch, as with a momentum of 1.
-    """
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    variance = norm.running_var * (1 - norm.num_features / count)
-    return (norm.running_mean - norm.bias.detach() * (variance + norm.eps).sqrt())[:, None, None]
 
 
 class ConvertedReLU(Minibatch):
@@ -193,6 +201,11 @@ class ConvertedReLU(Minibatch):
         return images.contiguous(memory_format=torch.channels_last)
 
     def before_epoch(self, epoch: int, times: Tensor) -> None:
+        if len(times) % self.training.batch_size == 1:
+            raise SuiteError(
+                f"training.batch_size must not leave a single one of {len(times)} samples, which cannot be "
+                f"normalised, got {self.training.batch_size}"
+            )
         if epoch:
             return
         self.sample = self.images(spread(times, SAMPLE)).to(self.device)
@@ -205,8 +218,8 @@ class ConvertedReLU(Minibatch):
     ) -> EpochStatistics:
         statistics = super().train_epoch(epoch, times, labels, advance)
         inputs = self.varied(spread(times, NORMALIZED), self.generator(epoch, NORMALIZING))
-        hidden = nn.Sequential(*_hidden(self._decisive()))
-        update_bn(torch.split(self.images(inputs).to(self.device), CHUNK), hidden)
+        hidden, parts = nn.Sequential(*_hidden(self._decisive())), math.ceil(len(inputs) / CHUNK)
+        update_bn(torch.tensor_split(self.images(inputs).to(self.device), parts), hidden)
         return statistics
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
@@ -218,7 +231,7 @@ class ConvertedReLU(Minibatch):
                 activity = stage.learn(values)
                 if price:
                     activity.activations.register_hook(lambda grad: grad + price)  # type: ignore[no-untyped-call]
-                fired.append(_counted(activity.fired))
+                fired.append(_counted(stage.fired(activity)))
                 values = activity.passed_on
             logits = self.stages[-1].neurons(values).float() / self.settings.network.temperature
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.training.label_smoothing)
@@ -270,7 +283,7 @@ class ConvertedReLU(Minibatch):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.sample, self.converted = state["sample"], None
+        self.sample, self.converted = state["sample"].to(self.device), None
 
 
 def _hidden(stages: Iterable[Stage]) -> list[Rectified]:
@@ -314,7 +327,7 @@ def relu_stages(
         if isinstance(layer, Pool):
             stages[-1].after.append((nn.AvgPool2d if layer.average else nn.MaxPool2d)(layer.kernel))
             if normalize_pooled and stages[-1].normalizes and not layer.average:
-                stages[-1].pool_first()
+                stages[-1].normalize_pooled()
             shape = shape[0], *size_behind(layer, shape[1:])
         elif isinstance(layer, Convolution):
             whitening = whiten and not stages
