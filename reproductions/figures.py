@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormatter
 
 from .columns import DEVIATION
 from .records import FewLabels, Record, atomic_write, require_writable
@@ -167,7 +167,7 @@ def _scale_accuracy_against_spikes(axes: Axes) -> None:
         ylabel="test accuracy (%), potential rule",
     )
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k: longer labels would overlap
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(FixedLocator(MANY if axes.get_ylim()[0] > 80 else FEW))
     axes.yaxis.set_major_formatter("{x:g}")
