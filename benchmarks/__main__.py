@@ -240,6 +240,9 @@ def from_relu_(
             "compares both networks on all test images.",
         ),
     ] = None,
+    margin: Annotated[
+        float | None, typer.Option(min=0, help="Of its windows, instead of the config's.")
+    ] = None,
     data_root: DataRoot = None,
     threads: Threads = None,
 ) -> None:
@@ -250,9 +253,11 @@ def from_relu_(
         raise SuiteError(f"the network must be one of {', '.join(networks.NETWORKS)}, got {network!r}")
     if network is not None and trained is not None:
         raise SuiteError(f"pass --network or --trained, got {network!r} and {trained}")
+    if margin is not None and trained is None:
+        raise SuiteError(f"--margin goes with --trained, got {margin}")
     _set_threads(threads)
     if trained is not None:
-        kept = networks.OfTheSuite(trained, data_root)
+        kept = networks.OfTheSuite(trained, data_root, margin)
         console.print(kept.agreement())
         show(networks.table({kept.name: kept.timings(batch, rounds)}, batch))
         return

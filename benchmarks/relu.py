@@ -99,11 +99,13 @@ def table(measured: dict[str, dict[str, Timing]], batch: int) -> Table:
 class OfTheSuite:
     """A trained `converted-relu` in a file that `run --keep` wrote, and the test images of its data set.
 
+    Its windows are `margin` wider than the activations of some training images, or as its config has them.
+
     Raises:
         SuiteError: no such file, another method's network, missing data.
     """
 
-    def __init__(self, path: Path, data_root: Path | None) -> None:
+    def __init__(self, path: Path, data_root: Path | None, margin: float | None = None) -> None:
         kept = trained.load(path)
         if not isinstance(kept.method, ConvertedReLU):
             raise SuiteError(f"{path}: must hold a converted-relu, got {kept.config.method}")
@@ -111,11 +113,12 @@ class OfTheSuite:
         test = datasets.load(config.dataset, "test", data_root, seed=kept.seed, form=config.images)
         self.name, self.method, self.labels = kept.name, kept.method, test.y
         self.images = kept.method.images(config.encode(test))
+        self.margin = self.method.settings.network.margin if margin is None else margin
 
     def timings(self, batch: int, rounds: int) -> dict[str, Timing]:
         """Timings on the first test images, in turn."""
         with torch.no_grad():
-            both = self.method.relu().eval(), self.method.spiking()
+            both = self._both(torch.float32)
             return in_turn(inference(*both, self.images[:batch]), rounds, warm_up=1)
 
     @torch.no_grad()
@@ -129,15 +132,17 @@ class OfTheSuite:
             table.add_row(str(dtype).removeprefix("torch."), *self._compared(dtype))
         return table
 
+    def _both(self, dtype: torch.dtype) -> tuple[nn.Module, RampNetwork]:
+        model = copy.deepcopy(self.method.relu()).to(dtype).eval()
+        return model, from_relu(model, calibrate_on=self.method.sample.to(dtype), margin=self.margin)
+
     def _in_parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(torch.split(self.images, CHUNK), torch.split(self.labels, CHUNK), strict=True)
 
     def _compared(self, dtype: torch.dtype) -> tuple[str, ...]:
-        model = copy.deepcopy(self.method.relu()).to(dtype).eval()
-        margin = self.method.settings.network.margin
+        model, ramps = self._both(dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ClippedSpikesWarning)  # they are counted below
-            ramps = from_relu(model, calibrate_on=self.method.sample.to(dtype), margin=margin)
             apart = greatest = 0.0
             right, clipped = torch.zeros(3), 0
             for images, labels in self._in_parts():
