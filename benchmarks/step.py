@@ -17,7 +17,7 @@ from ssnn_plugin.functional import normalize_error
 from ssnn_plugin.losses import RelativeTargetLoss
 from ssnn_plugin.nn import SpikeLinear, SpikeSequential
 
-Step = Callable[[Batch], None]
+Step = Callable[[Batch], object]
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,11 @@ def spiking_step(recipe: Recipe, network: SpikeSequential) -> Step:
 def fused_step(recipe: Recipe, network: SpikeSequential) -> Step:
     """The same training step as one object, called with a batch."""
     loss, optimizer = RelativeTargetLoss(recipe.gamma, T_MAX), recipe.spiking_optimizer(network.parameters())
-    fused = FusedStep(network, loss, optimizer)
+    return _with_batches(FusedStep(network, loss, optimizer))
 
-    def step(batch: Batch) -> None:
-        fused(batch.times, batch.labels)
 
-    return step
+def _with_batches(fused: FusedStep) -> Step:
+    return lambda batch: fused(batch.times, batch.labels)
 
 
 def dense_step(recipe: Recipe, network: nn.Sequential) -> Step:
@@ -164,9 +163,5 @@ def step_with_adam(
 
 def fused_with_adam(network: SpikeSequential, loss: nn.Module, rate: float = 1e-3) -> Step:
     """The same training step of a network on spike times as one object."""
-    fused = FusedStep(network, loss, torch.optim.Adam(network.parameters(), lr=rate), normalize=False)
-
-    def step(batch: Batch) -> None:
-        fused(batch.times, batch.labels)
-
-    return step
+    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+    return _with_batches(FusedStep(network, loss, optimizer, normalize=False))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from rich.console import Console
 
@@ -23,3 +25,13 @@ def run_command_line(app: Callable[[], object]) -> None:
     except (SuiteError, OSError) as error:
         Console(stderr=True).print("error:", error, soft_wrap=True, highlight=False, markup=False)
         sys.exit(2)
+
+
+@contextlib.contextmanager
+def must_fit(path: Path, what: str, remedy: str = "") -> Iterator[None]:
+    """Say of a file what its content does not fit, whatever taking it up fails with."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise SuiteError(f"{path}: does not fit {what} ({why}){remedy}") from error

@@ -18,7 +18,7 @@ from . import datasets, methods, records, trained
 from .allocator import keep_freed_memory
 from .config import Config
 from .datasets import Images
-from .errors import SuiteError
+from .errors import SuiteError, must_fit
 from .evaluation import evaluate
 from .features import Pipeline
 from .locks import locked
@@ -269,15 +269,10 @@ def _restore(run: Run, method: Method, origin: str) -> State:
     if content["track_test"] != run.track_test:
         was = "with" if content["track_test"] else "without"
         raise SuiteError(f"{run.checkpoint}: the run was begun {was} --track-test; go on in the same way")
-    try:
+    with must_fit(run.checkpoint, "this run", "; pass --overwrite to start again"):
         method.load_state_dict(content["method"])
         # JSON, for the tuples of older checkpoints.
         state = State.model_validate_json(json.dumps(content["state"]))
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise SuiteError(
-            f"{run.checkpoint}: does not fit this run ({why}); pass --overwrite to start again"
-        ) from error
     if state.origin not in (None, origin):
         raise SuiteError(
             f"{run.checkpoint}: begun with other images, another extractor or another version of the "

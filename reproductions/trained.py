@@ -8,7 +8,7 @@ from typing import NamedTuple
 from . import catalog, methods, records
 from .config import Config
 from .datasets import Images
-from .errors import SuiteError
+from .errors import SuiteError, must_fit
 from .methods import Implementation, Method
 
 KEYS = {"name", "seed", "config", "commit", "shape", "classes", "state"}
@@ -52,9 +52,6 @@ def load(path: Path, implementation: Implementation | None = None, device: str =
     config = catalog.validated(content["config"], str(path), implementation)
     chosen = implementation or methods.find(config.implementation)
     method = chosen.build(config, tuple(content["shape"]), content["classes"], content["seed"], device)
-    try:
+    with must_fit(path, "this version of the method"):
         method.load_state_dict(content["state"])
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise SuiteError(f"{path}: does not fit this version of the method ({why})") from error
     return Trained(content["name"], content["seed"], config, method)
