@@ -148,7 +148,7 @@ def test_neurons_that_a_pool_holds_back_are_counted_too():
     nn.init.normal_(norm.bias, generator=torch.Generator().manual_seed(0))
     images = torch.rand(9, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     activity = stage.learn(images)
-    fired, (potentials, activations, passed_on) = stage.fired(activity), activity
+    fired, (potentials, activations, costly, passed_on) = stage.fired(activity), activity
     torch.testing.assert_close(potentials, connection(images))
     pooled = stage.after(potentials)
     mean, variance = pooled.mean((0, 2, 3)), pooled.var((0, 2, 3), correction=0)
@@ -156,7 +156,35 @@ def test_neurons_that_a_pool_holds_back_are_counted_too():
     normalized = (potentials - mean[:, None, None]) / deviation + norm.bias[:, None, None]
     assert torch.equal(fired, normalized > 0)
     torch.testing.assert_close(passed_on, stage.after(relu(normalized)))
-    assert passed_on is activations
+    assert passed_on is activations is costly
+
+
+@pytest.mark.parametrize("normalize", ["all", "pooled"])
+def test_with_inhibition_a_neuron_fires_where_its_pool_lets_it_through(normalize):
+    times, labels = samples()
+    layers = ["6C3p1", "P2", "8C3", "5"]
+    plain, method = (
+        build(network={"layers": layers, "normalize": normalize, "inhibition": inhibits})
+        for inhibits in (False, True)
+    )
+    epochs = [learn(each, times, labels, epochs=2)[-1] for each in (plain, method)]
+    for name, value in plain.network.state_dict().items():
+        assert torch.equal(method.network.state_dict()[name], value)
+    assert epochs[0].loss == epochs[1].loss
+    assert epochs[1].spikes[0] < 0.8 * epochs[0].spikes[0]
+    assert epochs[1].spikes[1:] == epochs[0].spikes[1:]
+
+    (spikes, *_), potential = method.predict(times)
+    assert torch.equal(potential, plain.predict(times)[1])
+    activations, pool = method.relu().eval()[0][0](method.images(times)), method.relu()[0][1]
+    let_through = pool(activations)
+    spread = let_through.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.equal(spikes.isfinite(), (activations == spread) & (activations > 0))
+    stage = method.stages[0]
+    activity = stage.learn(method.images(times))
+    assert activity.costly is activity.passed_on
+    assert torch.equal(stage.fired(activity).flatten(2).sum(2) > 0, activity.passed_on.flatten(2).amax(2) > 0)
+    assert stage.fired(activity).sum() == (activity.passed_on > 0).sum()
 
 
 @pytest.mark.parametrize("training", [{"mean_decay": 0.9}, {"average_last": 2}], ids=str)
@@ -228,6 +256,10 @@ def test_whitening_filters_do_not_learn_and_their_biases_do_as_weights():
         (
             {"network": {"layers": ["16C2", "P2", "5"], "normalize": "pooled", "whiten": True}},
             r"normalize 'pooled' needs a pool behind normalised neurons, got \['16C2', 'P2', '5'\]",
+        ),
+        (
+            {"network": {"layers": ["8C3", "A2", "5"], "inhibition": True}},
+            "inhibition needs a max-pool behind",
         ),
         ({"training": {"momentum": 0.0}}, "nesterov goes with a momentum above 0"),
         ({"training": {"mean_decay": 0.9, "average_last": 2}}, "average_last goes without mean_decay"),

@@ -10,7 +10,12 @@ from naive import first_spikes_of_trains, latency_loss
 from torch.nn.functional import avg_pool2d, conv2d, linear
 
 from ssnn_plugin import IF
-from ssnn_plugin.functional import drop_spikes, earliest_spike_pool2d
+from ssnn_plugin.functional import (
+    drop_spikes,
+    earliest_spike_pool2d,
+    highest_in_windows2d,
+    lateral_inhibition2d,
+)
 from ssnn_plugin.functional.pool import AveragePool, Convolution
 from ssnn_plugin.nn import EarliestSpikePool2d, SpikeConv2d, SpikeFlatten, SpikeLinear
 
@@ -73,6 +78,50 @@ def test_the_pooling_layer_is_the_function():
     assert earliest_spike_pool2d(times, 2).shape == (2, 3, 3, 4)
     assert earliest_spike_pool2d(times[:0], 2).shape == (0, 3, 3, 4)
     assert EarliestSpikePool2d(2)(torch.empty(2, 3, 7, 8, device="meta")).shape == (2, 3, 3, 4)
+
+
+@in_both_precisions
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@settings(deadline=None, max_examples=25)
+@given(size=pairs, extra=pairs, seed=st.integers(0, 99))
+def test_inhibition_leaves_the_earliest_spikes_of_each_window(layout, dtype, size, extra, seed):
+    shape = 2, 2, size[0] + extra[0], size[1] + extra[1]
+    times = _random_times(shape, t_max=5, dtype=dtype, seed=seed).contiguous(memory_format=layout)
+    left, expected = lateral_inhibition2d(times, size), times.clone()
+    for b in range(2):
+        for c in range(2):
+            earliest, _ = _earliest(times[b, c], size, size, (0, 0))
+            for y in range(earliest.shape[0] * size[0]):
+                for x in range(earliest.shape[1] * size[1]):
+                    if times[b, c, y, x] > earliest[y // size[0], x // size[1]]:
+                        expected[b, c, y, x] = INF
+    assert left.dtype == dtype
+    assert torch.equal(left, expected)
+    assert torch.equal(earliest_spike_pool2d(left, size), earliest_spike_pool2d(times, size))
+    assert torch.equal(highest_in_windows2d(-times, size) & times.isfinite(), left.isfinite())
+
+
+def test_inhibition_passes_the_gradient_of_the_spikes_that_are_left():
+    times = torch.tensor([[[[5.0, 2.0, 4.0], [2.0, 7.0, INF]]]], requires_grad=True)
+    left = lateral_inhibition2d(times, 2)
+    assert left.tolist() == [[[[INF, 2.0, 4.0], [2.0, INF, INF]]]]
+    (grad,) = torch.autograd.grad(left, times, torch.ones_like(left))
+    assert grad.tolist() == [[[[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.zeros(1, 1, 4, 4).long(), 2), TypeError, "times must be float32 or float64, got torch.int64"),
+        ((torch.zeros(1, 4, 4), 2), ValueError, r"times must have shape \[batch, .* got \[1, 4, 4\]"),
+        ((torch.full((1, 1, 4, 4), -1.0), 2), ValueError, r"times must hold .* a negative time \(-1\.0\)"),
+        ((torch.zeros(1, 1, 4, 4), 0), ValueError, "kernel_size must be a whole number of at least 1"),
+        ((torch.zeros(1, 1, 4, 4), (5, 2)), ValueError, r"kernel_size \[5, 2\] must fit .* got \[4, 4\]"),
+    ],
+)
+def test_bad_arguments_of_inhibition_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        lateral_inhibition2d(*arguments)
 
 
 def test_flatten_keeps_the_order_of_the_features():

@@ -12,6 +12,7 @@ from relu_models import build, images
 from torch import nn
 
 from ssnn_plugin import ClippedSpikesWarning, WindowedRamp, decode, from_relu
+from ssnn_plugin.functional import lateral_inhibition2d
 from ssnn_plugin.metrics import SpikeCounts
 from ssnn_plugin.nn import EarliestSpikePool2d, SpikeConv2d, SpikeLinear
 from ssnn_plugin.relu import RampNeurons
@@ -329,6 +330,69 @@ def test_dropout_drops_spikes_in_training_alone():
     assert repr(network.layers) == before
     assert network.training
     assert torch.equal(network.eval()(inputs), expected)
+
+
+def pooled():
+    """Max-pools of every kind; only the first and the last have neurons that they alone may silence."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Conv2d(4, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 1, 1)),
+        *(nn.Conv2d(5, 5, 3, padding=1), nn.ReLU(), nn.AvgPool2d(1)),
+        *(nn.Conv2d(5, 6, 3, padding=1), nn.ReLU6(), nn.MaxPool2d((2, 3))),
+        *(nn.Flatten(), nn.Linear(12, 5)),
+    )
+
+
+def test_the_first_spike_of_a_pool_inhibits_the_others_and_nothing_else_changes():
+    torch.manual_seed(0)
+    model, inputs = pooled().double().eval(), images(8, 8)
+    plain, network = (from_relu(model, calibrate_on=inputs, inhibition=i) for i in (False, True))
+    assert list(network.inhibition.values()) == [(2, 2), (2, 3)]
+    assert torch.equal(network(inputs), plain(inputs))
+    with torch.no_grad():
+        every, left = plain.activity(inputs), network.activity(inputs)
+    assert torch.equal(left.potential, every.potential)
+    assert left.clipped == every.clipped
+    for name, times in every.times.items():
+        expected = times
+        if name in network.inhibition:
+            expected = lateral_inhibition2d(times, network.inhibition[name])
+            assert 0 < expected.isfinite().sum() < 0.8 * times.isfinite().sum()
+        assert torch.equal(left.times[name], expected)
+    assert left.spike_cost() < every.spike_cost()
+    assert network.decide(inputs).spikes.sum() < plain.decide(inputs).spikes.sum()
+    assert "inhibition in" in repr(network)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.AvgPool2d(2), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, padding=1), nn.MaxPool2d(3, ceil_mode=True)],
+    ids=str,
+)
+def test_inhibition_without_windows_side_by_side_is_refused(pool):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), nn.LazyLinear(5))
+    inputs = images(4, 8).float()
+    model(inputs)
+    with pytest.raises(
+        ValueError, match=r"inhibition needs a max-pool right behind .* got none in Sequential"
+    ):
+        from_relu(model, calibrate_on=inputs, inhibition=True)
+
+
+def test_neurons_that_others_read_too_are_not_inhibited():
+    class Shortcut(Small):
+        def forward(self, x):
+            x = torch.relu(self.conv1(x))
+            x = torch.cat([nn.functional.max_pool2d(x, 2), nn.functional.avg_pool2d(x, 2)], 1)
+            x = nn.functional.max_pool2d(torch.relu(self.conv3(x)), kernel_size=(1, 2), stride=[1, 2])
+            return self.fc(x.flatten(1))
+
+    torch.manual_seed(0)
+    model = Shortcut()
+    model.conv3, model.fc = nn.Conv2d(4, 4, 1), nn.Linear(8, 3)
+    network = from_relu(model.double(), calibrate_on=images(8, 4, channels=1), inhibition=True)
+    assert list(network.inhibition.values()) == [(1, 2)]
+    assert list(network.inhibition) == [list(network.layers)[1]]
 
 
 def test_no_nir_graph_of_windows():

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from ssnn_plugin import RampNetwork, from_relu
+from ssnn_plugin.functional import highest_in_windows2d
 from ssnn_plugin.relu import ClippedSpikesWarning
 
 from ..config import Config, Fraction, Linear
@@ -52,19 +53,23 @@ class Network(layered.Network):
     divided by their deviations, and does not learn. Logits are `temperature` times smaller than potentials.
     `normalize` says whether batch normalisation is of all neurons of a layer, or of those that a max pool
     lets through: the same network, of which fewer neurons fire, learned in less time (Jordan 2024).
+    With `inhibition` the first spike of a max-pool's window silences the others there.
     """
 
     dtype: Literal["float32"] = "float32"
     margin: NonNegativeFloat = 0.5
     whiten: bool = False
     normalize: Literal["all", "pooled"] = "all"
+    inhibition: bool = False
     temperature: PositiveFloat = 1.0
 
     @model_validator(mode="after")
     def _a_pool_to_come_first(self) -> Network:
-        pairs = list(itertools.pairwise(self.layers))[self.whiten :]
-        if self.normalize == "pooled" and not any(pool.startswith("P") for _, pool in pairs):
+        pooled = [behind.startswith("P") for _, behind in itertools.pairwise(self.layers)]
+        if self.normalize == "pooled" and not any(pooled[self.whiten :]):
             raise ValueError(f"normalize 'pooled' needs a pool behind normalised neurons, got {self.layers}")
+        if self.inhibition and not any(pooled):
+            raise ValueError(f"inhibition needs a max-pool behind neurons, got {self.layers}")
         return self
 
     @model_validator(mode="after")
@@ -78,7 +83,7 @@ class Network(layered.Network):
 class Training(MixedPrecision, minibatch.Training):
     """`spike_price`: cost of a hidden activation, in units of the deviation of what its ReLU gets.
 
-    Where a max pool comes first, of one that it lets through.
+    Where a max-pool comes first, or inhibits, of one that it lets through.
 
     Biases of batch normalisation learn `bias_rate` times as fast as weights, and decay as fast.
     """
@@ -110,15 +115,16 @@ class Settings(Config):
 class Rectified(Stage):
     """A connection, its normalisation and ReLU, and the pools behind them.
 
-    In this order in the network that decides. With `pooled_first` it learns in another one: a max pool lets
-    the same neuron through before potentials are normalised and rectified, as no gain is negative.
+    In this order in the network that decides. With `pooled_first` it learns in another one: a max-pool lets
+    the same neuron through before potentials are normalised and rectified, as no gain is negative. With
+    `inhibits` only what the max-pool lets through fires.
     """
 
     neurons: nn.Sequential
 
     def __init__(self, *connection: nn.Module, norm: nn.Module) -> None:
         super().__init__(nn.Sequential(*connection, norm, nn.ReLU()))
-        self.pooled_first = False
+        self.pooled_first = self.inhibits = False
         self.normalizes = not isinstance(norm, nn.Identity)
 
     @property
@@ -140,29 +146,38 @@ class Rectified(Stage):
         connection, (norm, relu) = self.neurons[:-2], self.neurons[-2:]
         potentials = connection(values)
         if self.pooled_first:
-            activations = relu(norm(self.after(potentials)))
-            return Activity(potentials, activations, activations)
-        activations = relu(norm(potentials))
-        return Activity(potentials, activations, self.after(activations))
+            activations = passed_on = relu(norm(self.after(potentials)))
+        else:
+            activations = relu(norm(potentials))
+            passed_on = self.after(activations)
+        return Activity(potentials, activations, passed_on if self.inhibits else activations, passed_on)
 
     @torch.no_grad()
     def fired(self, activity: Activity) -> Tensor:
-        """Which neurons fire, also those that a pool holds back; asked after `learn`."""
+        """Which neurons fire, also those that a pool holds back unless it inhibits; asked after `learn`."""
+        fired = self._above_threshold(activity)
+        if self.inhibits:
+            (pool,) = self.after
+            fired &= highest_in_windows2d(activity.potentials, cast(nn.MaxPool2d, pool).kernel_size)
+        return fired
+
+    def _above_threshold(self, activity: Activity) -> Tensor:
         if not self.pooled_first:
             return activity.activations > 0
         norm = self.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        variance = norm.running_var * (1 - norm.num_features / activity.passed_on.numel())
+        variance = norm.running_var * (1 - norm.num_features / activity.activations.numel())
         zero = norm.running_mean - norm.bias * (variance + norm.eps).sqrt()  # what is normalised to 0
         return activity.potentials > zero[:, None, None]
 
 
 class Activity(NamedTuple):
-    """Of a layer: its potentials, the activations that cost, and what the next layer gets."""
+    """Of a layer: its potentials, behind its ReLU, of these what costs, and what the next layer gets."""
 
     potentials: Tensor
     activations: Tensor
+    costly: Tensor
     passed_on: Tensor
 
 
@@ -174,7 +189,9 @@ class ConvertedReLU(Minibatch):
         self, settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str
     ) -> None:
         network = settings.network
-        stages = relu_stages(network.layers, shape, classes, network.whiten, network.normalize == "pooled")
+        stages = relu_stages(
+            network.layers, shape, classes, network.whiten, network.normalize == "pooled", network.inhibition
+        )
         super().__init__(settings, stages, shape, seed, device)
         self.network.to(memory_format=torch.channels_last)
         if settings.training.mean_decay:
@@ -230,7 +247,7 @@ class ConvertedReLU(Minibatch):
             for stage in _hidden(self.stages):
                 activity = stage.learn(values)
                 if price:
-                    activity.activations.register_hook(lambda grad: grad + price)  # type: ignore[no-untyped-call]
+                    activity.costly.register_hook(lambda grad: grad + price)  # type: ignore[no-untyped-call]
                 fired.append(_counted(stage.fired(activity)))
                 values = activity.passed_on
             logits = self.stages[-1].neurons(values).float() / self.settings.network.temperature
@@ -269,7 +286,10 @@ class ConvertedReLU(Minibatch):
             return self.converted
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ClippedSpikesWarning)
-            converted = from_relu(self.relu(), calibrate_on=self.sample, margin=self.settings.network.margin)
+            network = self.settings.network
+            converted = from_relu(
+                self.relu(), calibrate_on=self.sample, margin=network.margin, inhibition=network.inhibition
+            )
         if converted.t_max > self.settings.network.t_max:
             raise SuiteError(
                 f"network.t_max must be at least {converted.t_max:.4g}, where the last window ends, "
@@ -306,6 +326,7 @@ def relu_stages(
     classes: int,
     whiten: bool = False,
     normalize_pooled: bool = False,
+    inhibition: bool = False,
     key: str = "network.layers",
 ) -> list[Stage]:
     """Connections with their normalisation and ReLU, the pools behind them, and the outputs.
@@ -313,7 +334,8 @@ def relu_stages(
     Args:
         shape: of an image, [channels, height, width].
         whiten: leave the first convolution to be whitened.
-        normalize_pooled: batch normalisation is of what a max pool lets through.
+        normalize_pooled: batch normalisation is of what a max-pool lets through.
+        inhibition: only what it lets through fires.
         key: what the layers are called in a config.
 
     Raises:
@@ -325,9 +347,11 @@ def relu_stages(
     for written in layers:
         layer = parse(written)
         if isinstance(layer, Pool):
-            stages[-1].after.append((nn.AvgPool2d if layer.average else nn.MaxPool2d)(layer.kernel))
-            if normalize_pooled and stages[-1].normalizes and not layer.average:
-                stages[-1].normalize_pooled()
+            stage = stages[-1]
+            stage.after.append((nn.AvgPool2d if layer.average else nn.MaxPool2d)(layer.kernel))
+            stage.inhibits = inhibition and not layer.average
+            if normalize_pooled and stage.normalizes and not layer.average:
+                stage.normalize_pooled()
             shape = shape[0], *size_behind(layer, shape[1:])
         elif isinstance(layer, Convolution):
             whitening = whiten and not stages

@@ -3,7 +3,7 @@
 from .bins import bins_to_times, latch, times_to_bins
 from .connection import first_spike_conv2d, first_spike_linear
 from .error import fill_silent, normalize_error
-from .pool import drop_spikes, earliest_spike_pool2d
+from .pool import drop_spikes, earliest_spike_pool2d, highest_in_windows2d, lateral_inhibition2d
 from .residual import add_shortcut_conv2d, add_shortcut_linear, earliest_spike
 from .silent import Bump, no_spike_penalty, overdue_times, weight_sum_cost
 from .step import (
@@ -27,7 +27,9 @@ __all__ = [
     "first_spike_linear",
     "first_spike_pool2d_sequence",
     "first_spike_pool2d_step",
+    "highest_in_windows2d",
     "latch",
+    "lateral_inhibition2d",
     "no_spike_penalty",
     "normalize_error",
     "overdue_times",

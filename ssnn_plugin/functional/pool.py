@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -38,15 +39,87 @@ def earliest_spike_pool2d(
     tensor([[[[2.]]]])
     """
     _checks.floating("times", times)
-    if times.ndim != 4:
-        raise ValueError(f"times must have shape [batch, channels, height, width], got {list(times.shape)}")
+    _check_images("times", times)
     _checks.spike_times("times", times)
     size, step, edge = map(list, pool_window(kernel_size, stride, padding))
     if any(2 * e > k for e, k in zip(edge, size, strict=True)):
         raise ValueError(f"padding must be at most half the kernel_size {size}, got {edge}")
-    if any(n + 2 * e < k for n, e, k in zip(times.shape[2:], edge, size, strict=True)):
-        raise ValueError(f"kernel_size {size} must fit the padded input, got {list(times.shape[2:])}")
+    _check_size(size, times, edge)
     return -torch.nn.functional.max_pool2d(-times, size, step, edge)
+
+
+def lateral_inhibition2d(times: Tensor, kernel_size: Size2d) -> Tensor:
+    """Silence all but the earliest spike of each window: what a max-pool lets through stays the same.
+
+    The first neuron of a window to fire inhibits the others of its channel there, so that spikes which
+    `earliest_spike_pool2d` with this kernel would hold back never come. Spikes at the same time come too late
+    to inhibit each other. In Kheradpisheh et al. (2018) the first spike of a place inhibits all channels;
+    here it inhibits its own alone, which changes nothing that a later layer sees.
+
+    Args:
+        times: spike times [batch, channels, height, width], `inf` = silent.
+        kernel_size: of the windows, which lie side by side; rows and columns at the end that fill none
+            stay as they are.
+
+    Returns:
+        Times of the same shape.
+
+    Raises:
+        TypeError: a dtype other than float32 or float64.
+        ValueError: NaN or negative times, shapes that do not fit.
+
+    >>> import torch
+    >>> lateral_inhibition2d(torch.tensor([[[[5.0, 2.0], [torch.inf, 9.0]]]]), 2)
+    tensor([[[[inf, 2.],
+              [inf, inf]]]])
+    """
+    _checks.floating("times", times)
+    _check_images("times", times)
+    _checks.spike_times("times", times)
+    return times.masked_fill(~highest_in_windows2d(-times, kernel_size), math.inf)
+
+
+def highest_in_windows2d(values: Tensor, kernel_size: Size2d) -> Tensor:
+    """Which values a max-pool lets through: those that are the highest of their window.
+
+    Of potentials, or of how early spikes come, it says which neurons `lateral_inhibition2d` leaves.
+
+    Args:
+        values: [batch, channels, height, width].
+        kernel_size: of the windows, which lie side by side.
+
+    Returns:
+        A mask of the same shape, also true in rows and columns at the end that fill no window.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    >>> import torch
+    >>> highest_in_windows2d(torch.tensor([[[[1.0, 3.0, 2.0], [0.0, 3.0, 1.0]]]]), 2)
+    tensor([[[[False,  True,  True],
+              [False,  True,  True]]]])
+    """
+    _check_images("values", values)
+    size, *_ = pool_window(kernel_size, None, 0)
+    _check_size(list(size), values, [0, 0])
+    highest = torch.nn.functional.max_pool2d(values, size)
+    mask = torch.ones_like(values, dtype=torch.bool)
+    ends = [n * k for n, k in zip(highest.shape[2:], size, strict=True)]
+    # Place by place in the windows, as spreading the maxima over them takes twice as long.
+    for row, column in itertools.product(*map(range, size)):
+        place = ..., slice(row, ends[0], size[0]), slice(column, ends[1], size[1])
+        mask[place] = values[place] >= highest
+    return mask
+
+
+def _check_images(name: str, values: Tensor) -> None:
+    if values.ndim != 4:
+        raise ValueError(f"{name} must have shape [batch, channels, height, width], got {list(values.shape)}")
+
+
+def _check_size(size: list[int], values: Tensor, padding: list[int]) -> None:
+    if any(n + 2 * e < k for n, e, k in zip(values.shape[2:], padding, size, strict=True)):
+        raise ValueError(f"kernel_size {size} must fit the padded input, got {list(values.shape[2:])}")
 
 
 def drop_spikes(times: Tensor, p: float) -> Tensor:

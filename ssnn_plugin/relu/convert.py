@@ -29,6 +29,7 @@ def from_relu(
     x_max: float = 1.0,
     signed: bool = False,
     normalize: Statistics | None = None,
+    inhibition: bool = False,
 ) -> RampNetwork:
     """The network of neurons that fire at most once with the same outputs as a trained ReLU network.
 
@@ -52,6 +53,8 @@ def from_relu(
         normalize: (mean, std), numbers or one per channel, where the model was trained on normalised images,
             (x - mean) / std, and the network is to take x. They become part of the first connection, zero
             padding included, which pads with the mean.
+        inhibition: whether the first spike of a max-pool's window silences the others there, which the pool
+            holds back anyway: the same outputs with fewer spikes.
 
     Returns:
         A `RampNetwork` in evaluation mode.
@@ -60,7 +63,8 @@ def from_relu(
         NoTimeMode: what cannot be followed or is no ReLU network, by its path and class, and what to use
             instead; outputs that differ from those of the model.
         TypeError: a dtype other than float32 or float64, or another one than the model's.
-        ValueError: inputs out of range, a standard deviation that is not positive, arguments out of range.
+        ValueError: inputs out of range, a standard deviation that is not positive, arguments out of range;
+            `inhibition` without a max-pool, of windows side by side, that alone reads a layer of neurons.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> images = torch.rand(8, 2)
@@ -78,8 +82,16 @@ def from_relu(
     body = trace(copy.deepcopy(original))
     if normalize is not None:
         _prepend(body, normalize, calibrate_on)
-    sources, of_output = Follower(body, shapes(body, calibrate_on), x_max, signed).follow()
-    network = RampNetwork(body, {**sources, OUTPUT: of_output}, x_max=x_max, signed=signed).eval()
+    follower = Follower(body, shapes(body, calibrate_on), x_max, signed)
+    sources, of_output = follower.follow()
+    pooled = follower.pooled() if inhibition else {}
+    if inhibition and not pooled:
+        raise ValueError(
+            "inhibition needs a max-pool right behind a layer of neurons that nothing else reads, with a "
+            f"stride as its kernel and no padding, got none in {type(model).__name__}"
+        )
+    sources[OUTPUT] = of_output
+    network = RampNetwork(body, sources, x_max=x_max, signed=signed, inhibition=pooled).eval()
     network.calibrate(calibrate_on, margin)
     _compare(network, original, calibrate_on, normalize)
     return network

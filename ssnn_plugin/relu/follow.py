@@ -87,6 +87,20 @@ class Follower:
         }
         return layers, self.sources[result]
 
+    def pooled(self) -> dict[str, tuple[int, int]]:
+        """After `follow`, the layers of neurons that only a max-pool reads: the size of its windows.
+
+        Of pools whose windows lie side by side.
+        """
+        found = {}
+        for node in self.graph.nodes:
+            if node.op == "call_module" and isinstance(self._now(node), RampNeurons) and len(node.users) == 1:
+                (user,) = node.users
+                module = self._now(user) if user.op == "call_module" else None
+                if (windows := operations.pool_windows(user, module)) is not None:
+                    found[str(node.target)] = windows
+        return found
+
     def _note(self, node: fx.Node, kind: Kind) -> None:
         self.kinds[node] = kind
         if node not in self.sources:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import _checks
+from ..functional import highest_in_windows2d
 from ..kernels.status import NAN_POTENTIAL, refuse_bad_samples
 from ..nn import Decision
 from ..nn.decision import decision_of, silent_by_potential
@@ -83,10 +84,15 @@ class RampNetwork(nn.Module):
     Shape: inputs as the ReLU network takes them, from 0 to `x_max`, or from -x_max if `signed` -> the outputs
     of the ReLU network.
 
+    With `inhibition` the first spike of a max-pool's window silences the others there, where windows lie side
+    by side and only the pool reads them (`functional.lateral_inhibition2d`). What the network returns is the
+    same, with fewer spikes.
+
     Attributes:
         body: the connections and `RampNeurons`, with their parameters.
         x_max, signed: the range of the inputs.
         sources: the layers that each layer of neurons, and the output, has connections from.
+        inhibition: the layers whose spikes inhibit others, with the size of the windows of the pool behind.
         readout: the output neurons, which fire at ``t_max - (logit + shift)``.
         shift: a bias of all outputs, by which those in their window are positive.
     """
@@ -98,9 +104,11 @@ class RampNetwork(nn.Module):
         *,
         x_max: float,
         signed: bool,
+        inhibition: dict[str, tuple[int, int]] | None = None,
     ) -> None:
         super().__init__()
         self.body, self.sources, self.x_max, self.signed = body, sources, x_max, signed
+        self.inhibition = inhibition or {}
         self.readout, self.shift = RampNeurons(), 0.0
 
     @property
@@ -162,8 +170,10 @@ class RampNetwork(nn.Module):
 
         def see(name: str, neurons: RampNeurons, v: Tensor) -> Tensor:
             clipped[name], windows[name] = neurons.clipped(v), (neurons.window, neurons.t_max)
-            leads[name] = neurons.fire(v)
-            return leads[name]
+            fired = leads[name] = neurons.fire(v)
+            if name in self.inhibition:
+                leads[name] = fired * highest_in_windows2d(fired, self.inhibition[name])
+            return fired
 
         potential = _without_nan(_Watch(self.body, see).run(inputs))
         see(OUTPUT, self.readout, potential + self.shift)
@@ -256,7 +266,8 @@ class RampNetwork(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        return f"x_max={self.x_max:g}, signed={self.signed}, t_max={self.t_max:.6g}"
+        inhibited = f", inhibition in {', '.join(self.inhibition)}" if self.inhibition else ""
+        return f"x_max={self.x_max:g}, signed={self.signed}, t_max={self.t_max:.6g}{inhibited}"
 
 
 def _without_nan(potential: Tensor) -> Tensor:

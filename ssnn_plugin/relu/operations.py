@@ -127,6 +127,25 @@ def cap(node: fx.Node, module: nn.Module | None) -> float | None:
     return None if high is None else float(high)
 
 
+def pool_windows(node: fx.Node, module: nn.Module | None) -> tuple[int, int] | None:
+    """The size of the windows of a max-pool, if they lie side by side without padding; None otherwise."""
+    if isinstance(module, nn.MaxPool2d):
+        given = module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
+    elif module is None and operation(node) == "max_pool2d":
+        defaults = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
+        further = (argument(node, i, name, value) for i, (name, value) in enumerate(defaults.items(), 2))
+        given = argument(node, 1, "kernel_size"), *further
+    else:
+        return None
+    (kernel, stride, padding, dilation), partial = map(_pair, given[:4]), given[4]
+    side_by_side = stride in (kernel, None) and padding == (0, 0) and dilation == (1, 1) and not partial
+    return kernel if side_by_side else None
+
+
+def _pair(size: Any) -> Any:
+    return (size, size) if isinstance(size, int) else size and tuple(size)
+
+
 def remedy(what: nn.Module | str) -> str:
     """What to do about something that has no place in a network of ramps."""
     name = what if isinstance(what, str) else type(what).__name__
