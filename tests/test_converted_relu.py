@@ -167,6 +167,7 @@ def test_with_inhibition_a_neuron_fires_where_its_pool_lets_it_through(normalize
         build(network={"layers": layers, "normalize": normalize, "inhibition": inhibits})
         for inhibits in (False, True)
     )
+    assert [each.settings.network.name for each in (plain, method)] == ["6C3p1-P2-8C3-5", "6C3p1-P2i-8C3-5"]
     epochs = [learn(each, times, labels, epochs=2)[-1] for each in (plain, method)]
     for name, value in plain.network.state_dict().items():
         assert torch.equal(method.network.state_dict()[name], value)

@@ -63,6 +63,13 @@ class Network(layered.Network):
     inhibition: bool = False
     temperature: PositiveFloat = 1.0
 
+    @property
+    def name(self) -> str:
+        """`P2i` is a max-pool whose first spike inhibits."""
+        return "-".join(
+            f"{layer}i" if self.inhibition and layer.startswith("P") else layer for layer in self.layers
+        )
+
     @model_validator(mode="after")
     def _a_pool_to_come_first(self) -> Network:
         pooled = [behind.startswith("P") for _, behind in itertools.pairwise(self.layers)]
