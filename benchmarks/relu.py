@@ -18,7 +18,7 @@ from reproductions.errors import SuiteError
 from reproductions.methods.converted_relu import ConvertedReLU
 from ssnn_plugin import RampNetwork, fold_batchnorm, from_relu
 from ssnn_plugin.decode import first_to_fire
-from ssnn_plugin.relu import ClippedSpikesWarning
+from ssnn_plugin.relu import Activity, ClippedSpikesWarning
 
 MODEL, FOLDED = "ReLU network", "ReLU network, folded"
 # Test images at once.
@@ -123,28 +123,36 @@ class OfTheSuite:
 
     @torch.no_grad()
     def agreement(self) -> Table:
-        """Both networks on all test images: how far apart their logits are, and who is right how often."""
+        """Both networks on all test images: how far apart their logits are, and who is right how often.
+
+        And the hidden spikes of an image, without and with pools that inhibit.
+        """
         table = Table(
             "precision", "difference of logits, of the greatest", "ReLU network %", "potentials %",
-            "first spikes %", "clipped spikes", title=f"{self.name}, {len(self.labels)} test images",
+            "first spikes %", "clipped spikes", "hidden spikes", "if pools inhibit",
+            title=f"{self.name}, {len(self.labels)} test images",
         )  # fmt: skip
         for dtype in (torch.float64, torch.float32):
             table.add_row(str(dtype).removeprefix("torch."), *self._compared(dtype))
         return table
 
-    def _both(self, dtype: torch.dtype) -> tuple[nn.Module, RampNetwork]:
+    def _both(self, dtype: torch.dtype, *, inhibition: bool = False) -> tuple[nn.Module, RampNetwork]:
         model = copy.deepcopy(self.method.relu()).to(dtype).eval()
-        return model, from_relu(model, calibrate_on=self.method.sample.to(dtype), margin=self.margin)
+        pools = any(isinstance(module, nn.MaxPool2d) for module in model.modules())
+        sample = self.method.sample.to(dtype)
+        return model, from_relu(
+            model, calibrate_on=sample, margin=self.margin, inhibition=inhibition and pools
+        )
 
     def _in_parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(torch.split(self.images, CHUNK), torch.split(self.labels, CHUNK), strict=True)
 
     def _compared(self, dtype: torch.dtype) -> tuple[str, ...]:
-        model, ramps = self._both(dtype)
+        (model, ramps), (_, inhibited) = self._both(dtype), self._both(dtype, inhibition=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ClippedSpikesWarning)  # they are counted below
             apart = greatest = 0.0
-            right, clipped = torch.zeros(3), 0
+            right, spikes, clipped = torch.zeros(3), torch.zeros(2), 0
             for images, labels in self._in_parts():
                 expected, activity = model(images.to(dtype)), ramps.activity(images.to(dtype))
                 apart = max(apart, (activity.potential - expected).abs().max().item())
@@ -153,5 +161,12 @@ class OfTheSuite:
                 decisions = expected.argmax(1), activity.potential.argmax(1), first
                 right += torch.tensor([(decided == labels).sum() for decided in decisions])
                 clipped += sum(activity.clipped.values())
+                left = inhibited.activity(images.to(dtype))
+                spikes += torch.tensor([_hidden_spikes(activity), _hidden_spikes(left)])
         shares = (f"{100 * share:.2f}" for share in right / len(self.labels))
-        return f"{apart / greatest:.1e}", *shares, str(clipped)
+        fired = (f"{count:.0f}" for count in spikes / len(self.labels))
+        return f"{apart / greatest:.1e}", *shares, str(clipped), *fired
+
+
+def _hidden_spikes(activity: Activity) -> int:
+    return sum(int(leads.count_nonzero()) for leads in [*activity.leads.values()][1:-1])

@@ -102,6 +102,8 @@ def test_a_benchmark_compares_both_networks_on_all_test_images(tmp_path):
     assert 0 < float(columns[1][0]) < 1e-13 < float(columns[1][1]) < 1e-5
     for accuracies in columns[2:5]:
         assert accuracies == [f"{100 * record.test.accuracy['potential']:.2f}"] * 2
+    assert columns[6] == [f"{sum(record.test.total[1:-1]):.0f}"] * 2
+    assert all(0 < int(fewer) < 0.9 * int(every) for every, fewer in zip(*columns[6:], strict=True))
     assert set(network.timings(8, 3)) == set(relu.runs("MobileNetV2", torch.rand(2, 3, 32, 32)))
 
 
