@@ -87,14 +87,14 @@ def test_the_pooling_layer_is_the_function():
 def test_inhibition_leaves_the_earliest_spikes_of_each_window(layout, dtype, size, extra, seed):
     shape = 2, 2, size[0] + extra[0], size[1] + extra[1]
     times = _random_times(shape, t_max=5, dtype=dtype, seed=seed).contiguous(memory_format=layout)
-    left, expected = lateral_inhibition2d(times, size), times.clone()
+    left, expected = lateral_inhibition2d(times, size), torch.full_like(times, INF)
     for b in range(2):
         for c in range(2):
             earliest, _ = _earliest(times[b, c], size, size, (0, 0))
             for y in range(earliest.shape[0] * size[0]):
                 for x in range(earliest.shape[1] * size[1]):
-                    if times[b, c, y, x] > earliest[y // size[0], x // size[1]]:
-                        expected[b, c, y, x] = INF
+                    if times[b, c, y, x] == earliest[y // size[0], x // size[1]]:
+                        expected[b, c, y, x] = times[b, c, y, x]
     assert left.dtype == dtype
     assert torch.equal(left, expected)
     assert torch.equal(earliest_spike_pool2d(left, size), earliest_spike_pool2d(times, size))
@@ -104,9 +104,9 @@ def test_inhibition_leaves_the_earliest_spikes_of_each_window(layout, dtype, siz
 def test_inhibition_passes_the_gradient_of_the_spikes_that_are_left():
     times = torch.tensor([[[[5.0, 2.0, 4.0], [2.0, 7.0, INF]]]], requires_grad=True)
     left = lateral_inhibition2d(times, 2)
-    assert left.tolist() == [[[[INF, 2.0, 4.0], [2.0, INF, INF]]]]
+    assert left.tolist() == [[[[INF, 2.0, INF], [2.0, INF, INF]]]]
     (grad,) = torch.autograd.grad(left, times, torch.ones_like(left))
-    assert grad.tolist() == [[[[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]]]
+    assert grad.tolist() == [[[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]]]
 
 
 @pytest.mark.parametrize(

@@ -374,9 +374,37 @@ def test_inhibition_without_windows_side_by_side_is_refused(pool):
     inputs = images(4, 8).float()
     model(inputs)
     with pytest.raises(
-        ValueError, match=r"inhibition needs a max-pool right behind .* got none in Sequential"
+        ValueError, match=r"inhibition needs a MaxPool2d right behind .* got none in Sequential"
     ):
         from_relu(model, calibrate_on=inputs, inhibition=True)
+
+
+def test_inhibition_does_without_pools_whose_windows_are_not_known():
+    class OverAll(nn.Module):
+        def __init__(self, pool):
+            super().__init__()
+            self.conv, self.other, self.fc, self.pool = (
+                nn.Conv2d(3, 4, 3),
+                nn.Conv2d(4, 4, 1),
+                nn.Linear(4, 3),
+                pool,
+            )
+
+        def forward(self, x):
+            x = torch.relu(self.other(self.pool(torch.relu(self.conv(x)))))
+            return self.fc(nn.functional.max_pool2d(x, x.size()[2:]).flatten(1))
+
+    torch.manual_seed(0)
+    inputs = images(4, 8)
+    for pool in (nn.MaxPool2d((2,)), nn.MaxPool2d(np.int64(2)), nn.MaxPool2d(2, padding=(0,))):
+        network = from_relu(OverAll(pool).double(), calibrate_on=inputs, inhibition=True)
+        assert network.inhibition == {"relu": (2, 2)}
+        network.activity(inputs)
+    model = nn.Sequential(
+        nn.Linear(8, 8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    ).double()
+    with pytest.raises(ValueError, match="inhibition needs a MaxPool2d"):
+        from_relu(model, calibrate_on=inputs[:, 0], inhibition=True)
 
 
 def test_neurons_that_others_read_too_are_not_inhibited():

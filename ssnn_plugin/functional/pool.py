@@ -58,8 +58,8 @@ def lateral_inhibition2d(times: Tensor, kernel_size: Size2d) -> Tensor:
 
     Args:
         times: spike times [batch, channels, height, width], `inf` = silent.
-        kernel_size: of the windows, which lie side by side; rows and columns at the end that fill none
-            stay as they are.
+        kernel_size: of the windows, which lie side by side. Rows and columns at the end that fill none are
+            silenced, as no pool reads them.
 
     Returns:
         Times of the same shape.
@@ -89,21 +89,21 @@ def highest_in_windows2d(values: Tensor, kernel_size: Size2d) -> Tensor:
         kernel_size: of the windows, which lie side by side.
 
     Returns:
-        A mask of the same shape, also true in rows and columns at the end that fill no window.
+        A mask of the same shape, false in rows and columns at the end that fill no window.
 
     Raises:
         ValueError: shapes that do not fit.
 
     >>> import torch
     >>> highest_in_windows2d(torch.tensor([[[[1.0, 3.0, 2.0], [0.0, 3.0, 1.0]]]]), 2)
-    tensor([[[[False,  True,  True],
-              [False,  True,  True]]]])
+    tensor([[[[False,  True, False],
+              [False,  True, False]]]])
     """
     _check_images("values", values)
     size, *_ = pool_window(kernel_size, None, 0)
     _check_size(list(size), values, [0, 0])
     highest = torch.nn.functional.max_pool2d(values, size)
-    mask = torch.ones_like(values, dtype=torch.bool)
+    mask = torch.zeros_like(values, dtype=torch.bool)
     ends = [n * k for n, k in zip(highest.shape[2:], size, strict=True)]
     # Place by place in the windows, as spreading the maxima over them takes twice as long.
     for row, column in itertools.product(*map(range, size)):

@@ -87,8 +87,8 @@ def from_relu(
     pooled = follower.pooled() if inhibition else {}
     if inhibition and not pooled:
         raise ValueError(
-            "inhibition needs a max-pool right behind a layer of neurons that nothing else reads, with a "
-            f"stride as its kernel and no padding, got none in {type(model).__name__}"
+            "inhibition needs a MaxPool2d right behind a layer of neurons that nothing else reads, with a "
+            f"stride as its kernel, without padding and ceil_mode, got none in {type(model).__name__}"
         )
     sources[OUTPUT] = of_output
     network = RampNetwork(body, sources, x_max=x_max, signed=signed, inhibition=pooled).eval()

@@ -90,11 +90,13 @@ class Follower:
     def pooled(self) -> dict[str, tuple[int, int]]:
         """After `follow`, the layers of neurons that only a max-pool reads: the size of its windows.
 
-        Of pools whose windows lie side by side.
+        Of pools whose windows lie side by side, on [batch, channels, height, width].
         """
         found = {}
         for node in self.graph.nodes:
-            if node.op == "call_module" and isinstance(self._now(node), RampNeurons) and len(node.users) == 1:
+            if node.op != "call_module" or not isinstance(self._now(node), RampNeurons):
+                continue
+            if len(node.users) == 1 and len(self.sizes[node]) == 4:
                 (user,) = node.users
                 module = self._now(user) if user.op == "call_module" else None
                 if (windows := operations.pool_windows(user, module)) is not None:

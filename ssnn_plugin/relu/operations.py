@@ -128,7 +128,10 @@ def cap(node: fx.Node, module: nn.Module | None) -> float | None:
 
 
 def pool_windows(node: fx.Node, module: nn.Module | None) -> tuple[int, int] | None:
-    """The size of the windows of a max-pool, if they lie side by side without padding; None otherwise."""
+    """The size of the windows of a max-pool, if they lie side by side without padding; None otherwise.
+
+    None also for sizes that are not known before it runs.
+    """
     if isinstance(module, nn.MaxPool2d):
         given = module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
     elif module is None and operation(node) == "max_pool2d":
@@ -137,13 +140,18 @@ def pool_windows(node: fx.Node, module: nn.Module | None) -> tuple[int, int] | N
         given = argument(node, 1, "kernel_size"), *further
     else:
         return None
-    (kernel, stride, padding, dilation), partial = map(_pair, given[:4]), given[4]
-    side_by_side = stride in (kernel, None) and padding == (0, 0) and dilation == (1, 1) and not partial
-    return kernel if side_by_side else None
+    kernel, stride, padding, dilation, partial = given
+    sizes = map(_pair, (kernel, kernel if stride is None else stride, padding, dilation))
+    windows, step, edge, spacing = sizes
+    side_by_side = step == windows and edge == (0, 0) and spacing == (1, 1) and not partial
+    return windows if side_by_side else None
 
 
-def _pair(size: Any) -> Any:
-    return (size, size) if isinstance(size, int) else size and tuple(size)
+def _pair(size: Any) -> tuple[int, int] | None:
+    sizes = size if isinstance(size, list | tuple) else [size]
+    if len(sizes) not in (1, 2) or any(isinstance(n, fx.Node) for n in sizes):
+        return None
+    return operator.index(sizes[0]), operator.index(sizes[-1])
 
 
 def remedy(what: nn.Module | str) -> str:
