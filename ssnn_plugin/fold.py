@@ -21,7 +21,8 @@ def fold_batchnorm(model: nn.Module) -> list[str]:
 
     What it does in evaluation mode, with its running statistics, is a factor and a shift of each channel.
     They become part of the weight and the bias of the Linear or convolution that comes before it in the
-    same container; an `Identity` stays in its place. A bias is a current in every bin.
+    same container; an `Identity` stays in its place. A bias is a current in every bin. What a Linear returns
+    must be [batch, features]: of [batch, channels, features] a BatchNorm1d normalises the channels.
 
     Args:
         model: any model; train it first, as the running statistics are fixed from here on.

@@ -169,7 +169,8 @@ class TemporalCrossEntropyLoss(nn.Module):
         if self.silent == "ignore":
             others = torch.ones_like(times, dtype=torch.bool).scatter(1, labels.unsqueeze(1), False)
             logits = logits.masked_fill(others & (times >= self.t_max), -math.inf)
-        return nn.functional.cross_entropy(logits, labels, self.weight, reduction=self.reduction)
+        weight = None if self.weight is None else self.weight.to(logits.dtype)
+        return nn.functional.cross_entropy(logits, labels, weight, reduction=self.reduction)
 
 
 class ExponentialCrossEntropyLoss(nn.Module):

@@ -99,6 +99,7 @@ class SpikeCounts:
     def __post_init__(self) -> None:
         _checks.positive("t_max", self.t_max)
 
+    @torch.no_grad()
     def update(self, *layers: Tensor) -> None:
         """Add a batch: the spike times of every layer [batch, *features], inputs first, outputs last.
 

@@ -133,7 +133,7 @@ class Rule(ABC):
         return crossing.input_grad(error)
 
     def __str__(self) -> str:
-        return self.name or repr(self)
+        return self.name if self.name and self == type(self)() else repr(self)
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,9 @@ class LocalSlope(_OfJumps):
     slope of a neuron that fires at the very end. Then dt_j/dw_ji = -1 / s_j for the causal inputs,
     and dt_j/dt_i = w_ji / (2 reach + 1) / s_j for those in the window: the implicit function
     theorem for steps that are smoothed to ramps of that width. A silent neuron that learns has the
-    slope threshold / t_max over the whole window, and so dt_j/dt_i = w_ji / threshold for all inputs.
+    slope threshold / t_max over the whole window, and so dt_j/dt_i = w_ji / threshold for all inputs. Its
+    potential depends on its inputs' times by this rule only in the window about the end: a loss on potentials
+    of silent neurons teaches its own weights, and those of earlier layers next to nothing.
 
     Args:
         reach: half width in bins of the window.

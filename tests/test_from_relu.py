@@ -323,6 +323,17 @@ REFUSED = {
         r"^parts.0 \(MaxPool2d\).*no indices",
     ),
     "a gate": (lambda: Calls(lambda x: x * x.mean((2, 3), keepdim=True)), r"^mul in the model.*multiplies"),
+    "a square": (lambda: Calls(lambda x: x.relu() * x.relu()), r"^mul in the model.*multiplies"),
+    "itself squared": (lambda: Calls(lambda x: torch.mul(x, x)), r"^mul in the model.*multiplies"),
+    "itself divided": (lambda: Calls(lambda x: x / x), r"^div in the model.*multiplies or divides"),
+    "itself as weights": (
+        lambda: Calls(lambda x: nn.functional.linear(y := x.flatten(1), y)),
+        r"^linear in the model.*weights must not depend on the input",
+    ),
+    "a pool before a hard tanh": (
+        lambda: _sequential(nn.MaxPool2d(2), nn.Hardtanh()),
+        r"^2 \(Hardtanh\).*must clip at 0.*got -1",
+    ),
     "a function": (lambda: Calls(torch.tanh), r"^tanh in the model.*train the model with ReLU"),
     "a maximum": (lambda: Calls(lambda x: torch.maximum(x, x)), r"^maximum in the model.*is made of"),
     "a reshape": (
@@ -354,6 +365,48 @@ def test_what_the_graph_does_not_show_is_found_by_its_outputs():
     model.register_forward_hook(lambda module, given, result: result + 1)
     with pytest.raises(NoTimeMode, match="outputs of the network differ from those of Functional"):
         from_relu(model, calibrate_on=images())
+
+
+def test_a_normalisation_of_channels_behind_a_linear_is_none_of_its_features():
+    for length in (5, 7):
+        model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(length), nn.ReLU(), nn.Flatten())
+        model = with_random_statistics(model.append(nn.Linear(5 * length, 3))).double().eval()
+        x = images()[:, 0, :length, :6]
+        network = from_relu(model, calibrate_on=x)
+        assert difference(network(x), model(x)) <= 1e-9
+
+
+def test_weights_that_are_read_elsewhere_are_not_folded_into():
+    class Read(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+
+        def forward(self, x):
+            return torch.relu(
+                self.norm(self.linear(x)) + nn.functional.linear(input=x, weight=self.linear.weight)
+            )
+
+    torch.manual_seed(0)
+    model, x = with_random_statistics(Read()).double().eval(), images()[:, 0, 0]
+    assert difference(from_relu(model, calibrate_on=x)(x), model(x)) <= 1e-9
+
+
+def test_arguments_by_name_and_outputs_of_zero():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = nn.functional.avg_pool2d(input=torch.relu(input=self.conv(x)), kernel_size=2)
+            return self.fc(torch.div(input=torch.mean(input=x, dim=(2, 3)), other=2))
+
+    model = Named().double()
+    assert difference(from_relu(model, calibrate_on=images())(images()), model(images())) <= 1e-9
+    nn.init.zeros_(model.fc.weight)
+    nn.init.zeros_(model.fc.bias)
+    assert not from_relu(model, calibrate_on=images())(images()).any()
 
 
 def test_bad_arguments_are_refused():

@@ -466,3 +466,11 @@ def test_errors_are_normalised_alike_compiled_and_not():
         found.append(grad.detach())
     torch.testing.assert_close(*found)
     torch.testing.assert_close(found[0].flatten(1).norm(dim=1), torch.tensor([1, 1, 0, 1, 1, 1]) / 6)
+
+
+def test_weights_of_the_cross_entropy_are_of_any_precision():
+    times, labels, weight = torch.rand(4, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1]), torch.rand(3)
+    found = [
+        losses.TemporalCrossEntropyLoss(t_max=1, weight=w)(times, labels) for w in (weight, weight.double())
+    ]
+    assert torch.equal(*found)

@@ -155,6 +155,12 @@ def test_spike_counts_add_up_over_batches_of_any_size():
     _close(counts.compute(), naive_counts(layers))
 
 
+def test_spike_counts_keep_no_graph():
+    counts = metrics.SpikeCounts(T_MAX)
+    counts.update(*(times.requires_grad_() for times in _layers(7)))
+    assert not counts._sums.requires_grad
+
+
 def test_spike_counts_start_over_after_reset():
     counts = metrics.SpikeCounts(T_MAX)
     counts.update(*_layers(7, seed=1))

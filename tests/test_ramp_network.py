@@ -423,6 +423,20 @@ def test_neurons_that_others_read_too_are_not_inhibited():
     assert list(network.inhibition) == [list(network.layers)[1]]
 
 
+def test_spike_times_keep_their_digits_under_autocast():
+    torch.manual_seed(0)
+    model, inputs = small().float(), images(8, 4, channels=1).float()
+    network = from_relu(model, calibrate_on=inputs)
+    expected = network.first_spikes(inputs), network.activity(inputs).times, network.decide(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network.first_spikes(inputs), network.activity(inputs).times, network.decide(inputs)
+        narrow = network(inputs)
+    assert narrow.dtype == torch.bfloat16
+    for one, other in zip(found[0] + found[2], expected[0] + expected[2], strict=True):
+        assert torch.equal(one, other)
+    assert all(torch.equal(found[1][name], times) for name, times in expected[1].items())
+
+
 def test_no_nir_graph_of_windows():
     pytest.importorskip("nir")
     from ssnn_plugin.nir import to_nir

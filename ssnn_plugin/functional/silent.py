@@ -78,7 +78,7 @@ def weight_sum_cost(weight: Tensor, threshold: float | Tensor, *, reduction: str
         _checks.not_negative("threshold", threshold)
     _checks.one_of("reduction", reduction, REDUCTIONS)
     _check_weight(weight)
-    if isinstance(threshold, Tensor) and threshold.shape not in (weight.shape[:1], ()):
+    if isinstance(threshold, Tensor) and threshold.shape != weight.shape[:1]:
         raise ValueError(
             f"threshold must be a number, or have shape [{len(weight)}], got {list(threshold.shape)}"
         )

@@ -172,10 +172,11 @@ class SpikeConnection(nn.Module):
         }
 
     def extra_repr(self) -> str:
+        rule = str(self.gradient)
         options = [
             repr(self.neuron),
             f"t_max={self.t_max}",
-            f"gradient={str(self.gradient)!r}",
+            f"gradient={rule!r}" if rule == self.gradient.name else f"gradient={rule}",
             f"silent_gradient={self.silent_gradient}",
             f"bias={self.bias is not None}",
             f"init_range={self.init_range}",

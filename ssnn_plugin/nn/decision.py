@@ -53,7 +53,7 @@ def decide_event_by_event(
 
     That is fully connected `IF` neurons on the CPU which share a leak per layer.
     """
-    layers = [] if _has_hooks(network) else list(_unnested(network))
+    layers = [] if _is_changed(network) else list(_unnested(network))
     while layers and _flattens(layers[0]):
         inputs = inputs.flatten(1)
         layers.pop(0)
@@ -127,9 +127,9 @@ def decision_of(
 
 
 def _unnested(network: nn.Module) -> Iterator[nn.Module]:
-    """The layers of a chain, those of chains inside it too."""
-    for layer in network.children():
-        if type(layer) in (nn.Sequential, type(network)) and not _has_hooks(layer):
+    """The layers of a chain, those of chains inside it too; one that stands twice comes twice."""
+    for layer in network:  # type: ignore[attr-defined]
+        if type(layer) in (nn.Sequential, type(network)) and not _is_changed(layer):
             yield from _unnested(layer)
         else:
             yield layer
@@ -139,13 +139,14 @@ def _flattens(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1)
 
 
-def _has_hooks(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+def _is_changed(layer: nn.Module) -> bool:
+    """Whether calling it does something else than its class."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
 
 
 def _is_plain(layer: SpikeLinear) -> bool:
     """Whether the kernel computes what calling the layer does."""
-    if type(layer) is not SpikeLinear or _has_hooks(layer) or layer.input_pool is not None:
+    if type(layer) is not SpikeLinear or _is_changed(layer) or layer.input_pool is not None:
         return False
     if type(layer._neuron) is not IF or isinstance(layer._neuron.beta, Tensor):
         return False

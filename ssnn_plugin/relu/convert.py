@@ -145,9 +145,10 @@ def _compare(network: RampNetwork, model: nn.Module, inputs: Tensor, normalize: 
         given = (inputs - mean) / std
     with torch.no_grad():
         expected, found = model(given), network(inputs)
-    difference = float((found - expected).abs().amax() / expected.abs().amax())
-    if not difference <= MOST_DIFFERENCE[inputs.dtype]:
+    difference, largest = float((found - expected).abs().amax()), float(expected.abs().amax())
+    if not difference <= MOST_DIFFERENCE[inputs.dtype] * largest:
         raise NoTimeMode(
-            f"the outputs of the network differ from those of {type(model).__name__} by {difference:.2g} of "
-            "the largest one: its forward does what its graph does not show, as hooks and random numbers do"
+            f"the outputs of the network differ from those of {type(model).__name__} by {difference:.2g}, "
+            f"the largest is {largest:.2g}: its forward does what its graph does not show, as hooks and "
+            "random numbers do"
         )

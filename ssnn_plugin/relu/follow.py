@@ -208,8 +208,10 @@ class Follower:
         raise ValueError(operations.remedy(module))
 
     def _tensors(self, node: fx.Node) -> list[fx.Node]:
-        """The arguments that depend on the input."""
-        return [x for x in node.all_input_nodes if self.kinds[x] is not Kind.CONSTANT]
+        """The arguments that depend on the input, one that is given twice twice."""
+        given: list[fx.Node] = []
+        fx.node.map_arg((node.args, node.kwargs), given.append)
+        return [x for x in given if self.kinds[x] is not Kind.CONSTANT]
 
     def _input(self, node: fx.Node) -> Kind:
         if self.sources:
@@ -226,7 +228,7 @@ class Follower:
 
     def _affine(self, node: fx.Node) -> Kind:
         """In its first argument, the others being constants."""
-        if self._tensors(node) != [node.args[0]]:
+        if self._tensors(node) != [operations.argument(node, 0, "input")]:
             raise ValueError("its weights must not depend on the input")
         return Kind.CURRENTS
 
@@ -235,7 +237,8 @@ class Follower:
 
     def _product(self, node: fx.Node) -> Kind:
         tensors = self._tensors(node)
-        if len(tensors) > 1 or (operations.operation(node) == "div" and tensors != [node.args[0]]):
+        divided = operations.argument(node, 0, "input")
+        if len(tensors) > 1 or (operations.operation(node) == "div" and tensors != [divided]):
             raise ValueError(
                 "it multiplies or divides activations, as gates, attention and squeeze-and-excitation do, "
                 "which is no affine map: use a model without"
@@ -257,7 +260,7 @@ class Follower:
     def _mean(self, node: fx.Node) -> Kind:
         dims = operations.argument(node, 1, "dim")
         dims = dims if isinstance(dims, list | tuple) else [dims]
-        n = len(self.sizes[node.args[0]])  # type: ignore[index]
+        n = len(self.sizes[operations.argument(node, 0, "input")])
         if any(not isinstance(dim, int) or dim % n == 0 for dim in dims):
             raise ValueError("its dimensions must be named, without that of the batch, as in mean((2, 3))")
         return self._affine(node)
@@ -295,7 +298,7 @@ class Follower:
             )
         kind = nn.Dropout if operations.operation(node) == "dropout" else nn.Dropout2d
         p = operations.argument(node, 1, "p", 0.5)
-        node.target, node.args = self._add(node.name, kind(p)), (node.args[0],)
+        node.target, node.args = self._add(node.name, kind(p)), (operations.argument(node, 0, "input"),)
         node.op, node.kwargs = "call_module", {}
         return self._dropout(node)
 
@@ -322,7 +325,10 @@ class Follower:
     def _cap_behind(self, user: fx.Node) -> float | None:
         """The cap of a rectifier, NaN for others."""
         module = self._module(user)
-        return operations.cap(user, module) if operations.is_rectifier(user, module) else math.nan
+        try:
+            return operations.cap(user, module) if operations.is_rectifier(user, module) else math.nan
+        except ValueError as error:
+            raise NoTimeMode(f"{self._where(user)} cannot become ramps: {error}") from error
 
     def _rectifier(self, node: fx.Node) -> None:
         cap = operations.cap(node, self._module(node))
@@ -379,12 +385,18 @@ class Follower:
         return self._channel_affine(node, *factor_and_shift(norm), learned=norm.affine)
 
     def _takes_up(self, x: fx.Node, connection: nn.Module | None) -> bool:
-        """Whether what follows can be folded into a connection: nobody else reads it, nor its weights."""
-        if (
-            not isinstance(connection, operations.WEIGHTS)
-            or len(x.users) > 1
-            or self.calls[str(x.target)] > 1
+        """Whether a normalisation can be folded into a connection: nobody else reads it, nor its weights.
+
+        Behind a Linear it must be of features.
+        """
+        if not isinstance(connection, operations.WEIGHTS) or len(x.users) > 1:
+            return False
+        read = f"{x.target}."
+        if self.calls[str(x.target)] > 1 or any(
+            node.op == "get_attr" and str(node.target).startswith(read) for node in self.graph.nodes
         ):
+            return False
+        if isinstance(connection, nn.Linear) and len(self.sizes[x]) != 2:
             return False
         try:
             check_plain_weights(connection)

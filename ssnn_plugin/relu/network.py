@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from .. import _checks
 from ..functional import highest_in_windows2d
+from ..kernels.precision import full_precision
 from ..kernels.status import NAN_POTENTIAL, refuse_bad_samples
 from ..nn import Decision
 from ..nn.decision import decision_of, silent_by_potential
@@ -79,7 +80,9 @@ class RampNetwork(nn.Module):
     network returns the potentials of its outputs, the logits of the ReLU network.
 
     Layers hand on leads, how long before the end of its window a spike comes, which is what the next
-    connection multiplies by its weights; 0 is silence. They are spike times from the other end.
+    connection multiplies by its weights; 0 is silence. They are spike times from the other end. Under
+    autocast calling the network computes as the ReLU network would. Spike times need all their digits: what
+    returns them leaves it out.
 
     Shape: inputs as the ReLU network takes them, from 0 to `x_max`, or from -x_max if `signed` -> the outputs
     of the ReLU network.
@@ -144,8 +147,9 @@ class RampNetwork(nn.Module):
 
         Raises, warns: as calling the network.
         """
-        potential = self(inputs)
-        return self.readout.times(self.readout(potential + self.shift)), potential
+        with full_precision(inputs.device):
+            potential = self(inputs)
+            return self.readout.times(self.readout(potential + self.shift)), potential
 
     def encode(self, inputs: Tensor) -> Tensor:
         """The spike times of inputs, t = x_max - x, `inf` for 0.
@@ -175,8 +179,9 @@ class RampNetwork(nn.Module):
                 leads[name] = fired * highest_in_windows2d(fired, self.inhibition[name])
             return fired
 
-        potential = _without_nan(_Watch(self.body, see).run(inputs))
-        see(OUTPUT, self.readout, potential + self.shift)
+        with full_precision(inputs.device):
+            potential = _without_nan(_Watch(self.body, see).run(inputs))
+            see(OUTPUT, self.readout, potential + self.shift)
         return Activity(potential, leads, windows, clipped)
 
     @torch.no_grad()
@@ -224,7 +229,8 @@ class RampNetwork(nn.Module):
 
         modes = [(module, module.training) for module in self.modules()]
         try:
-            outputs = _Watch(self.eval().body, see).run(inputs.clone())
+            with full_precision(inputs.device):
+                outputs = _Watch(self.eval().body, see).run(inputs.clone())
         finally:
             for module, training in modes:
                 module.training = training
