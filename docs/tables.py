@@ -156,12 +156,14 @@ KINDS: dict[str, Callable[[Sequence[Record], str], pd.DataFrame]] = {
 
 
 def draw(runs: Sequence[Record]) -> None:
-    """The figures of accuracy against spikes that the pages show."""
-    from reproductions.figures import accuracy_against_spikes  # matplotlib, which tables do without
+    """The figures of all records of a data set that the pages show."""
+    from reproductions import figures  # matplotlib, which tables do without
 
-    for dataset in ("mnist", "fashion-mnist"):
-        figure = accuracy_against_spikes([run for run in runs if run.dataset == dataset])
-        figure.savefig(ROOT / "docs" / "figures" / f"accuracy-spikes-{dataset}.png", dpi=150)
+    of = {dataset: [run for run in runs if run.dataset == dataset] for dataset in ("mnist", "fashion-mnist")}
+    drawn = {f"accuracy-spikes-{dataset}": figures.accuracy_against_spikes(of[dataset]) for dataset in of}
+    drawn["decision-times-mnist"] = figures.decision_times(of["mnist"])
+    for name, figure in drawn.items():
+        figure.savefig(ROOT / "docs" / "figures" / f"{name}.png", dpi=150)
 
 
 def main() -> None:

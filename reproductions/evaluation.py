@@ -106,6 +106,10 @@ class _FirstSpikeTally:
         output, potential = torch.cat(self.outputs), torch.cat(self.potentials)
         right = decode.first_to_fire(output, potential, tie="potential", all_silent="undecided") == labels
         found = dataclasses.asdict(self.counts.compute())
+        # Of the classes, each of which may have several outputs.
+        first = output.min(1, keepdim=True).values
+        tied = ((output == first).sum(1) > 1) & (first.squeeze(1) < self.t_max)
+        found["tied"] = tied.double().mean().item()
         assert self.example is not None
         return Evaluation(
             accuracy={

@@ -244,8 +244,7 @@ def raster(run: Record) -> Figure:
         layout="constrained",
         height_ratios=[3, *[3] * (len(times) - 2), 2],
     )
-    output = [t_max if t is None else t for t in times[-1]]
-    decision, label = min(output), run.test.example.label
+    decision, told = _decision(run)
     for axis, layer, name in zip(axes, times, names, strict=True):
         spikes = [(t, neuron) for neuron, t in enumerate(layer) if t is not None]
         x, y = zip(*spikes, strict=True) if spikes else ((), ())
@@ -256,17 +255,26 @@ def raster(run: Record) -> Figure:
             ylim=(-1, len(layer)),
             xlim=(-0.01 * t_max, 1.01 * t_max),
         )
-        if decision < t_max:
+        if decision is not None:
             axis.axvline(decision, color="C3", lw=1, ls="--")
-    axes[-1].set_yticks(range(len(output)))
+    axes[-1].set_yticks(range(len(times[-1])))
     axes[-1].tick_params(axis="y", labelsize=6)
     axes[-1].set_xlabel(f"time ({run.time_unit})")
-    first = [str(k) for k, t in enumerate(output) if t == decision]
-    told = f"class {' and '.join(first)} at {decision:.4g}" if decision < t_max else "no output spike"
-    figure.suptitle(
-        f"{run.name}, seed {run.seed}: first test image, label {label}; decision: {told}", fontsize=10
-    )
+    label = run.test.example.label
+    figure.suptitle(f"{run.name}, seed {run.seed}: first test image, label {label}, {told}", fontsize=10)
     return figure
+
+
+def _decision(run: Record) -> tuple[float | None, str]:
+    """When the example of a record is decided, if by a first spike, and how."""
+    if run.test.neurons_fire != "once":
+        return None, "decided after all steps"
+    fired = {neuron: t for neuron, t in enumerate(run.test.example.times[-1]) if t is not None}
+    if not fired:
+        return None, "no output spike"
+    time = min(fired.values())
+    first = " and ".join(str(neuron) for neuron, t in fired.items() if t == time)
+    return time, f"first spike of output {first} at {time:.4g}"
 
 
 def _save(figure: Figure, folder: Path, stem: str) -> list[Path]:

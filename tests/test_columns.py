@@ -45,6 +45,8 @@ def test_spikes_per_neuron_are_those_of_hidden_and_output_neurons():
     """80 + 2 spikes of 400 + 10 neurons."""
     (row,) = _selected("per-neuron").to_dict("records")
     assert row == {"spikes per neuron": pytest.approx(82 / 410)}
+    passing_on = RUNS[0].model_copy(update={"test": RUNS[0].test.model_copy(update={"total": [150, 80, 0]})})
+    assert tables.comparison([passing_on], "mnist")["spikes per neuron"].item() == 80 / 400
     assert _shown("per-neuron") == {"spikes per neuron": "0.2"}
 
 

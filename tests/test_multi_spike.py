@@ -11,7 +11,7 @@ from reproductions import evaluation, methods
 from reproductions.catalog import validated
 from reproductions.datasets import Images
 from reproductions.errors import SuiteError
-from reproductions.methods import ltmd, multi_spike, rate_backprop, tebn, time_based
+from reproductions.methods import ltmd, minibatch, multi_spike, rate_backprop, tebn, time_based
 
 NETWORK = {"layers": ["4C3p1", "A2", "6"], "t_max": 3}
 TRAINING = {"batch_size": 8, "optimizer": "adam", "epochs": 1, "learning_rates": [1e-3]}
@@ -22,6 +22,7 @@ OWN = {
     "time_based": ({}, {"loss": "count-plus"}),
 }
 
+INF = math.inf
 UNDISTURBED = {"ltmd": {"moderate_dropout": 0.0}}
 
 
@@ -137,6 +138,21 @@ def test_the_highest_score_decides_and_ties_are_told_apart(potential, by_potenti
     assert result.example.times == [[None] * 64, [0.0, None], [2.0]]
 
 
+def test_ties_are_those_of_classes_and_not_of_their_neurons():
+    class Fixed:
+        def predict(self, inputs):
+            outputs = torch.tensor([[1.0, 1.0, 2.0, 2.0], [1.0, 3.0, 1.0, 4.0], [INF, INF, INF, INF]])
+            classes = outputs.unflatten(1, (2, 2)).amin(2)
+            return evaluation.PopulationSpikes((outputs,), torch.zeros(3, 2), classes)
+
+    config, images = (
+        build("tebn").settings,
+        Images(torch.zeros(3, 64), torch.tensor([0, 1, 1]), 1, 3, (1, 8, 8)),
+    )
+    result = evaluation.evaluate(Fixed(), config, images)
+    assert (result.tied, result.silent) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+
+
 @pytest.mark.parametrize(
     ("first", "expected"), [(10, 10 * 3 * 8 * 8), (multi_spike.Convolution(5, 3, 2, 1), 5 * 3 * 9 * 4 * 4)]
 )
@@ -238,8 +254,8 @@ def test_a_learned_threshold_is_a_tanh():
 # Rate-based back-propagation
 
 
-def gradients(gradient, steps):
-    method = build("rate_backprop", {"t_max": steps}, {"gradient": gradient})
+def gradients(gradient, steps, reset="attached"):
+    method = build("rate_backprop", {"t_max": steps}, {"gradient": gradient, "reset_gradient": reset})
     method.network.train()
     images, labels = samples()
     method._step(images, labels)
@@ -250,9 +266,10 @@ def test_with_one_step_it_is_back_propagation():
     torch.testing.assert_close(gradients("rate", 1), gradients("through-time", 1), rtol=1e-3, atol=1e-6)
 
 
-def test_with_more_steps_it_points_the_same_way():
-    similarity = torch.cosine_similarity(gradients("rate", 6), gradients("through-time", 6), dim=0)
-    assert similarity > 0.8
+@pytest.mark.parametrize("reset", ["attached", "detached"])
+def test_with_more_steps_it_points_the_same_way(reset):
+    rate, through_time = (gradients(gradient, 6, reset) for gradient in ("rate", "through-time"))
+    assert torch.cosine_similarity(rate, through_time, dim=0) > 0.8
 
 
 def test_a_spike_takes_the_threshold_once_from_a_potential_far_above_it():
@@ -279,8 +296,9 @@ def test_networks_are_evaluated_with_the_spikes_that_they_learn_from(gain):
     torch.testing.assert_close(outputs.mean(0), ran.outputs.mean(0))
 
 
-def test_eligibility_is_what_a_lasting_current_adds():
-    method = build("rate_backprop", {"t_max": 4})
+@pytest.mark.parametrize("reset", ["attached", "detached"])
+def test_eligibility_is_what_a_lasting_current_adds(reset):
+    method = build("rate_backprop", {"t_max": 4}, {"reset_gradient": reset})
     layer = next(m for m in method.network.modules() if isinstance(m, rate_backprop.RateLayer))
     layer.eval()
     rates, image = rate_backprop.Rates(), torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -290,6 +308,20 @@ def test_eligibility_is_what_a_lasting_current_adds():
     current = layer.norm.of_step(0, layer.connection(image)).detach().requires_grad_()
     layer.neurons(current.repeat(4, 1, 1, 1)).sum().backward()
     torch.testing.assert_close(rates.eligibility, current.grad)
+
+
+def test_statistics_may_be_those_of_the_weights_that_decide():
+    images, labels = samples()
+    method = build("rate_backprop", {"t_max": 3}, {"statistics_of": 16, "augment": {"shift": 1}})
+    for epoch in range(2):
+        method.train_epoch(epoch, images, labels, lambda n: None)
+    norm = next(m for m in method.network.modules() if isinstance(m, rate_backprop.InEachStep))
+    layer = next(m for m in method.network.modules() if isinstance(m, rate_backprop.RateLayer))
+    taken = method.varied(minibatch.spread(images, 16), method.generator(1, minibatch.NORMALIZING))
+    parts = torch.split(method.shaped(taken), method.training.batch_size)
+    means = torch.stack([layer.connection(part).mean((0, 2, 3)) for part in parts])
+    torch.testing.assert_close(norm.mean, means.mean(0).expand(3, -1).detach())
+    assert norm.momentum == rate_backprop.MOMENTUM
 
 
 def test_each_step_is_evaluated_with_statistics_of_its_own():
@@ -337,7 +369,7 @@ def test_event_driven_gradients_are_the_published_ones():
     weight = (2 * torch.rand(4, 5, generator=generator).double() - 0.4).requires_grad_()
     network = build("time_based", {"t_max": 6}).settings.network
     currents = (c.unflatten(0, (6, 3)) for c in time_based.Connect.apply(inputs.flatten(0, 1), weight, None))
-    spikes, _, left = time_based.EventNeurons.apply(*currents, torch.ones(4).double(), None, network)
+    spikes, _, last = time_based.EventNeurons.apply(*currents, torch.ones(4).double(), None, network)
     errors = torch.randn(6, 3, 4, generator=generator).double()
     (spikes * errors).sum().backward()
 
@@ -350,7 +382,8 @@ def test_event_driven_gradients_are_the_published_ones():
         fired[t], rise[t], levels[t] = v >= 1, v - before, q
         m, s, q, before = (x * (v < 1) for x in (m, s, q, v))
     assert torch.equal(spikes, fired)
-    torch.testing.assert_close(left, before)
+    torch.testing.assert_close(last, v)
+    assert (last >= 1).any()
     assert 5 < fired.sum() < 60
     expected = naive_event_gradients(inputs.detach(), fired, rise, levels, errors, weight.detach())
     torch.testing.assert_close(weight.grad, expected[0])
@@ -377,6 +410,14 @@ def test_convolutions_learn_as_the_same_connection_written_out():
         torch.autograd.backward(currents, grads)
         found.append(x.grad.flatten())
     torch.testing.assert_close(*found)
+
+
+def test_spikes_that_count_alike_have_equal_scores():
+    method = build("time_based", {"t_max": 5})
+    trains = torch.zeros(5, 1, 3)
+    trains[[0, 3], 0, 0] = trains[[1, 2], 0, 1] = trains[[0, 2], 0, 2] = 1
+    scores = method.scores(trains)
+    assert scores[0, 0] == scores[0, 1] < scores[0, 2]
 
 
 def test_a_pool_shares_an_error_among_the_spikes():

@@ -195,3 +195,10 @@ def test_a_recipe_is_compared_with_the_paper_that_its_name_begins_with():
     assert _paper("ds4nn-every-bin", papers) == "ds4nn"
     assert _paper("stdp-ncg", papers) == "stdp-ncg"
     assert _paper("sparse-ramp-conv", papers) == "sparse-ramp-conv"
+
+
+def test_a_readout_of_the_authors_is_what_is_compared_with_their_paper(published):
+    run = record(0.99)
+    test = run.test.model_copy(update={"readouts": {"fair": 0.99, "authors": 0.95}})
+    (row,) = _rows(run.model_copy(update={"test": test}))
+    assert row["lenient against published"] == "falls short by 2.40"

@@ -36,7 +36,7 @@ from ..records import EpochStatistics
 from . import layered, minibatch
 from .architecture import Convolution, Layers, Pool, parse, size_behind
 from .layered import SAMPLE
-from .minibatch import NORMALIZING, Done, Minibatch, MixedPrecision, Stage, in_a_row
+from .minibatch import NORMALIZING, Done, Minibatch, MixedPrecision, Stage, in_a_row, spread
 
 # Images whose patches are whitened, and the ridge.
 WHITENED, RIDGE = 1000, 5e-4
@@ -315,16 +315,6 @@ class ConvertedReLU(Minibatch):
 
 def _hidden(stages: Iterable[Stage]) -> list[Rectified]:
     return [stage for stage in stages if isinstance(stage, Rectified)]
-
-
-def spread(times: Tensor, count: int) -> Tensor:
-    """At most so many samples, from all over a data set, which may come class by class.
-
-    >>> spread(torch.arange(10), 4)
-    tensor([0, 2, 5, 7])
-    """
-    count = min(count, len(times))
-    return times[torch.arange(count) * len(times) // count]
 
 
 def relu_stages(

@@ -137,6 +137,16 @@ def in_a_row(stages: Iterable[Stage]) -> nn.Sequential:
     return nn.Sequential(*(nn.Sequential(stage.neurons, stage.after) for stage in stages))
 
 
+def spread(times: Tensor, count: int) -> Tensor:
+    """At most so many samples, from all over a data set, which may come class by class.
+
+    >>> spread(torch.arange(10), 4)
+    tensor([0, 2, 5, 7])
+    """
+    count = min(count, len(times))
+    return times[torch.arange(count) * len(times) // count]
+
+
 def restore_average(average: AveragedModel, state: dict[str, Any]) -> None:
     """Take up a mean of weights from a checkpoint; those of the suite's first versions hold sums."""
     if "sums" in state:

@@ -76,8 +76,11 @@ class SoftReset(snntorch.Leaky):  # type: ignore[misc]
     """snnTorch's neuron, from whose V each spike takes the threshold, once.
 
     Its own, with `reset_delay=False`, looks whether V exceeds the threshold after it has taken one off for a
-    V that was left above it, and so misses spikes: V = 2.5 and then 1.2 makes one.
+    V that was left above it, and so misses spikes: V = 2.5 and then 1.2 makes one. `detached` resets have no
+    gradient.
     """
+
+    detached = False
 
     def integrated(self, current: Tensor, v: Tensor | float) -> Tensor:
         """V before the reset."""
@@ -86,7 +89,7 @@ class SoftReset(snntorch.Leaky):  # type: ignore[misc]
     def forward(self, current: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         v = self.integrated(current, v)
         spikes = self.spike_grad(v - self.threshold)
-        return spikes, v - self.threshold * spikes
+        return spikes, v - self.threshold * (spikes.detach() if self.detached else spikes)
 
 
 def leaky(

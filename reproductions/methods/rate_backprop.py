@@ -3,7 +3,8 @@
 Leaky neurons with a soft reset, V <- lambda V + I, spike where V > 1, V <- V - s. The spikes of T steps are
 computed without a graph; each layer keeps its mean spikes r and the eligibility
 e = mean_t kappa_t s'(V_t - 1), where kappa_1 = 1 and kappa_(t+1) = 1 + kappa_t (lambda - lambda s'_t): what
-a lasting current adds to V. Then one pass through a static network of rates r + e (x - x), where x is the
+a lasting current adds to V. With a reset that is detached from the graph, as the authors have it, the last
+term is left out. Then one pass through a static network of rates r + e (x - x), where x is the
 mean current, with a graph, learns at a cost that does not grow with T. Its values are those of the spikes,
 its gradient that of the rates.
 
@@ -15,16 +16,20 @@ no method for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssnn_plugin.surrogate import Surrogate
 
+from ..records import EpochStatistics
 from . import multi_spike
+from .minibatch import NORMALIZING, spread
 from .multi_spike import MultiSpike, OverSteps, SoftReset, SpikingLayer, leaky
 
 SLOPE = 4.0
@@ -33,7 +38,15 @@ MOMENTUM, EPS = 0.1, 1e-5
 
 
 class Training(multi_spike.Training):
+    """`reset_gradient` says whether a spike's gradient goes on through its reset, in either kind of gradient.
+
+    After every epoch the statistics of so many training images, changed as in training, take the place of
+    running ones, if `statistics_of` is above 0.
+    """
+
     gradient: Literal["rate", "through-time"]
+    reset_gradient: Literal["attached", "detached"] = "attached"
+    statistics_of: NonNegativeInt = 0
 
 
 class Settings(multi_spike.Settings):
@@ -74,7 +87,7 @@ class InEachStep(nn.Module):
 
     def __init__(self, channels: int, steps: int, repeat: nn.Module) -> None:
         super().__init__()
-        self.steps, self.repeat = steps, repeat
+        self.steps, self.repeat, self.momentum = steps, repeat, MOMENTUM
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("mean", torch.zeros(steps, channels))
         self.register_buffer("variance", torch.ones(steps, channels))
@@ -86,7 +99,7 @@ class InEachStep(nn.Module):
     def of_step(self, t: int, currents: Tensor) -> Tensor:
         """Currents of a step [batch, channels, *], normalised."""
         kept, learned = (self.mean[t], self.variance[t]), (self.weight, self.bias)
-        return F.batch_norm(currents, *kept, *learned, self.training, MOMENTUM, EPS)
+        return F.batch_norm(currents, *kept, *learned, self.training, self.momentum, EPS)
 
     def of_rates(self, currents: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         """Mean currents [batch, channels, *], normalised; the values of the statistics are those given."""
@@ -116,7 +129,8 @@ class RateLayer(SpikingLayer):
         rates.spikes, rates.eligibility = rates.spikes + spikes, rates.eligibility + rates.kappa * slope
         rates.mean, rates.variance = rates.mean + mean, rates.variance + variance
         rates.v = v - neuron.threshold * spikes
-        rates.kappa = 1 + neuron.beta * rates.kappa * (1 - neuron.threshold * slope)
+        reset = 0.0 if neuron.detached else neuron.threshold * slope
+        rates.kappa = 1 + neuron.beta * rates.kappa * (1 - reset)
         return spikes
 
     def rate(self, inputs: Tensor, rates: Rates, steps: int) -> Tensor:
@@ -138,7 +152,29 @@ class RateBackprop(MultiSpike):
         return InEachStep(channels, self.steps, self.in_all_steps(number))
 
     def neurons(self, number: int) -> OverSteps:
-        return OverSteps(leaky(self.settings.network, self.surrogate, SoftReset), self.steps)
+        neuron = leaky(self.settings.network, self.surrogate, SoftReset)
+        neuron.detached = self.training.reset_gradient == "detached"
+        return OverSteps(neuron, self.steps)
+
+    def train_epoch(
+        self, epoch: int, times: Tensor, labels: Tensor, advance: Callable[[int], None]
+    ) -> EpochStatistics:
+        statistics = super().train_epoch(epoch, times, labels, advance)
+        if self.training.statistics_of:
+            inputs = spread(times, self.training.statistics_of)
+            self._take_statistics(self.varied(inputs, self.generator(epoch, NORMALIZING)))
+        return statistics
+
+    @torch.no_grad()
+    def _take_statistics(self, images: Tensor) -> None:
+        """Let the running statistics be the means of those of some mini-batches."""
+        norms = [module for module in self.network.modules() if isinstance(module, InEachStep)]
+        for number, part in enumerate(torch.split(images.to(self.device), self.training.batch_size)):
+            for norm in norms:
+                norm.momentum = 1 / (number + 1)
+            self.run(part)
+        for norm in norms:
+            norm.momentum = MOMENTUM
 
     def learn(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         if self.training.gradient == "through-time":

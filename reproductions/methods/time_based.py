@@ -110,7 +110,7 @@ class EventNeurons(torch.autograd.Function):
     """Spikes [T, batch, *] of the same currents given twice: one learns for the weights, one for the times.
 
     With labels, the spikes that learn hold that of the supervisor, too; the second output are those without,
-    the third is V after the last step [batch, *].
+    the third is V in the last step before a reset [batch, *].
     """
 
     @staticmethod
@@ -124,7 +124,7 @@ class EventNeurons(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         keep_m, keep_s, keep_q = keeps(network)
         scale = (1 - keep_s) / (keep_m - keep_s)
-        m = s = q = before = torch.zeros_like(for_weights[0])
+        m = s = q = v = before = torch.zeros_like(for_weights[0])
         spikes, rises, levels = [], [], []
         for current in for_weights:
             m, s, q = (m + current) * keep_m, (s + current) * keep_s, (q + current) * keep_q
@@ -139,8 +139,8 @@ class EventNeurons(torch.autograd.Function):
         ctx.save_for_backward(learning, rise, torch.stack(levels))
         ctx.network = network
         raw = raw.to(for_weights)
-        ctx.mark_non_differentiable(raw, before)
-        return learning.to(for_weights), raw, before
+        ctx.mark_non_differentiable(raw, v)
+        return learning.to(for_weights), raw, v
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -163,7 +163,7 @@ class EventNeurons(torch.autograd.Function):
 
 def supervised(rise: Tensor, labels: Tensor) -> Tensor:
     """The last step in which V of the label rises, if it does: [T, batch, classes]."""
-    steps = torch.arange(1, len(rise) + 1).reshape(-1, 1, 1)
+    steps = torch.arange(1, len(rise) + 1, device=rise.device).reshape(-1, 1, 1)
     last = ((rise > RISING) * steps).max(0).values
     return (steps == last) & F.one_hot(labels, rise.shape[-1]).bool()
 
@@ -319,7 +319,7 @@ class TimeBased(MultiSpike):
         return trains, learning
 
     def fire(self, images: Tensor, labels: Tensor | None = None) -> tuple[list[Tensor], Tensor, Tensor]:
-        """As `learn`, and V of the outputs after the last step [batch, classes]."""
+        """As `learn`, and V of the outputs in the last step, before a reset [batch, classes]."""
         trains, values = [], self.shaped(images)
         for layer, stage in zip(self.layers, self.stages, strict=True):
             learning, spikes, v = layer(values, labels if layer is self.layers[-1] else None)
@@ -331,8 +331,9 @@ class TimeBased(MultiSpike):
         return outputs
 
     def scores(self, outputs: Tensor) -> Tensor:
-        early = 1 + EARLY - EARLY * torch.arange(self.steps, device=outputs.device) / self.steps
-        return torch.einsum("tbc,t->bc", outputs, early)
+        # 1 + EARLY (1 - t / T), in whole numbers, so that equal sums are equal.
+        early = round((1 + EARLY) / EARLY * self.steps) - torch.arange(self.steps, device=outputs.device)
+        return torch.einsum("tbc,t->bc", outputs, early.to(outputs))
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
         trains, outputs = self.learner(inputs)(inputs, labels)

@@ -125,12 +125,16 @@ function spikesOf(record) {
   return { spikes, layers };
 }
 
+/* When the example is decided, if by a first spike, and how; as in figures.py. */
 function decisionOf(record) {
+  const { response_histogram: histogram, samples } = record.test;
+  const label = `label ${record.test.example.label}`;
+  if (histogram.at(-2) === samples) return { time: Infinity, told: `${label}, decided after all steps` };
   const fired = record.test.example.times.at(-1).map((time) => time ?? Infinity);
   const time = Math.min(...fired);
   const first = fired.flatMap((each, index) => (each === time ? [index] : []));
-  const told = time === Infinity ? "no output spike" : `decided for class ${first.join(" and ")} at ${+time.toPrecision(4)}`;
-  return { time, told: `label ${record.test.example.label}, ${told}` };
+  const told = time === Infinity ? "no output spike" : `first spike of output ${first.join(" and ")} at ${+time.toPrecision(4)}`;
+  return { time, told: `${label}, ${told}` };
 }
 
 function factsOf(record) {
