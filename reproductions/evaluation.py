@@ -26,10 +26,14 @@ PARTS = 256
 
 
 class FirstSpikes(NamedTuple):
-    """Spike times of every layer of neurons, outputs last, and the potential of the outputs."""
+    """Spike times of every layer of neurons, outputs last, and the potential of the outputs.
+
+    `window` is when that of the outputs ends, where it is not the `t_max` of the config.
+    """
 
     layers: tuple[Tensor, ...]
     potential: Tensor
+    window: float | None = None
 
 
 class PopulationSpikes(NamedTuple):
@@ -88,18 +92,20 @@ class _FirstSpikeTally:
     """Layers of single-spike neurons: the first output spike decides."""
 
     def __init__(self, config: Config) -> None:
-        self.t_max = config.t_max
+        self.t_max = self.window = config.t_max
         self.counts = metrics.SpikeCounts(config.t_max)
         self.outputs: list[Tensor] = []
         self.potentials: list[Tensor] = []
         self.example: Example | None = None
 
     def add(self, images: Images, times: Tensor, prediction: Any) -> None:
-        spikes, potential, *classes = prediction
+        spikes, potential, *_ = prediction
         layers = tuple(layer.cpu() for layer in spikes)
         self.counts.update(times, *layers)
-        self.outputs.append(classes[0].cpu() if classes else layers[-1])
+        several = isinstance(prediction, PopulationSpikes)
+        self.outputs.append(prediction.classes.cpu() if several else layers[-1])
         self.potentials.append(potential.cpu())
+        self.window = getattr(prediction, "window", None) or self.t_max
         self.example = self.example or _example(images, (times, *layers))
 
     def evaluation(self, labels: Tensor) -> Evaluation:
@@ -117,8 +123,8 @@ class _FirstSpikeTally:
                 for rule in metrics.RULES
             },
             **found | {key: list(found[key]) for key in ("total", "until_decision")},
-            response_histogram=_response_histogram(output, self.t_max),
-            right_histogram=_response_histogram(output[right], self.t_max),
+            response_histogram=_response_histogram(output, self.window),
+            right_histogram=_response_histogram(output[right], self.window),
             example=self.example,
         )
 

@@ -230,7 +230,9 @@ def response_times(runs: Sequence[Record]) -> Figure:
 def raster(run: Record) -> Figure:
     """Every spike of one test image, layer above layer, with the moment of decision."""
     times = run.test.example.times
-    t_max = run.t_max
+    # In continuous time `t_max` may be a bound that no spike comes near.
+    latest = max((t for layer in times for t in layer if t is not None), default=run.t_max)
+    t_max = latest if run.time_unit == "units" else run.t_max
     names = [
         "input",
         *(f"hidden {k}" if len(times) > 3 else "hidden" for k in range(1, len(times) - 1)),

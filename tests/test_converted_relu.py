@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from reproductions import methods
+from reproductions import evaluation, methods
 from reproductions.catalog import validated
+from reproductions.datasets import Images
 from reproductions.errors import SuiteError
 from reproductions.methods import converted_relu, minibatch
 from reproductions.methods.converted_relu import whiten
@@ -52,7 +53,7 @@ def test_it_decides_as_the_relu_network_does_and_resumes(normalize, precision):
     method = build(network={"normalize": normalize}, training={"precision": precision})
     history = learn(method, times, labels)
     assert history[-1].loss < history[0].loss
-    layers, potential = method.predict(times)
+    layers, potential, _ = method.predict(times)
     values = method.images(times)
     *hidden, (outputs, _) = method.relu().eval()
     for (neurons, after), spikes in zip(hidden, layers[:-1], strict=True):
@@ -61,6 +62,13 @@ def test_it_decides_as_the_relu_network_does_and_resumes(normalize, precision):
         values = after(activations)
     torch.testing.assert_close(potential, outputs(values), atol=1e-4, rtol=1e-4)
     assert torch.equal(layers[-1].argmin(1), potential.argmax(1))
+
+    images = Images(1 - times.clamp(max=1), labels, 1, CLASSES, (2, 8, 8))
+    found = evaluation.evaluate(method, method.settings, images)
+    first = layers[-1].amin(1).double() / method.spiking().t_max
+    parts = (first * evaluation.PARTS).long().bincount(minlength=evaluation.PARTS + 1)
+    assert found.response_histogram == parts.tolist()
+    assert found.response_time < method.spiking().t_max < method.settings.network.t_max
 
     other = build(network={"normalize": normalize}, training={"precision": precision})
     other.load_state_dict(method.state_dict())
@@ -136,7 +144,7 @@ def test_a_max_pool_may_come_before_the_normalisation_while_it_learns():
     shifted = method.varied(times, method.generator(3, minibatch.NORMALIZING))
     potentials = convolution(method.images(shifted)).detach()
     torch.testing.assert_close(norm.running_mean, pool(potentials).mean((0, 2, 3)))
-    layers, _ = method.predict(times)
+    layers, *_ = method.predict(times)
     decisive = method.relu()[0].eval()
     assert torch.equal(layers[0].isfinite(), decisive[0](method.images(times)) > 0)
 
@@ -175,7 +183,7 @@ def test_with_inhibition_a_neuron_fires_where_its_pool_lets_it_through(normalize
     assert epochs[1].spikes[0] < 0.8 * epochs[0].spikes[0]
     assert epochs[1].spikes[1:] == epochs[0].spikes[1:]
 
-    (spikes, *_), potential = method.predict(times)
+    (spikes, *_), potential, _ = method.predict(times)
     assert torch.equal(potential, plain.predict(times)[1])
     activations, pool = method.relu().eval()[0][0](method.images(times)), method.relu()[0][1]
     let_through = pool(activations)

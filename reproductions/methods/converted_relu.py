@@ -276,7 +276,8 @@ class ConvertedReLU(Minibatch):
                 found = network.activity(part)
             layers.append([spikes for name, spikes in found.times.items() if name != "input"])
             potentials.append(found.potential)
-        return FirstSpikes(tuple(map(torch.cat, zip(*layers, strict=True))), torch.cat(potentials))
+        times_of_layers = tuple(map(torch.cat, zip(*layers, strict=True)))
+        return FirstSpikes(times_of_layers, torch.cat(potentials), network.t_max)
 
     def relu(self) -> nn.Sequential:
         """The network that learns, with averaged weights if there are any; called with images."""
