@@ -152,7 +152,7 @@ class Segment:
             self._no_chain(node)
         else:
             extra = [*node.args, *node.kwargs.values()][1:] if node.op == "call_module" else []
-            key = path.replace(" ", "_").replace(".", "_") if node.op != "call_module" else path
+            key = path if node.op == "call_module" else self._free(path.replace(" ", "_").replace(".", "_"))
             if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (2, -1):
                 if self._of_a_window():
                     module = nn.Flatten()  # its steps are taken one by one here
@@ -165,6 +165,12 @@ class Segment:
             self.parts.append((path, module))
         self.tip = new
         return new
+
+    def _free(self, key: str) -> str:
+        """A name like this that no module of the model has."""
+        while any(key == name for name, _ in self.steps.model.named_modules()):
+            key += "_"
+        return key
 
     def _copy(self, node: fx.Node) -> fx.Node:
         if node.op == "get_attr":

@@ -278,6 +278,8 @@ class Steps:
         encodes = any(self.modules.encodes(place.module) for place in order)
         takes = "values" if self.static or encodes else "window" if self.takes_a_window() else "step"
         lengths = {len(place.calls) for place in order}
+        if self.loops and len(lengths) > 1:
+            raise self.error(f"runs its neurons for different numbers of steps ({sorted(lengths)})")
         steps = max(lengths, default=0) if self.loops and not self.sized else None
         last = order[-1] if order and not values else None
         output = self.modules.output(last.module) if last else 0
@@ -327,6 +329,7 @@ class Steps:
             elif value in self.place_of:
                 ends.append(self.place_of[value][0])
             elif value.target in RECORDS or value.target in HARMLESS:
+                self._check_record(value.args[0], joined=value.target in RECORDS)
                 look(value.args[0])
             elif (place := self.unpacked(value)) is not None:
                 ends.append(place)
@@ -337,8 +340,11 @@ class Steps:
         look(output.args[0])
         return list(dict.fromkeys(ends)), values
 
-    def _check_record(self, value: Any) -> None:
-        """A list of outputs of one place has to hold those of all steps, in order."""
+    def _check_record(self, value: Any, joined: bool = False) -> None:
+        """A list of outputs of one place has to hold those of all steps, in order.
+
+        Returned as it is it may also hold spikes and state of a step; `joined` to one tensor it may not.
+        """
         if not isinstance(value, tuple | list) or not all(isinstance(part, fx.Node) for part in value):
             return
         found = [self._place_behind(part) for part in value]
@@ -346,7 +352,7 @@ class Steps:
         if len(found) < 2 or len(places) != 1 or not all(found):
             return
         steps = [one[1] for one in found if one]
-        if len(set(steps)) > 1 and steps != list(range(len(next(iter(places)).calls))):
+        if (joined or len(set(steps)) > 1) and steps != list(range(len(next(iter(places)).calls))):
             raise self.error("does not return the record of all its steps, one after the other")
 
     def _place_behind(self, node: fx.Node) -> tuple[Place, int] | None:

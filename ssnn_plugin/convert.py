@@ -245,7 +245,13 @@ def _refuse_hooks(model: nn.Module) -> None:
             *module._forward_hooks.values(),
             *(hook for hook in module._forward_pre_hooks.values() if not _computes_weights(hook)),
             *module._backward_hooks.values(),
+            *module._backward_pre_hooks.values(),
         ]
+        if "forward" in vars(module) and unwrapped(module) is module:
+            raise NoTimeMode(
+                f"{path or 'the model'} ({type(module).__name__}) has a forward that was assigned to it. "
+                "Define it in a class"
+            )
         if hooks:
             named = ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
             raise NoTimeMode(
@@ -315,7 +321,7 @@ def to_step_mode(model: nn.Module, host: str) -> nn.Module:
     adapter = _adapter(host)
     layers = children(as_network(model))
     # The neurons come last in steps, so that there is a state to return: flatten their currents instead.
-    flat_end = len(layers) > 1 and isinstance(layers[-1][1], nn.Flatten)
+    flat_end = len(layers) > 1 and _flattens(layers[-1][1])
     if flat_end:
         layers = layers[:-1]
     modules: list[nn.Module] = []
@@ -334,6 +340,8 @@ def _in_steps(layer: nn.Module, adapter: Host, last: bool, flat: bool) -> Iterat
             raise ValueError("a Flatten behind it leaves no state to return. Flatten the times instead")
         yield adapter.pool_in_steps(layer, last)
     elif isinstance(layer, nn.Flatten):
+        if not _flattens(layer):
+            raise ValueError("it must flatten whole samples: use nn.Flatten()")
         yield nn.Flatten()
     elif isinstance(layer, SpikeConnection):
         if not isinstance(layer.neuron, IF) or layer.neuron.parameters:
@@ -352,8 +360,15 @@ def _in_steps(layer: nn.Module, adapter: Host, last: bool, flat: bool) -> Iterat
         if flat:
             yield nn.Flatten()
         yield adapter.neuron_in_steps(layer.neuron, last, layer.silent_gradient)
+    elif isinstance(layer, BinwiseLayer):
+        raise ValueError("it runs in bins; the model that it was made of is its step mode")
     else:
         raise ValueError("it is no layer of ssnn_plugin.nn")
+
+
+def _flattens(layer: nn.Module) -> bool:
+    """Whether it makes features of whole samples."""
+    return isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1)
 
 
 def connection_in_steps(layer: SpikeConnection) -> Iterator[nn.Module]:

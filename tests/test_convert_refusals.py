@@ -10,11 +10,11 @@ from front_ends import HIDDEN, Block
 from snntorch import surrogate
 from torch import nn
 
-from ssnn_plugin import IF, NoTimeMode, to_event_driven
+from ssnn_plugin import IF, NoTimeMode, decode, to_event_driven
 from ssnn_plugin.nn import SpikeLinear, SpikeSequential
 from ssnn_plugin.norse import FirstSpikePool2d as NorsePool
 from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell, SingleSpikeIFParameters
-from ssnn_plugin.snntorch import FirstSpikePool2d
+from ssnn_plugin.snntorch import FirstSpikePool2d, SingleSpike, reset
 
 N = IF(1.0)
 
@@ -215,3 +215,77 @@ def test_a_bad_window_is_refused(t_max):
 def test_pool_sizes_may_be_lists():
     model = nn.Sequential(nn.AvgPool2d([2, 3]), nn.Conv2d(1, 2, 2), HIDDEN())
     assert to_event_driven(model, t_max=8)(torch.zeros(1, 1, 6, 6)).shape == (1, 2, 2, 1)
+
+
+@pytest.mark.parametrize(("path", "where"), [("", "the model"), ("0", "0"), ("1", "1")])
+def test_a_forward_that_was_assigned_is_refused(path, where):
+    model = nn.Sequential(_linear(), HIDDEN())
+    module = model.get_submodule(path)
+    module.forward = type(module).forward.__get__(module)
+    with pytest.raises(NoTimeMode, match=rf"^{where} \(.*\) has a forward that was assigned to it"):
+        to_event_driven(model, t_max=8)
+
+
+class Steps(nn.Module):
+    """Two neurons in a loop, the second one in the first `second` steps alone."""
+
+    def __init__(self, second):
+        super().__init__()
+        self.fc1, self.fc2, self.second = nn.Linear(4, 4), nn.Linear(4, 4), second
+        self.l1, self.l2 = SingleSpike(), SingleSpike()
+
+    def forward(self, x):
+        m1, m2 = self.l1.reset_mem(), self.l2.reset_mem()
+        spikes = []
+        for t in range(8):
+            s, m1 = self.l1(self.fc1(x[t]), m1)
+            if t < self.second:
+                s, m2 = self.l2(self.fc2(s), m2)
+                spikes.append(s)
+        return torch.stack(spikes)
+
+
+def test_neurons_that_run_for_different_numbers_of_steps_are_refused():
+    to_event_driven(Steps(8), t_max=8)
+    with pytest.raises(NoTimeMode, match=r"runs its neurons for different numbers of steps \(\[4, 8\]\)"):
+        to_event_driven(Steps(4), t_max=8)
+
+
+class Joined(nn.Module):
+    """A step whose spikes are returned twice, in one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(4, 4), HIDDEN()
+
+    def forward(self, x):
+        spikes = self.lif(self.fc(x))
+        return torch.cat([spikes, spikes], 1)
+
+
+def test_spikes_that_are_joined_to_themselves_are_refused():
+    with pytest.raises(NoTimeMode, match="does not return the record of all its steps"):
+        to_event_driven(Joined(), t_max=8)
+
+
+class NamedLikeAFunction(nn.Module):
+    """A pool by a module and by the function of its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.max_pool2d, self.lif = nn.Conv2d(1, 2, 2, bias=False), nn.MaxPool2d(3, 1), HIDDEN()
+
+    def forward(self, x):
+        return self.lif(self.max_pool2d(nn.functional.max_pool2d(self.conv(x), 2)))
+
+
+def test_a_module_may_have_the_name_of_a_function():
+    torch.manual_seed(0)
+    model = NamedLikeAFunction()
+    nn.init.uniform_(model.conv.weight, 0, 0.6)
+    network, times = to_event_driven(model, t_max=8, binwise=True), torch.randint(9, (3, 1, 9, 9)).float()
+    times = times.masked_fill(times == 8, torch.inf)
+    trains = decode.times_to_spikes(times, 8)
+    reset(model)
+    spikes = torch.stack([model(step) for step in trains])
+    assert torch.equal(decode.spikes_to_times(spikes), network(times))

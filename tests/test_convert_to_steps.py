@@ -83,6 +83,7 @@ def test_the_last_neurons_hand_out_their_state(host, last):
             SpikeLinear(4, 3, IF(delay=1), t_max=8),
             r"^1 \(SpikeLinear\) has no step mode: .* no delay, got IF",
         ),
+        (nn.Flatten(2), r"^1 \(Flatten\) has no step mode: it must flatten whole samples"),
         (nn.ReLU(), r"^1 \(ReLU\) has no step mode: it is no layer of ssnn_plugin.nn"),
     ],
 )

@@ -388,6 +388,15 @@ def _images(*nodes):
     return nir.NIRGraph.from_list(shapes[0], *nodes, shapes[1], type_check=False)
 
 
+def _delay_behind_a_pool():
+    pool = EarliestSpikePool2d(2), SpikeFlatten(), SpikeLinear(4, 2, IF(), t_max=T)
+    graph = to_nir(SpikeSequential(SpikeConv2d(1, 1, 1, IF(), t_max=T), *pool), input_shape=(1, 4, 4))
+    before = next(a for a, b in graph.edges if b == "flatten")
+    nodes = graph.nodes | {"delay": nir.Delay(np.full((1, 2, 2), 3.0))}
+    edges = [edge for edge in graph.edges if edge != (before, "flatten")]
+    return nir.NIRGraph(nodes, [*edges, (before, "delay"), ("delay", "flatten")], type_check=False)
+
+
 def _different_windows():
     a, b = (to_nir(SpikeSequential(SpikeLinear(3, 3, IF(), t_max=t_max))) for t_max in (8, 9))
     nodes = [a.nodes["linear"], a.nodes["if"], b.nodes["linear"], b.nodes["if"]]
@@ -456,6 +465,17 @@ NO_CHAIN = "graph must be a chain"
         ),
         (lambda: _chain(nir.Delay(np.ones(3)), _weight(), _if()), {}, "(?i)delay"),
         (lambda: _chain(_weight(), nir.Delay(np.ones(2)), _if()), {}, "(?i)delay"),
+        (_delay_behind_a_pool, {}, r"^delay \(Delay\) must stand right behind a neuron"),
+        (
+            lambda: _chain(n_out=3),
+            {},
+            "graph must have neurons between its Input and its Output node, got none",
+        ),
+        (
+            lambda: _chain(nir.Linear(np.ones((2, 3), dtype=np.int64)), _if()),
+            {},
+            r"^linear: weight must be floating-point, got torch.int64",
+        ),
         (lambda: _chain(_weight(), _if(), *[nir.Delay(np.ones(2))] * 2), {}, "(?i)delay"),
         (lambda: _images(_pool()), {}, r"^sumpool2d \(SumPool2d\) needs a Linear, Affine or Conv2d node"),
         (

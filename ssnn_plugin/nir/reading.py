@@ -91,6 +91,8 @@ def _chain(graph: nir.NIRGraph) -> Named:
         nodes.append((name, graph.nodes[name]))
     if len(nodes) != len(graph.nodes) - 1 or not nodes or not isinstance(nodes[-1][1], nir.Output):
         raise ValueError("graph must be a chain from its Input node to its Output node")
+    if len(nodes) == 1:
+        raise ValueError("graph must have neurons between its Input and its Output node, got none")
     return nodes[:-1]
 
 
@@ -121,7 +123,8 @@ def _parts(nodes: Named, dt: float, single_spike: bool) -> Iterator[tuple[str, n
             if pool is not None:
                 window = (_sizes(size) for size in (pool.kernel_size, pool.stride, pool.padding))
                 yield name, EarliestSpikePool2d(*window)
-                pool = None
+                # A delay behind a pool would be one of the neurons in front of it.
+                pool = before = None
             else:
                 yield name, _neuron(name, node, behind, dt, single_spike)
         elif not isinstance(node, nir.Delay):
@@ -181,7 +184,7 @@ def _module(name: str, node: Any) -> nn.Module:
         if weight.ndim != 2:
             raise ValueError(f"{name}: weight must have shape [out, in], got {list(weight.shape)}")
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=isinstance(node, nir.Affine), device="meta")
-        return _with_parameters(linear, weight, getattr(node, "bias", None))
+        return _with_parameters(name, linear, weight, getattr(node, "bias", None))
     if isinstance(node, nir.Conv2d):
         weight = torch.from_numpy(np.array(node.weight))
         has_bias = bool(node.metadata.get("has_bias", np.any(node.bias)))
@@ -196,7 +199,7 @@ def _module(name: str, node: Any) -> nn.Module:
             bias=has_bias,
             device="meta",
         )
-        return _with_parameters(conv, weight, node.bias if has_bias else None)
+        return _with_parameters(name, conv, weight, node.bias if has_bias else None)
     if isinstance(node, nir.AvgPool2d):
         return nn.AvgPool2d(_sizes(node.kernel_size), _sizes(node.stride), _sizes(node.padding))
     if isinstance(node, nir.Flatten):
@@ -213,8 +216,10 @@ def _module(name: str, node: Any) -> nn.Module:
 
 
 def _with_parameters(
-    module: nn.Linear | nn.Conv2d, weight: Tensor, bias: np.ndarray | None
+    name: str, module: nn.Linear | nn.Conv2d, weight: Tensor, bias: np.ndarray | None
 ) -> nn.Linear | nn.Conv2d:
+    if not weight.is_floating_point():
+        raise ValueError(f"{name}: weight must be floating-point, got {weight.dtype}")
     module.weight = nn.Parameter(weight)
     if bias is not None:
         module.bias = nn.Parameter(torch.from_numpy(np.array(bias)).to(weight.dtype))
