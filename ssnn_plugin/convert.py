@@ -29,6 +29,7 @@ from .nn import (
 )
 from .nn.binwise import Response
 from .nn.connection import SpikeConnection
+from .nn.decision import flattens_samples
 from .nn.rows import keep_up, runs_in_a_row
 from .rules import Latency
 
@@ -321,7 +322,7 @@ def to_step_mode(model: nn.Module, host: str) -> nn.Module:
     adapter = _adapter(host)
     layers = children(as_network(model))
     # The neurons come last in steps, so that there is a state to return: flatten their currents instead.
-    flat_end = len(layers) > 1 and _flattens(layers[-1][1])
+    flat_end = len(layers) > 1 and flattens_samples(layers[-1][1])
     if flat_end:
         layers = layers[:-1]
     modules: list[nn.Module] = []
@@ -340,7 +341,7 @@ def _in_steps(layer: nn.Module, adapter: Host, last: bool, flat: bool) -> Iterat
             raise ValueError("a Flatten behind it leaves no state to return. Flatten the times instead")
         yield adapter.pool_in_steps(layer, last)
     elif isinstance(layer, nn.Flatten):
-        if not _flattens(layer):
+        if not flattens_samples(layer):
             raise ValueError("it must flatten whole samples: use nn.Flatten()")
         yield nn.Flatten()
     elif isinstance(layer, SpikeConnection):
@@ -364,11 +365,6 @@ def _in_steps(layer: nn.Module, adapter: Host, last: bool, flat: bool) -> Iterat
         raise ValueError("it runs in bins; the model that it was made of is its step mode")
     else:
         raise ValueError("it is no layer of ssnn_plugin.nn")
-
-
-def _flattens(layer: nn.Module) -> bool:
-    """Whether it makes features of whole samples."""
-    return isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1)
 
 
 def connection_in_steps(layer: SpikeConnection) -> Iterator[nn.Module]:

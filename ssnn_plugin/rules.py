@@ -133,7 +133,7 @@ class Rule(ABC):
         return crossing.input_grad(error)
 
     def __str__(self) -> str:
-        return self.name if self.name and self == type(self)() else repr(self)
+        return self.name if RULES.get(self.name) == self else repr(self)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ssnn_plugin import IF
 from ssnn_plugin.functional import first_spike_linear
 from ssnn_plugin.kernels.cpu import steps
 from ssnn_plugin.nn import SpikeLinear
+from ssnn_plugin.rules import LocalSlope
 
 
 def _layer(**options):
@@ -47,6 +48,18 @@ def test_the_layer_is_the_function_with_its_parameters(dtype):
     ):
         assert ours.any()
         assert torch.equal(ours, theirs)
+
+
+def test_repr_names_a_rule_of_other_values_in_full():
+    rules = {
+        "local_slope": "'local_slope'",
+        LocalSlope(4): "'local_slope'",
+        LocalSlope(8): "LocalSlope(reach=8)",
+    }
+    for rule, written in rules.items():
+        layer = SpikeLinear(3, 2, IF(), t_max=9, gradient=rule)
+        assert f"gradient={written}," in repr(layer)
+        assert eval(repr(layer)).gradient == layer.gradient
 
 
 def test_repr_rebuilds_the_layer():

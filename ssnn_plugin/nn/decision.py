@@ -54,7 +54,7 @@ def decide_event_by_event(
     That is fully connected `IF` neurons on the CPU which share a leak per layer.
     """
     layers = [] if _is_changed(network) else list(_unnested(network))
-    while layers and _flattens(layers[0]):
+    while layers and flattens_samples(layers[0]):
         inputs = inputs.flatten(1)
         layers.pop(0)
     stack = [layer for layer in layers if isinstance(layer, SpikeLinear)]
@@ -135,7 +135,8 @@ def _unnested(network: nn.Module) -> Iterator[nn.Module]:
             yield layer
 
 
-def _flattens(layer: nn.Module) -> bool:
+def flattens_samples(layer: nn.Module) -> bool:
+    """Whether a layer makes features of whole samples."""
     return isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1)
 
 
