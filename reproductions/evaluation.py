@@ -26,14 +26,18 @@ PARTS = 256
 
 
 class FirstSpikes(NamedTuple):
-    """Spike times of every layer of neurons, outputs last, and the potential of the outputs.
-
-    `window` is when that of the outputs ends, where it is not the `t_max` of the config.
-    """
+    """Spike times of every layer of neurons, outputs last, and the potential of the outputs."""
 
     layers: tuple[Tensor, ...]
     potential: Tensor
-    window: float | None = None
+
+
+class SpikesInWindow(NamedTuple):
+    """As `FirstSpikes`, of outputs whose window ends at `window` and not at the `t_max` of the config."""
+
+    layers: tuple[Tensor, ...]
+    potential: Tensor
+    window: float
 
 
 class PopulationSpikes(NamedTuple):
@@ -63,7 +67,9 @@ class SpikeTotals(NamedTuple):
     potential: Tensor | None = None
 
 
-Prediction: TypeAlias = FirstSpikes | PopulationSpikes | SpikeTotals | tuple[tuple[Tensor, ...], Tensor]
+Prediction: TypeAlias = (
+    FirstSpikes | SpikesInWindow | PopulationSpikes | SpikeTotals | tuple[tuple[Tensor, ...], Tensor]
+)
 
 
 class Predicts(Protocol):
@@ -105,7 +111,7 @@ class _FirstSpikeTally:
         several = isinstance(prediction, PopulationSpikes)
         self.outputs.append(prediction.classes.cpu() if several else layers[-1])
         self.potentials.append(potential.cpu())
-        self.window = getattr(prediction, "window", None) or self.t_max
+        self.window = prediction.window if isinstance(prediction, SpikesInWindow) else self.t_max
         self.example = self.example or _example(images, (times, *layers))
 
     def evaluation(self, labels: Tensor) -> Evaluation:

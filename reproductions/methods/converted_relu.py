@@ -31,7 +31,7 @@ from ssnn_plugin.relu import ClippedSpikesWarning
 
 from ..config import Config, Fraction, Linear
 from ..errors import SuiteError
-from ..evaluation import FirstSpikes
+from ..evaluation import SpikesInWindow
 from ..records import EpochStatistics
 from . import layered, minibatch
 from .architecture import Convolution, Layers, Pool, parse, size_behind
@@ -268,7 +268,7 @@ class ConvertedReLU(Minibatch):
         if self.training.mean_decay:
             self.average.update_parameters(self.network)
 
-    def predict(self, times: Tensor) -> FirstSpikes:
+    def predict(self, times: Tensor) -> SpikesInWindow:
         network = self.spiking()
         layers, potentials = [], []
         for part in torch.split(self.images(times.to(self.device)), CHUNK):
@@ -277,7 +277,7 @@ class ConvertedReLU(Minibatch):
             layers.append([spikes for name, spikes in found.times.items() if name != "input"])
             potentials.append(found.potential)
         times_of_layers = tuple(map(torch.cat, zip(*layers, strict=True)))
-        return FirstSpikes(times_of_layers, torch.cat(potentials), network.t_max)
+        return SpikesInWindow(times_of_layers, torch.cat(potentials), network.t_max)
 
     def relu(self) -> nn.Sequential:
         """The network that learns, with averaged weights if there are any; called with images."""

@@ -17,7 +17,7 @@ from ssnn_plugin import metrics
 from .. import config
 from ..config import Config, Fraction, Strict
 from ..errors import SuiteError
-from ..evaluation import FirstSpikes, SpikeTotals
+from ..evaluation import FirstSpikes, SpikesInWindow, SpikeTotals
 from ..records import EpochStatistics
 from . import random_seed
 
@@ -327,7 +327,7 @@ class Minibatch:
         self.optimizer.step()
         self.after_step()
 
-    def predict(self, times: Tensor) -> FirstSpikes | SpikeTotals:
+    def predict(self, times: Tensor) -> FirstSpikes | SpikesInWindow | SpikeTotals:
         self.network.eval()
         with torch.no_grad(), self._averaged_weights():
             layers, potential = self.forward(times.to(self.device))
