@@ -168,7 +168,8 @@ class Segment:
 
     def _free(self, key: str) -> str:
         """A name like this that no module of the model has."""
-        while any(key == name for name, _ in self.steps.model.named_modules()):
+        taken = dict(self.steps.model.named_modules())
+        while key in taken:
             key += "_"
         return key
 
