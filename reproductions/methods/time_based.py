@@ -20,7 +20,7 @@ share an error among the spikes that they have counted.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -106,6 +106,31 @@ def keeps(network: Network) -> tuple[float, float, float]:
     return tuple(1 - 1 / tau for tau in (network.tau_membrane, network.tau_synapse, network.tau_gradient))  # type: ignore[return-value]
 
 
+class Step(NamedTuple):
+    """What a step makes of neurons [batch, *]: spikes, V before a reset, what V gained, and q."""
+
+    fired: Tensor
+    v: Tensor
+    rise: Tensor
+    q: Tensor
+
+
+def integrate(currents: Tensor, threshold: Tensor, network: Network) -> list[Step]:
+    """Neurons over the steps of their currents [T, batch, *]."""
+    keep_m, keep_s, keep_q = keeps(network)
+    scale = (1 - keep_s) / (keep_m - keep_s)
+    m = s = q = before = torch.zeros_like(currents[0])
+    steps = []
+    for current in currents:
+        m, s, q = (m + current) * keep_m, (s + current) * keep_s, (q + current) * keep_q
+        v = scale * (m - s)
+        # Numbers: a compiled loop that keeps truth values takes twenty times as long.
+        fired = (v >= threshold).to(v)
+        steps.append(Step(fired, v, v - before, q))
+        m, s, q, before = (x * (1 - fired) for x in (m, s, q, v))
+    return steps
+
+
 class EventNeurons(torch.autograd.Function):
     """Spikes [T, batch, *] of the same currents given twice: one learns for the weights, one for the times.
 
@@ -122,43 +147,35 @@ class EventNeurons(torch.autograd.Function):
         labels: Tensor | None,
         network: Network,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        keep_m, keep_s, keep_q = keeps(network)
-        scale = (1 - keep_s) / (keep_m - keep_s)
-        m = s = q = v = before = torch.zeros_like(for_weights[0])
-        spikes, rises, levels = [], [], []
-        for current in for_weights:
-            m, s, q = (m + current) * keep_m, (s + current) * keep_s, (q + current) * keep_q
-            v = scale * (m - s)
-            fired = v >= threshold
-            spikes.append(fired)
-            rises.append(v - before)
-            levels.append(q)
-            m, s, q, before = (x.masked_fill(fired, 0) for x in (m, s, q, v))
-        raw, rise = torch.stack(spikes), torch.stack(rises)
-        learning = raw if labels is None else raw | supervised(rise, labels)
-        ctx.save_for_backward(learning, rise, torch.stack(levels))
+        steps = integrate(for_weights, threshold, network)
+        raw, v = torch.stack([step.fired for step in steps]), steps[-1].v
+        learning = raw.clone()
+        if labels is not None:
+            learning += supervised(torch.stack([step.rise for step in steps]), labels) * (1 - raw)
+        ctx.save_for_backward(learning, for_weights, threshold)
         ctx.network = network
-        raw = raw.to(for_weights)
         ctx.mark_non_differentiable(raw, v)
-        return learning.to(for_weights), raw, v
+        return learning, raw, v
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of a spike is dL/dt."""
-        spikes, rise, level = ctx.saved_tensors
+        spikes, currents, threshold = ctx.saved_tensors
         keep_m, keep_s, keep_q = keeps(ctx.network)
         scale = (1 - keep_s) / (keep_m - keep_s)
-        of_v = grads[0] * (-1 / rise).clamp(-STEEPEST, 0)
-        of_q = grads[0] * (-1 / level).clamp(-LONGEST, 0)
         # What an input is worth falls with the steps until the spike that it belongs to.
-        m = s = q = torch.zeros_like(rise[0])
-        for_weights, for_times = torch.empty_like(rise), torch.empty_like(rise)
-        for t in reversed(range(len(rise))):
-            m = torch.where(spikes[t], of_v[t], m) * keep_m
-            s = torch.where(spikes[t], of_v[t], s) * keep_s
-            q = torch.where(spikes[t], of_q[t], q) * keep_q
-            for_weights[t], for_times[t] = scale * (m - s), -q
-        return for_weights, for_times, None, None, None
+        m = s = q = torch.zeros_like(currents[0])
+        for_weights, for_times = [], []
+        steps = integrate(currents, threshold, ctx.network)
+        for spike, error, step in reversed(list(zip(spikes, grads[0], steps, strict=True))):
+            of_v = spike * error * (-1 / step.rise).clamp(-STEEPEST, 0)
+            of_q = spike * error * (-1 / step.q).clamp(-LONGEST, 0)
+            m = (of_v + (1 - spike) * m) * keep_m
+            s = (of_v + (1 - spike) * s) * keep_s
+            q = (of_q + (1 - spike) * q) * keep_q
+            for_weights.append(scale * (m - s))
+            for_times.append(-q)
+        return torch.stack(for_weights[::-1]), torch.stack(for_times[::-1]), None, None, None
 
 
 def supervised(rise: Tensor, labels: Tensor) -> Tensor:
