@@ -77,6 +77,7 @@ class Assembly:
         self.sources: list[tuple[int, ...]] = []
         self.output: list[int] = []
         self.follow: list[Callable[[], None]] = []
+        self.decoders: list[nn.Module] = []
         self.read_out = self.listening = ""
 
     def add(self, stage: Stage) -> None:
@@ -131,6 +132,9 @@ class Assembly:
     def _stage(self, stage: Stage, module: nn.Module, host: Host) -> list[nn.Module]:
         border = host.border_on_times(module, self.t_max)
         if border is not None:
+            if INPUT not in stage.sources:
+                self.decoders.append(border)
+                self.listening = self.listening or (stage.path if stage.given_potential else "")
             return [*self._by_events(stage, None), border]
         read_out = host.read_out(module)
         if read_out is not None and INPUT not in stage.sources:

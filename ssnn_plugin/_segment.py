@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ._trace import RANDOM, SUPPORTED, label_of
 
@@ -22,6 +22,8 @@ RECORDS = (torch.stack, torch.cat, torch.concat)
 FLATTENING = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
 ELEMENTWISE = ("add", "sub", "mul", "truediv", "neg", "relu", "abs", "getitem", "size", "getattr")
 SIZES = ("size", "dim", "numel", getattr, len)
+# What a tensor knows besides its shape.
+KINDS = (("dtype",), ("device",))
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Stage:
         parts: paths and modules between its only source and it; None if it is no such chain.
         problem: why it is none.
         currents: the same as a module, from the outputs of the sources in a step.
+        given_potential: whether a decoder is given the potential of the neurons in front of it.
     """
 
     path: str
@@ -42,6 +45,7 @@ class Stage:
     parts: list[tuple[str, nn.Module]] | None
     problem: str
     currents: nn.Module
+    given_potential: bool = False
 
 
 class Segment:
@@ -74,6 +78,7 @@ class Segment:
             self.parts if chain else None,
             self.problem,
             currents,
+            place is not None and self.steps.takes_a_potential(place),
         )
 
     def _order_placeholders(self) -> None:
@@ -120,7 +125,7 @@ class Segment:
         place = steps.unpacked(node)
         if place is not None:
             if node.args[1] != steps.modules.output(place.module):
-                raise steps.error(f"passes on the state of {place.target}; only its spikes have a time mode")
+                raise steps.wrong_output("passes on", place)
             spikes: fx.Node = self._emit(node.args[0])
             return spikes
         if self._changes_nothing(node):
@@ -191,8 +196,41 @@ class Segment:
                 f"calls {label} on a window of steps, which has no time mode. Put it into a module under "
                 f"Lift, or use modules: {SUPPORTED}"
             )
+        if not self.steps.loops and self.steps.takes_a_window():
+            return self._copy_of_a_window(node, label)
         kwargs = {key: self._emit(value) for key, value in node.kwargs.items()}
         return self.graph.create_node(node.op, node.target, self._emit(node.args), kwargs)
+
+    def _copy_of_a_window(self, node: fx.Node, label: str) -> fx.Node:
+        """An operation on [T, *] as one on [*]."""
+        of, *rest = node.args
+        if _counts_axes(node, label):
+            raise self.steps.error(
+                "computes with the size of a window of steps, which has no time mode. Put it into a "
+                "module under Lift, or count sizes from the end, as in x.shape[-1]"
+            )
+        if label == "getitem" and not _is_size(of):
+            rest = [self._index_in_a_step(rest[0])]
+        given = [self._emit(one) for one in (of, *rest)]
+        whole = next((one for one in given if isinstance(one, fx.Node) and one.op != "get_attr"), None)
+        given = [
+            self.graph.call_function(of_a_step, (one, whole))
+            if whole is not None and isinstance(one, fx.Node) and one.op == "get_attr"
+            else one
+            for one in given
+        ]
+        return self.graph.create_node(node.op, node.target, tuple(given), dict(node.kwargs))
+
+    def _index_in_a_step(self, index: Any) -> Any:
+        """An index of [T, *] as one of [*]."""
+        parts = index if isinstance(index, tuple) else (index,)
+        if parts[0] is Ellipsis:
+            return index
+        if parts[0] != slice(None):
+            raise self.steps.error(
+                f"takes a part of a window of steps ({index}), which has no time mode. Pass what it needs"
+            )
+        return parts[1:] or Ellipsis
 
     def _picks_of_the_input(self, node: fx.Node) -> bool:
         """Whether an index may be a step, or a sample, of the input."""
@@ -252,11 +290,44 @@ def _as_module(node: fx.Node, on_spikes: bool, of_a_window: bool) -> nn.Module |
     return None
 
 
+def of_a_step(value: Tensor, currents: Tensor) -> Tensor:
+    """A tensor that goes with a window [T, batch, *] as one that goes with a step [batch, *] of it."""
+    beyond = max(0, value.ndim - currents.ndim)
+    if any(size > 1 for size in value.shape[:beyond]):
+        raise ValueError(
+            f"a model on spike times must not compute with a tensor that differs from step to step, got one "
+            f"of shape {list(value.shape)} with a window whose steps have the shape {list(currents.shape)}"
+        )
+    return value.reshape(value.shape[beyond:])
+
+
+def _is_size(value: Any) -> bool:
+    """Whether this is a whole shape."""
+    return isinstance(value, fx.Node) and (value.target, *value.args[1:]) in (("size",), (getattr, "shape"))
+
+
+def _counts_axes(node: fx.Node, label: str) -> bool:
+    """Whether an operation gives something else for a window than for a step of it."""
+    rest = node.args[1:]
+    if label == "getitem":
+        return _is_size(node.args[0]) and not _from_the_end(rest)
+    if _is_size(node):
+        return not all(_from_the_end(user.args[1:]) for user in node.users)
+    return (label == "size" and not _from_the_end(rest)) or (label == "getattr" and rest not in KINDS)
+
+
+def _from_the_end(index: Any) -> bool:
+    """Whether a size is counted from the end, where those of a window and of its steps agree."""
+    return len(index) == 1 and isinstance(index[0], int) and index[0] < 0
+
+
 def _flattens(node: fx.Node, of_a_window: bool) -> bool:
     """Whether a reshape keeps the batch and flattens the rest of a sample, in a step or a window."""
+    if node.target in (torch.flatten, "flatten"):
+        names = zip(("start_dim", "end_dim"), node.args[1:], strict=False)
+        axes = {"start_dim": 0, "end_dim": -1} | dict(names) | node.kwargs
+        return bool(axes["end_dim"] == -1 and axes["start_dim"] in ([1, 2] if of_a_window else [1]))
     sizes = list(node.args[1:]) or list(node.kwargs.values())
     if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
         sizes = list(sizes[0])
-    if node.target in (torch.flatten, "flatten"):
-        return sizes in ([1], [1, -1]) or (of_a_window and sizes in ([2], [2, -1]))
     return (len(sizes) == 2 or (of_a_window and len(sizes) == 3)) and -1 in (sizes[0], sizes[-1])

@@ -37,6 +37,7 @@ class Traced:
         returned: where in what `forward` returns the spikes, or the values of a read-out, are; None if
             they are not returned.
         output: which part of it they are where the last module returns several.
+        time_axis: along which axis of its input a loop takes the steps.
     """
 
     stages: list[Stage]
@@ -45,6 +46,7 @@ class Traced:
     steps: int | None
     returned: tuple[int, ...] | None
     output: int
+    time_axis: int = 0
 
 
 def follow_forward(model: nn.Module, modules: Modules, steps: int) -> Traced:
@@ -84,6 +86,8 @@ class Steps:
         self.place_of: dict[fx.Node, tuple[Place, int]] = {}
         self.formulas: dict[tuple[fx.Node, int], str] = {}
         self.filled: dict[Any, list[fx.Node]] = {}
+        self.handed_on: set[Place] = set()
+        self.axes: set[int] = set()
         self._find_places()
         self._find_records()
         self.loops = any(len(place.calls) > 1 for place in self.places)
@@ -92,6 +96,12 @@ class Steps:
 
     def error(self, message: str) -> NoTimeMode:
         return NoTimeMode(f"{self.name} {message}")
+
+    def wrong_output(self, what: str, place: Place) -> NoTimeMode:
+        """What to say where a model uses the state of a neuron, or the spikes of a read-out."""
+        if self.modules.output(place.module):
+            return self.error(f"{what} the spikes of {place.target}, a read-out: use its potential")
+        return self.error(f"{what} the state of {place.target}; only its spikes have a time mode")
 
     # Places: which calls belong to the same neuron
 
@@ -104,8 +114,8 @@ class Steps:
             if not self.modules.is_leaf(module):
                 continue
             keeps = self.modules.keeps_its_state(module)
-            state = None if keeps is None else _second(node)
-            place = self._place(target, module, keeps, state)
+            states = [] if keeps is None else [*node.args, *node.kwargs.values()][1:]
+            place = self._place(target, module, keeps, states)
             self.place_of[node] = place, len(place.calls)
             place.calls.append(node)
 
@@ -133,32 +143,43 @@ class Steps:
                 raise self.error("does not fill its record step after step")
             values.append(value)
 
-    def _place(self, target: str, module: nn.Module, keeps: bool | None, state: Any) -> Place:
-        known = [place for place in self.places if place.module is module]
-        own = self._call_of(state)
-        if own is not None:
-            place, ordinal = own
-            if place.module is not module or ordinal != len(place.calls) - 1:
-                raise self.error(f"passes {target} a state that is not its own of the step before")
+    def _place(self, target: str, module: nn.Module, keeps: bool | None, states: list[Any]) -> Place:
+        own = [self._call_of(state) for state in states]
+        if any(own):
+            for state, call in zip(states, own, strict=True):
+                if call is None:
+                    raise self._no_start(target, state)
+            place, ordinal, _ = own[0]  # type: ignore[misc]
+            in_order = [(place, ordinal, number) for number in range(1, len(states) + 1)]
+            if place.module is not module or ordinal != len(place.calls) - 1 or own != in_order:
+                raise self._not_its_own(target)
             return place
-        if not self._is_start(state):
-            where = "detaches or changes the state of" if self._uses_a_place(state) else "starts"
-            rest = "" if self._uses_a_place(state) else " from a potential of its own"
-            raise self.error(
-                f"{where} {target}{rest}: a neuron on spike times starts from 0 and goes on from its own "
-                "state"
-            )
+        for state in states:
+            if not self._is_start(state):
+                raise self._no_start(target, state)
+        known = [place for place in self.places if place.module is module]
         if keeps and known:
-            if state is not None:
-                raise self.error(f"passes {target} a state that is not its own of the step before")
+            if any(state is not None for state in states):
+                raise self._not_its_own(target)
             return known[0]
         self.places.append(Place(target, module, keeps))
         return self.places[-1]
 
-    def _call_of(self, state: Any) -> tuple[Place, int] | None:
-        """The call that returned a state."""
+    def _not_its_own(self, target: str) -> NoTimeMode:
+        return self.error(f"passes {target} a state that is not its own of the step before")
+
+    def _no_start(self, target: str, state: Any) -> NoTimeMode:
+        where = "detaches or changes the state of" if self._uses_a_place(state) else "starts"
+        rest = "" if self._uses_a_place(state) else " from a potential of its own"
+        return self.error(
+            f"{where} {target}{rest}: a neuron on spike times starts from 0 and goes on from its own state"
+        )
+
+    def _call_of(self, state: Any) -> tuple[Place, int, int] | None:
+        """The call that returned a state, and where among its outputs."""
         if isinstance(state, fx.Node) and self.unpacked(state) and state.args[1] != 0:
-            return self.place_of[state.args[0]]  # type: ignore[index]
+            place, ordinal = self.place_of[state.args[0]]  # type: ignore[index]
+            return place, ordinal, int(state.args[1])  # type: ignore[arg-type]
         return None
 
     def unpacked(self, node: fx.Node) -> Place | None:
@@ -205,7 +226,11 @@ class Steps:
             return None
         if not self.loops and not self.sized:
             return None
-        return (at[0], of) if isinstance(of, fx.Node) and self.is_input(of) else None
+        if not isinstance(of, fx.Node) or not self.is_input(of):
+            return None
+        axis = parts.index(at[0])
+        self.axes.add(axis - len(parts) if Ellipsis in parts[:axis] else axis)
+        return at[0], of
 
     def is_input(self, node: fx.Node) -> bool:
         """Whether a node is the model's input, at most flattened or otherwise the same."""
@@ -244,10 +269,31 @@ class Steps:
         for formula in formulas:
             self._check_order(what, formula)
         if len(set(formulas)) > 1:
+            maker = self._made_of_the_input(values[0][0])
+            if maker is not None:
+                raise self.error(
+                    f"takes its steps from what {label_of(maker)} makes of its input: let forward take them "
+                    "from the input itself"
+                )
             raise self.error(
                 f"does not drive {what} in the same way in every step; "
                 "if it stands in two places, it keeps one state for two places: use a neuron for each"
             )
+
+    def _made_of_the_input(self, value: fx.Node) -> fx.Node | None:
+        """The call that makes something of the whole input of which a value takes a step."""
+        waiting = [value]
+        while waiting:
+            node = waiting.pop()
+            of = node.args[0] if node.target is operator.getitem and self.unpacked(node) is None else None
+            if (
+                isinstance(of, fx.Node)
+                and not self.is_input(of)
+                and any(map(self.is_input, of.all_input_nodes))
+            ):
+                return of
+            waiting += [] if node in self.place_of else node.all_input_nodes
+        return None
 
     def _check_order(self, what: str, formula: str) -> None:
         if any(int(offset) for offset in re.findall(r"x\[(-?\d+)\]:", formula)):
@@ -268,6 +314,10 @@ class Steps:
         ends, values = self._returned()
         for place in self.places:
             driven = [(self._driver(call, place), step) for step, call in enumerate(place.calls)]
+            if self.loops and (driven[0][0] in self.filled or driven[0][0].target in RECORDS):
+                raise self.error(
+                    f"passes the record of its steps to {place.target}. Do so with what the network returns"
+                )
             self._check_steps(place.target, driven)
         order = self._needed(ends, values)
         numbers = {place: number for number, place in enumerate(order)}
@@ -282,14 +332,23 @@ class Steps:
             raise self.error(f"runs its neurons for different numbers of steps ({sorted(lengths)})")
         steps = max(lengths, default=0) if self.loops and not self.sized else None
         last = order[-1] if order and not values else None
+        if last and last not in self.handed_on:
+            raise self.wrong_output("returns only", last)
         output = self.modules.output(last.module) if last else 0
-        return Traced(stages, takes, self.static, steps, self._where_returned(last), output)
+        axis = self.axes.pop() if len(self.axes) == 1 else 0
+        return Traced(stages, takes, self.static, steps, self._where_returned(last), output, axis)
 
     def _driver(self, call: fx.Node, place: Place) -> fx.Node:
         given = next(iter((*call.args, *call.kwargs.values())), None)
         if not isinstance(given, fx.Node):
             raise self.error(f"runs {place.target} on {given!r}, which is not its input")
         return given
+
+    def takes_a_potential(self, place: Place) -> bool:
+        """Whether a module without a state, such as a decoder, is given that of a neuron."""
+        call = place.calls[0]
+        beside = [*call.args, *call.kwargs.values()][1:]
+        return place.keeps is None and any(map(self._uses_a_place, beside))
 
     def _step(self, value: fx.Node) -> int:
         """The step to which a value behind the last neuron belongs."""
@@ -328,11 +387,14 @@ class Steps:
                 look(self.filled[value])
             elif value in self.place_of:
                 ends.append(self.place_of[value][0])
+                self.handed_on.add(ends[-1])
             elif value.target in RECORDS or value.target in HARMLESS:
                 self._check_record(value.args[0], joined=value.target in RECORDS)
                 look(value.args[0])
             elif (place := self.unpacked(value)) is not None:
                 ends.append(place)
+                if value.args[1] == self.modules.output(place.module):
+                    self.handed_on.add(place)
             elif value.op != "placeholder":
                 self._refuse_records(value)
                 values.append(value)
@@ -444,8 +506,3 @@ class Steps:
         if extra:
             raise self.error(f"returns {extra[0].target} beside its read-out: return one of them")
         return [place for place in self.places if place in needed]
-
-
-def _second(node: fx.Node) -> Any:
-    given = [*node.args, *node.kwargs.values()][1:]
-    return given[0] if given else None

@@ -85,6 +85,7 @@ class Tracer(fx.Tracer):
         inner = self.modules.lifted(m)
         if inner is not None:
             self.lifts = True
+            args = signature(m.forward).bind(*args, **kwargs).args
             given = args[0] if isinstance(args[0], tuple) else args
             return inner(*given) if "state" in signature(inner.forward).parameters else inner(given[0])
         if unwrapped(m) is not m:
@@ -144,10 +145,12 @@ def trace(model: nn.Module, modules: Modules, steps: int) -> tuple[fx.Graph, Tra
     """
     name = type(model).__name__
     tracer = Tracer(modules, steps)
-    concrete = {key: None for key, value in _defaults(model).items() if value is None}
+    fixed = (bool, int, float, str, type(None))
+    concrete = {key: value for key, value in _defaults(model).items() if isinstance(value, fixed)}
     before = {module: _attributes(module) for module in model.modules()}
     try:
         graph = tracer.follow(model, concrete)
+        _by_position(graph, model)
         for node in graph.nodes:
             if node.op == "get_attr":
                 tracer.values[str(node.target)] = operator.attrgetter(str(node.target))(model)
@@ -161,6 +164,22 @@ def trace(model: nn.Module, modules: Modules, steps: int) -> tuple[fx.Graph, Tra
     if kept:
         raise NoTimeMode(f"{name} keeps {kept} of its own between steps, which has no time mode")
     return graph, tracer
+
+
+def _by_position(graph: fx.Graph, model: nn.Module) -> None:
+    """Write the arguments of all calls by position that have one: a call by keyword is no other call."""
+    for node in graph.nodes:
+        if not node.kwargs or node.op not in ("call_module", "call_function"):
+            continue
+        called = model.get_submodule(str(node.target)).forward if node.op == "call_module" else node.target
+        try:
+            bound = signature(called).bind(*node.args, **node.kwargs)
+            node.args, node.kwargs = bound.args, bound.kwargs
+        except (TypeError, ValueError):  # compiled functions have no signature
+            first = [key for key in ("input", "tensors") if key in node.kwargs and not node.args]
+            for key in first:
+                node.args = (node.kwargs[key],)
+                node.kwargs = {name: value for name, value in node.kwargs.items() if name != key}
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:

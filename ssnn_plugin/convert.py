@@ -183,25 +183,25 @@ def to_event_driven(
     for stage in traced.stages:
         assembly.add(stage)
     network = assembly.network(takes)
-    layers: list[nn.Module] = list(network)
-    last = next(layer for layer in reversed(layers) if not isinstance(layer, nn.Flatten))
-    if isinstance(last, SpikeConnection | BinwiseLayer):
-        last.silent_gradient = silent_gradient is not False
-    elif silent_gradient:
-        raise ValueError(f"silent_gradient needs a last layer with neurons, got {type(last).__name__}")
-    elif assembly.listening and silent_gradient is None:
-        # A decoder behind them hands on what a loss wants of silence.
-        neurons = next(
-            layer for layer in reversed(layers) if isinstance(layer, SpikeConnection | BinwiseLayer)
-        )
-        neurons.silent_gradient = True
+    _let_silence_learn(list(network), assembly, silent_gradient)
     return network.train(model.training)
+
+
+def _let_silence_learn(layers: list[nn.Module], assembly: Assembly, asked: bool | None) -> None:
+    """Whether the silent neurons of the last layer learn, and those in front of a decoder."""
+    behind = (nn.Flatten, *map(type, assembly.decoders))
+    last = next(layer for layer in reversed(layers) if not isinstance(layer, behind))
+    if isinstance(last, SpikeConnection | BinwiseLayer):
+        # A decoder hands on what a loss wants of silence, if it is given the potential.
+        last.silent_gradient = (not assembly.decoders or bool(assembly.listening)) if asked is None else asked
+    elif asked:
+        raise ValueError(f"silent_gradient needs a last layer with neurons, got {type(last).__name__}")
 
 
 def follow(model: nn.Module, t_max: int | None = None) -> tuple[Traced, str]:
     """What a model computes in a step, and the path of a model that is a single module."""
-    model, hosts = unwrapped(model), loaded_hosts()
     _refuse_hooks(model)
+    model, hosts = unwrapped(model), loaded_hosts()
     _refuse_borders(model, hosts, t_max)
     modules = _HostModules(hosts)
     if is_leaf(model, modules):

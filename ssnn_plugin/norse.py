@@ -527,6 +527,8 @@ def calibrate(
 class _Norse:
     """Norse's answers to `convert.Host`."""
 
+    run_by_step = "run= takes a function of (model, trains) that passes the state of a step on to the next"
+
     def is_leaf(self, module: nn.Module) -> bool:
         stateful = SNN | SNNCell | SNNRecurrent | SNNRecurrentCell | FirstSpikePool2dCell | LILinearCell
         return isinstance(module, stateful | LatencyEncoder | SpikesToTimesDecoder) or _is_encoder(module)
@@ -597,6 +599,9 @@ class _Norse:
             return None
         beta = torch.as_tensor(decay_per_step(module.p, module.dt))
         return StepNeuron(torch.as_tensor(module.p.v_th), beta, isinstance(module, SingleSpikeIF))
+
+    def reset(self, model: nn.Module) -> None:
+        """Norse's modules keep no state."""
 
     def run_window(self, model: nn.Module, trains: Tensor) -> Any:
         cells = any(isinstance(child, SingleSpikeIFCell) for child in model.children())

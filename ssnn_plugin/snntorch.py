@@ -657,6 +657,8 @@ def _last(mem: Tensor, spk_out: Tensor) -> Tensor:
 class _SnnTorch:
     """snnTorch's answers to `convert.Host`."""
 
+    run_by_step = "run=lambda model, trains: [model(step) for step in trains]"
+
     def is_leaf(self, module: nn.Module) -> bool:
         return isinstance(module, snn.SpikingNeuron)
 
@@ -712,14 +714,14 @@ class _SnnTorch:
             return None
         return StepNeuron(module.threshold.clamp(min=0), module.beta.clamp(0, 1), module.sequence)
 
-    def run_window(self, model: nn.Module, trains: Tensor) -> Any:
+    def reset(self, model: nn.Module) -> None:
         reset(model)
+
+    def run_window(self, model: nn.Module, trains: Tensor) -> Any:
         by_step = type(model).forward is nn.Sequential.forward and not any(
             module.sequence for module in model.modules() if isinstance(module, _Stateful)
         )
-        outputs = [model(step) for step in trains] if by_step else model(trains)
-        reset(model)
-        return outputs
+        return [model(step) for step in trains] if by_step else model(trains)
 
     def listens_when_silent(self, module: Any) -> bool:
         return isinstance(module, SingleSpike) and module.silent_gradient

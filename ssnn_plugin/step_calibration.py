@@ -28,7 +28,16 @@ class StepNeuron(NamedTuple):
 
 
 class StepHost(Protocol):
-    """What calibration asks of an adapter."""
+    """What calibration asks of an adapter.
+
+    Args:
+        run_by_step: what to pass as `run` for a model that takes one step per call.
+    """
+
+    run_by_step: str
+
+    def reset(self, model: nn.Module) -> None:
+        """Forget the states that a model keeps."""
 
     def step_neuron(self, module: Any) -> StepNeuron | None:
         """The numbers of a single-spike module; None for other modules."""
@@ -56,13 +65,17 @@ def calibrate(
     neurons = _neurons(model, host)
 
     def run_once() -> None:
+        host.reset(model)
         (run or host.run_window)(model, trains)
+        host.reset(model)
 
     with evaluating(model):
-        layers = _layers(model, neurons, run_once)
+        called = _calls(model, neurons, run_once)
+        _check_calls(called, neurons, len(trains), host)
+        layers = _layers(model, neurons, called)
         before = [layer.weights.weight.clone() for layer in layers]
         try:
-            return {layer.name: _raise(layer, run_once, len(trains), fraction, tolerance) for layer in layers}
+            return {layer.name: _raise(layer, run_once, fraction, tolerance) for layer in layers}
         except Exception:
             for layer, weight in zip(layers, before, strict=True):
                 layer.weights.weight.copy_(weight)
@@ -80,18 +93,42 @@ def _neurons(model: nn.Module, host: StepHost) -> dict[nn.Module, tuple[str, Ste
     return found
 
 
-def _layers(
+def _calls(
     model: nn.Module, neurons: dict[nn.Module, tuple[str, StepNeuron]], run_once: Callable[[], None]
-) -> list[_Layer]:
-    """The neurons in the order in which they run, each with the last weights in front of it."""
-    names = {module: name for name, module in model.named_modules()}
+) -> list[nn.Module]:
+    """The neurons, weights and norms of a model as it calls them in a window."""
     called: list[nn.Module] = []
 
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         called.append(module)
 
-    with watched([m for m in names if m in neurons or isinstance(m, WEIGHTS + NORMS)], before):
+    with watched([m for m in model.modules() if m in neurons or isinstance(m, WEIGHTS + NORMS)], before):
         run_once()
+    return called
+
+
+def _check_calls(
+    called: list[nn.Module],
+    neurons: dict[nn.Module, tuple[str, StepNeuron]],
+    num_steps: int,
+    host: StepHost,
+) -> None:
+    for module, (name, neuron) in neurons.items():
+        count, wanted = called.count(module), 1 if neuron.takes_window else num_steps
+        if not count:
+            raise ValueError(f"the model must call every neuron, got no call of {name!r}")
+        if count != wanted:
+            raise ValueError(
+                f"{name!r} must be called {wanted} times for {num_steps} steps, got {count} calls. "
+                f"Say how the model reads a window: {host.run_by_step}"
+            )
+
+
+def _layers(
+    model: nn.Module, neurons: dict[nn.Module, tuple[str, StepNeuron]], called: list[nn.Module]
+) -> list[_Layer]:
+    """The neurons in the order in which they run, each with the last weights in front of it."""
+    names = {module: name for name, module in model.named_modules()}
     layers: dict[nn.Module, _Layer] = {}
     source: nn.Module | None = None
     for module in called:
@@ -105,22 +142,27 @@ def _layers(
                     f"({type(source).__name__}), which undoes what calibration does: fold it into the weights"
                 )
             if not isinstance(source, WEIGHTS):
-                raise ValueError(f"{name!r} must have a Linear or convolution of its own in front")
+                order = ", ".join(repr(names[one]) for one in dict.fromkeys(called))
+                raise ValueError(
+                    f"{name!r} must have a Linear or convolution of its own in front, called right before "
+                    f"it; the calls are {order}"
+                )
+            shared = [layer.name for layer in layers.values() if layer.weights is source]
+            if shared:
+                raise ValueError(
+                    f"{name!r} must have weights of its own, but {names[source]!r} drives {shared[0]!r} as "
+                    "well: what lets one fire changes the other"
+                )
             if not isinstance(source.weight, nn.Parameter):
                 raise ValueError(
                     f"the weight of {names[source]!r} is computed from others: remove its parametrization"
                 )
             layers[module] = _Layer(name, module, neuron, names[source], source)
             source = None
-    idle = [name for module, (name, _) in neurons.items() if module not in layers]
-    if idle:
-        raise ValueError(f"the model must call every neuron, got no call of {', '.join(map(repr, idle))}")
     return list(layers.values())
 
 
-def _raise(
-    layer: _Layer, run_once: Callable[[], None], num_steps: int, fraction: float, tolerance: float
-) -> float:
+def _raise(layer: _Layer, run_once: Callable[[], None], fraction: float, tolerance: float) -> float:
     """Raise the weights in front of a neuron until a fraction fires; return the one reached.
 
     V is linear in a constant c added to the weights, V + c V', so that a neuron fires if c exceeds the
@@ -132,14 +174,19 @@ def _raise(
     tried: dict[float, float] = {}
     for _ in range(ROUNDS):
         weight.copy_(start + c)
-        potential, threshold = _potential(layer, run_once, num_steps)
+        potential, threshold = _potential(layer, run_once)
         tried[c] = reached = float((potential > threshold).any(0).double().mean())
         if abs(reached - fraction) <= max(tolerance, 1.0 / potential[0].numel()):
             return reached
         low, high = (max(low, c), high) if reached < fraction else (low, min(high, c))
         step = weight.abs().mean().clamp(min=1e-3)
         weight.add_(step)
-        slope = (_potential(layer, run_once, num_steps)[0] - potential) / step
+        slope = (_potential(layer, run_once)[0] - potential) / step
+        if not slope.any():
+            raise ValueError(
+                f"{layer.name!r} must have a Linear or convolution of its own in front that spikes reach, "
+                f"called right before it; raising the weights of {layer.source!r} changes nothing"
+            )
         c += _needed(potential, slope, threshold, fraction)
         if not low < c < high:
             c = high - 2 * float(step) if low == -torch.inf else (low + high) / 2
@@ -159,7 +206,7 @@ def _raise(
     return tried[closest]
 
 
-def _potential(layer: _Layer, run_once: Callable[[], None], num_steps: int) -> tuple[Tensor, Tensor]:
+def _potential(layer: _Layer, run_once: Callable[[], None]) -> tuple[Tensor, Tensor]:
     """V [T, batch, *] of the neurons as if none fired, and their threshold."""
     calls: list[Tensor] = []
 
@@ -168,12 +215,6 @@ def _potential(layer: _Layer, run_once: Callable[[], None], num_steps: int) -> t
 
     with watched([layer.module], before):
         run_once()
-    wanted = 1 if layer.neuron.takes_window else num_steps
-    if len(calls) != wanted:
-        raise ValueError(
-            f"{layer.name!r} must be called {wanted} times for {num_steps} steps, got {len(calls)} calls. "
-            "Say how the model reads a window: run=lambda model, trains: [model(step) for step in trains]"
-        )
     currents = calls[0] if layer.neuron.takes_window else torch.stack(calls)
     threshold, beta = (x.to(currents) for x in (layer.neuron.threshold, layer.neuron.beta))
     return accumulate(currents, torch.zeros_like(currents[0]), beta), threshold

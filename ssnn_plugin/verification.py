@@ -175,8 +175,9 @@ def verify(
         raise ValueError("model must return the spikes of its last neurons, or the values of its read-out")
     given = batch if values else spikes_to_times(batch)
     one_by_one = traced.takes == "step"
-    inputs = batch.expand(steps, *batch.shape) if values and one_by_one else batch
-    in_steps: Any = _run(model, inputs) if one_by_one else model(inputs)
+    inputs = batch.expand(steps, *batch.shape) if values and traced.takes != "values" else batch
+    _reset(model)
+    in_steps: Any = _run(model, inputs) if one_by_one else model(inputs.movedim(0, traced.time_axis))
     for index in traced.returned:
         in_steps = in_steps[index]
     if isinstance(in_steps, tuple):
@@ -190,13 +191,15 @@ def verify(
                 f"got {list(in_steps.shape)}"
             )
         in_steps = first_spikes(in_steps).to(on_times.dtype)
+    elif in_steps.shape == on_times.shape[1:]:
+        in_steps, on_times = in_steps[None], on_times[-1:]
     return _compare(model, network, in_steps, on_times, given, of_times)
 
 
 def _number_of_steps(batch: Tensor, values: bool, t_max: int | None) -> int:
     if values:
         if t_max is None:
-            raise ValueError("t_max must be given for a model that gets the same values in every step")
+            raise ValueError("t_max must be given for a model that takes values instead of spikes")
         return t_max
     if t_max is not None and t_max != len(batch):
         raise ValueError(
@@ -216,11 +219,15 @@ def _number_of_steps(batch: Tensor, values: bool, t_max: int | None) -> int:
     return len(batch)
 
 
-def _run(model: nn.Module, inputs: Tensor) -> Any:
-    """A model that takes one step per call, with its state if it is given one."""
+def _reset(model: nn.Module) -> None:
+    """Forget what neurons that keep their state have kept."""
     for module in model.modules():
         if callable(getattr(module, "reset_mem", None)):
             module.reset_mem()  # type: ignore[operator]
+
+
+def _run(model: nn.Module, inputs: Tensor) -> Any:
+    """A model that takes one step per call, with its state if it is given one."""
     optional = list(signature(model.forward).parameters.values())[1:]
     states = sum(parameter.default is None for parameter in optional)
     state: tuple[Any, ...] = ()
@@ -292,7 +299,8 @@ def _gradients(
     shape = on_times.shape
     along = 0 if of_times else 1
     # Of both signs, apart from 0, and the same wherever it is run.
-    weights = torch.linspace(-1, 1, math.prod(shape), device=on_times.device, dtype=on_times.dtype).sin()
+    count = math.prod(shape)
+    weights = torch.arange(1, count + 1, device=on_times.device, dtype=on_times.dtype).sin()
     weights = weights.reshape(shape) * right.to(on_times.dtype).reshape(
         *[1] * along, -1, *[1] * (len(shape) - along - 1)
     )

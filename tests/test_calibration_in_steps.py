@@ -201,3 +201,56 @@ def test_a_fraction_out_of_reach_leaves_the_model_as_it_was():
             snntorch_adapter.calibrate(model, trains, fraction)
     with pytest.raises(ValueError, match=r"trains must be spike trains \[T, batch, \*\], got \[40, 20\]"):
         snntorch_adapter.calibrate(model, _times(40, 20))
+
+
+class _OneStep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif = _linear(20, 10), SingleSpike(init_hidden=True)
+
+    def forward(self, x):
+        return self.lif(input_=self.fc(input=x))
+
+
+def test_a_function_that_runs_the_steps_need_not_reset_them():
+    model, trains = _OneStep(), _trains(40, 20)
+    reached = snntorch_adapter.calibrate(model, trains, 0.4, run=lambda net, x: [net(step) for step in x])
+    snntorch_adapter.reset(model)
+    spikes = torch.stack([model(step) for step in trains])
+    assert float(spikes.any(0).double().mean()) == pytest.approx(reached["lif"])
+    assert reached["lif"] == pytest.approx(0.4, abs=0.01)
+
+
+def test_weights_that_drive_two_neurons_are_refused():
+    fc = _linear(20, 20)
+    model = nn.Sequential(fc, SingleSpike(init_hidden=True), fc, SingleSpike(init_hidden=True))
+    with pytest.raises(ValueError, match="'3' must have weights of its own, but '0' drives '1' as well"):
+        snntorch_adapter.calibrate(model, _trains(40, 20), 0.3)
+
+
+class _Branches(nn.Module):
+    def __init__(self, mixed=False):
+        super().__init__()
+        self.a, self.b, self.c = _linear(20, 10), _linear(20, 10), _linear(10, 10)
+        self.la, self.lb = SingleSpike(init_hidden=True), SingleSpike(init_hidden=True)
+        self.mixed = mixed
+
+    def forward(self, x):
+        u, v = self.a(x), self.b(x)
+        out = self.la(u)
+        return self.lb(v + self.c(out)) if self.mixed else self.lb(v) + out
+
+
+@pytest.mark.parametrize(
+    ("mixed", "message"),
+    [
+        (False, "'lb' must have .* called right before it; the calls are 'a', 'b', 'la', 'lb'"),
+        (True, "'la' must have .* called right before it; raising the weights of 'b' changes nothing"),
+    ],
+)
+def test_weights_that_do_not_stand_right_in_front_are_named(mixed, message):
+    model = _Branches(mixed)
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(ValueError, match=message):
+        snntorch_adapter.calibrate(model, _trains(40, 20), 0.3, run=lambda net, x: [net(s) for s in x])
+    assert all(map(torch.equal, before, model.parameters()))

@@ -14,7 +14,13 @@ from torch.nn.utils import parametrizations, prune, weight_norm
 from ssnn_plugin import NoTimeMode, encode, to_event_driven, verify
 from ssnn_plugin.decode import spikes_to_times, times_to_spikes
 from ssnn_plugin.nn import BinwiseLayer, SpikeLinear
-from ssnn_plugin.norse import LatencyEncoder, SingleSpikeIF, SingleSpikeIFParameters, SpikesToTimesDecoder
+from ssnn_plugin.norse import (
+    LatencyEncoder,
+    SingleSpikeIF,
+    SingleSpikeIFCell,
+    SingleSpikeIFParameters,
+    SpikesToTimesDecoder,
+)
 from ssnn_plugin.snntorch import SingleSpike, latency
 
 T = 12
@@ -200,6 +206,7 @@ def test_wrapped_models_are_unwrapped(wrap):
 
 
 def test_norses_encoder_and_decoder_are_followed():
+    torch.manual_seed(0)
     model = norse.SequentialState(
         LatencyEncoder(T),
         norse.Lift(nn.Linear(16, 4)),
@@ -373,3 +380,46 @@ def test_neurons_that_listen_when_silent_do_so_behind_a_decoder_too():
 
     assert network()[0].silent_gradient
     assert not network(silent_gradient=False)[0].silent_gradient
+
+
+class _Decoded(nn.Module):
+    """With a decoder that is given the potential of the neurons in front of it, if `potential`."""
+
+    def __init__(self, potential):
+        super().__init__()
+        self.fc, self.neuron = nn.Linear(16, 4, bias=False), SingleSpikeIF()
+        self.decoder = SpikesToTimesDecoder(t_silent=T, convert_indices_to_times=False)
+        self.potential = potential
+
+    def forward(self, x):
+        spikes, state = self.neuron(self.fc(x))
+        return self.decoder(spikes, state.v) if self.potential else self.decoder(spikes)
+
+
+def test_silent_neurons_learn_if_a_decoder_is_given_their_potential():
+    for potential in (True, False):
+        model = _alive(_Decoded(potential), -0.1)
+        times = encode.latency(_image(8, 16), T)
+        network = to_event_driven(model, t_max=T)
+        in_steps, by_events = model(times_to_spikes(times, T)), network(times)
+        assert torch.equal(in_steps, by_events)
+        assert (in_steps == T).any()
+        expected, found = (torch.autograd.grad(x.sum(), model.fc.weight)[0] for x in (in_steps, by_events))
+        torch.testing.assert_close(found, expected)
+        assert network[0].silent_gradient == potential
+    assert to_event_driven(model, t_max=T, silent_gradient=True)[0].silent_gradient
+
+
+def test_a_decoder_of_the_record_of_a_loop_is_refused():
+    class Loop(_Decoded):
+        def forward(self, x):
+            state, out = None, []
+            for step in x:
+                spikes, state = self.neuron(self.fc(step), state)
+                out.append(spikes)
+            return self.decoder(torch.stack(out))
+
+    model = Loop(potential=False)
+    model.neuron = SingleSpikeIFCell()
+    with pytest.raises(NoTimeMode, match="passes the record of its steps to decoder"):
+        to_event_driven(model, t_max=T)

@@ -13,7 +13,7 @@ from ssnn_plugin import IF, NoTimeMode, encode, to_event_driven
 from ssnn_plugin.decode import LaterSpikesWarning, spikes_to_times, times_to_spikes
 from ssnn_plugin.nn import SpikeLinear
 from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFParameters
-from ssnn_plugin.snntorch import SingleSpike, latency, reset
+from ssnn_plugin.snntorch import SingleSpike, SingleSpikeSynaptic, latency, reset
 
 T = 16
 
@@ -120,6 +120,55 @@ def test_a_state_that_is_changed_on_the_way_is_refused():
 
     with pytest.raises(NoTimeMode, match="detaches or changes the state of lif"):
         to_event_driven(Changed(), t_max=T)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("start", "starts lif from a potential of its own"),
+        ("scale", "detaches or changes the state of lif"),
+        ("swap", "passes lif a state that is not its own of the step before"),
+    ],
+)
+def test_every_state_of_a_neuron_is_looked_at(how, message):
+    class Synaptic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = _linear(), SingleSpikeSynaptic()
+
+        def forward(self, x):
+            syn, mem = self.lif.reset_mem()
+            if how == "start":
+                mem = torch.full((9, 6), 0.5)
+            out = []
+            for step in x:
+                if how == "scale":
+                    mem = 0.5 * mem
+                if how == "swap":
+                    syn, mem = mem, syn
+                spk, syn, mem = self.lif(self.fc(step), syn, mem)
+                out.append(spk)
+            return torch.stack(out)
+
+    with pytest.raises(NoTimeMode, match=message):
+        to_event_driven(Synaptic(), t_max=T)
+
+
+def test_hooks_of_a_wrapper_are_refused():
+    model = nn.DataParallel(_chain())
+    model.register_forward_hook(lambda *given: None)
+    with pytest.raises(NoTimeMode, match=r"^the model \(DataParallel\) has hooks"):
+        to_event_driven(model, t_max=T)
+
+
+def test_dropout_of_constant_values_is_drawn_in_every_bin():
+    torch.manual_seed(0)
+    model = nn.Sequential(_linear(), nn.Dropout(0.5), SingleSpike(init_hidden=True)).train()
+    currents = to_event_driven(model, t_max=T, constant_input=True)[0].currents
+    values = torch.rand(3, 20).double()
+    assert not torch.equal(currents(values)[0], currents(values)[1])
+    kept = currents.eval()(values)
+    assert torch.equal(kept, model[0](values).expand_as(kept))
 
 
 @pytest.mark.parametrize("where", ["", "0", "1"])

@@ -180,6 +180,37 @@ def test_what_is_no_read_out_is_refused(parts, message):
         to_event_driven(nn.Sequential(*parts()), t_max=T)
 
 
+class _InALoop(nn.Module):
+    """With a read-out; `of_step` picks what is kept of its (spikes, potential)."""
+
+    def __init__(self, of_step, hands_on=False):
+        super().__init__()
+        self.fc, self.lif, self.weights = nn.Linear(16, 10), SingleSpike(), nn.Linear(10, 4)
+        self.out, self.behind = snn.Leaky(0.8, reset_mechanism="none"), SingleSpike()
+        self.of_step, self.hands_on = of_step, hands_on
+
+    def forward(self, x):
+        mem, read, last, kept = self.lif.reset_mem(), self.out.reset_mem(), self.behind.reset_mem(), []
+        for step in x:
+            spk, mem = self.lif(self.fc(step), mem)
+            both = self.out(self.weights(spk), read)
+            read = both[1]
+            if self.hands_on:
+                spk, last = self.behind(both[0], last)
+                kept.append(spk)
+            else:
+                kept.append(self.of_step(both))
+        return torch.stack(kept)
+
+
+def test_a_read_out_is_read_by_its_potential_alone():
+    assert verify(_alive(_InALoop(lambda both: both[1])).float(), latency(_image(6, 16).float(), T)).ok
+    with pytest.raises(NoTimeMode, match="returns only the spikes of out, a read-out: use its potential"):
+        to_event_driven(_InALoop(lambda both: both[0]), t_max=T)
+    with pytest.raises(NoTimeMode, match="passes on the spikes of out, a read-out: use its potential"):
+        to_event_driven(_InALoop(None, hands_on=True), t_max=T)
+
+
 def test_a_read_out_has_no_state_in_front():
     for between in (nn.BatchNorm1d(10), nn.RNNCell(10, 10)):
         parts = (*_hidden()[:2], between, nn.Linear(10, 4))

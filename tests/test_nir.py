@@ -348,6 +348,19 @@ def test_delays_of_others_are_in_their_unit_of_time():
     assert from_nir(graph, t_max=T, dt=2**-8)[0].neuron == IF(4.0, delay=3, beta=0.75)
 
 
+def test_weights_of_several_precisions_get_the_highest():
+    nodes = [
+        nir.Linear(np.full((2, 2), 0.1)),
+        nir.IF(np.ones(2), np.full(2, 0.1)),
+        nir.Linear(np.ones((1, 2), np.float32)),
+        nir.IF(np.ones(1), np.ones(1)),
+    ]
+    ends = nir.Input({"input": np.array([2])}), nir.Output({"output": np.array([1])})
+    network = from_nir(nir.NIRGraph.from_list(ends[0], *nodes, ends[1]), t_max=4, single_spike=True)
+    assert network(torch.tensor([[1.0, 3.0]], dtype=torch.float64)).tolist() == [[3.0]]
+    assert network[0].weight.tolist() == [[0.1, 0.1], [0.1, 0.1]]
+
+
 def test_the_window_is_that_of_the_metadata_or_of_the_call():
     graph = to_nir(SpikeSequential(SpikeLinear(3, 2, IF(), t_max=T)))
     assert from_nir(graph)[0].t_max == T

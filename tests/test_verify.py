@@ -120,9 +120,7 @@ def test_values_that_stay():
     assert verify(_seeded(Constant()), _image(9, 20)).ok
     model = _seeded(_stack())
     assert verify(model, _image(9, 20), t_max=T, constant_input=True).ok
-    with pytest.raises(
-        ValueError, match="t_max must be given for a model that gets the same values in every"
-    ):
+    with pytest.raises(ValueError, match="t_max must be given for a model that takes values instead of"):
         verify(model, _image(9, 20), constant_input=True)
 
 
@@ -221,7 +219,70 @@ def test_models_that_keep_their_spikes_to_themselves_are_refused():
         def forward(self, x):
             return super().forward(x)[1][-1]
 
-    with pytest.raises(ValueError, match="model must return the spikes of its last neurons"):
+    with pytest.raises(NoTimeMode, match="returns only the state of lif2; only its spikes"):
         verify(Potential(), latency(_image(9, 20), T))
     with pytest.raises((ValueError, NoTimeMode)):
         verify(Last(), latency(_image(9, 20), T))
+
+
+class _Whole(nn.Module):
+    """A loop around neurons that keep their state."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = _stack()
+
+    def forward(self, x):
+        return torch.stack([self.layers(step) for step in x])
+
+
+def test_what_neurons_have_kept_from_an_earlier_window_is_forgotten():
+    model, trains = _seeded(_Whole()), latency(_image(9, 20), T)
+    model(trains)
+    assert verify(model, trains).ok
+
+
+class _BatchFirst(_Whole):
+    def forward(self, x):
+        return torch.stack([self.layers(x[:, step]) for step in range(x.shape[1])])
+
+
+class _StepsLast(_Whole):
+    def forward(self, x):
+        return torch.stack([self.layers(x[..., step]) for step in range(x.shape[-1])])
+
+
+@pytest.mark.parametrize("kind", [_BatchFirst, _StepsLast])
+def test_models_that_take_their_steps_along_another_axis_are_given_them_there(kind):
+    report = verify(_seeded(kind()), latency(_image(9, 20), T))
+    assert report.ok
+    assert report.silent < report.outputs
+
+
+def test_the_value_of_the_last_step_alone_is_compared():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.read = _stack(), snn.Leaky(0.9, reset_mechanism="none")
+
+        def forward(self, x):
+            mem = self.read.reset_mem()
+            for step in x:
+                _, mem = self.read(self.layers(step), mem)
+            return mem
+
+    report = verify(_seeded(Last()), latency(_image(9, 20), T))
+    assert report.ok
+    assert report.outputs == 9 * 6
+
+
+def test_a_window_of_the_same_values_is_made_for_a_model_that_takes_one():
+    class Window(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = nn.Linear(20, 6), SingleSpike(sequence=True)
+
+        def forward(self, x):
+            return self.lif(self.fc(x))[0]
+
+    assert verify(_seeded(Window()), _image(9, 20), t_max=T, constant_input=True).ok

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -74,6 +75,8 @@ def from_nir(
     for name, part in _parts(nodes, step, single_spike):
         builder.add(name, part)
     network = builder.finish()
+    # Weights of several precisions get the highest, as spike times have one.
+    network.to(functools.reduce(torch.promote_types, (weight.dtype for weight in network.parameters())))
     return network if host is None else to_step_mode(network, host)
 
 

@@ -39,6 +39,8 @@ class Currents(nn.Module):
                     "or ssnn_plugin.fold_batchnorm(model) before the conversion"
                 )
         if all(self.constant):
+            if self._draws():
+                return torch.stack([self.function(*inputs) for _ in range(self.t_max)])
             current: Tensor = self.function(*inputs)
             return current.expand(self.t_max, *current.shape)
         given = [
@@ -48,6 +50,11 @@ class Currents(nn.Module):
         along = tuple(None if constant else 0 for constant in self.constant)
         currents: Tensor = torch.func.vmap(self.function.forward, along, randomness="different")(*given)
         return currents
+
+    def _draws(self) -> bool:
+        """Whether currents differ from bin to bin by chance."""
+        dropouts = (one for one in self.function.modules() if isinstance(one, nn.modules.dropout._DropoutNd))
+        return any(one.training and one.p for one in dropouts)
 
 
 class BinwiseLayer(nn.Module):

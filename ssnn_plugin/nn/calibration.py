@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -93,8 +94,12 @@ def calibrate(
 def watched(
     modules: Iterable[nn.Module], before: Callable[[nn.Module, tuple[Any, ...]], None]
 ) -> Iterator[None]:
-    """Call `before` with a module and its inputs ahead of each of its calls."""
-    hooks = [module.register_forward_pre_hook(before) for module in modules]
+    """Call `before` with a module and its inputs, by position, ahead of each of its calls."""
+
+    def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        before(module, signature(module.forward).bind(*args, **kwargs).args)
+
+    hooks = [module.register_forward_pre_hook(called, with_kwargs=True) for module in modules]
     try:
         yield
     finally:
