@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import _checks
 from ._assembly import Assembly
 from ._builder import Builder
+from ._segment import Stage
 from ._steps import Traced, follow_forward
 from ._trace import NoTimeMode, is_leaf, unwrapped
 from .neurons import IF
@@ -167,6 +168,8 @@ def to_event_driven(
     Source: docs/three-modes.md.
     """
     _checks.whole_and_positive("t_max", t_max)
+    if isinstance(model, SpikeConnection | SpikeSequential | EventDrivenNetwork):
+        raise NoTimeMode(f"{type(model).__name__} runs on spike times already")
     hosts = loaded_hosts()
     traced, path = follow(model, t_max)
     if traced.steps is not None and traced.steps != t_max:
@@ -182,9 +185,26 @@ def to_event_driven(
     )
     for stage in traced.stages:
         assembly.add(stage)
+    _refuse_mixtures(model, traced.stages, hosts)
     network = assembly.network(takes)
     _let_silence_learn(list(network), assembly, silent_gradient)
     return network.train(model.training)
+
+
+def _refuse_mixtures(model: nn.Module, stages: list[Stage], hosts: list[Host]) -> None:
+    """Of neurons that take a window and neurons that take a step, which cannot have the same input."""
+    modules = _HostModules(hosts)
+    lifted = [inner for inner in map(modules.lifted, model.modules()) if inner is not None]
+    takes: dict[bool, str] = {}
+    for stage in stages:
+        if stage.module is not None and modules.keeps_its_state(stage.module) is not None:
+            window = modules.takes_a_window(stage.module) or stage.module in lifted
+            takes[window] = f"{stage.path} ({type(stage.module).__name__})"
+    if len(takes) > 1:
+        raise NoTimeMode(
+            f"{takes[True]} takes a window of steps, and {takes[False]} in the same model takes one: let all "
+            "neurons take the same"
+        )
 
 
 def _let_silence_learn(layers: list[nn.Module], assembly: Assembly, asked: bool | None) -> None:

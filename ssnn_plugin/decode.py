@@ -188,7 +188,10 @@ def first_to_fire(
         raise ValueError(f"times must have shape [batch, classes >= 1], got {list(times.shape)}")
     _checks.spike_times("times", times)
     if potential is None and "potential" in (tie, all_silent):
-        raise ValueError("potential is None, but tie or all_silent is 'potential'")
+        raise ValueError(
+            "potential must be given for tie or all_silent 'potential': that of the outputs, which networks "
+            "return with return_potential=True. tie='unique' needs none"
+        )
     if potential is not None and potential.shape != times.shape:
         raise ValueError(f"potential must have shape {list(times.shape)}, got {list(potential.shape)}")
     if potential is not None and not bool(potential.isfinite().all()):

@@ -117,6 +117,10 @@ def replace_neurons(
         _put(model, path, new[module])
     if calibrate_on is None:
         return changes
+    if not neurons:
+        raise ValueError(
+            f"calibrate_on needs neurons of a host in the model, got {type(model).__name__} without any"
+        )
     try:
         return _calibrated(model, changes, {host: None for _, _, host in neurons}, calibrate_on, fraction)
     except Exception:

@@ -466,7 +466,9 @@ def latency(data: Tensor, num_steps: int, *, x_max: float = 1.0) -> Tensor:
 class _TemporalLoss:
     """snnTorch's calling convention, `loss_fn(spk_rec, targets)`: a loss on the first-spike times."""
 
-    def __call__(self, spk_out: Tensor, targets: Tensor, mem: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, spk_out: Tensor, targets: Tensor, mem: Tensor | Sequence[Tensor] | None = None
+    ) -> Tensor:
         """Loss of spike trains [T, batch, classes, *] against targets.
 
         The gradient of a silent neuron's stand-in time goes to the last bin of its train, which a neuron
@@ -554,7 +556,9 @@ class mse_temporal_loss(_TemporalLoss):
         self.tolerance, self.silent, self.reduction, self.weight = tolerance, silent, reduction, weight
         self._target_loss(1)  # refuses what is out of range
 
-    def __call__(self, spk_out: Tensor, targets: Tensor, mem: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, spk_out: Tensor, targets: Tensor, mem: Tensor | Sequence[Tensor] | None = None
+    ) -> Tensor:
         if self.target_is_time:
             targets = self._steps(targets, spk_out)
         elif targets.is_floating_point():
@@ -619,7 +623,11 @@ class relative_temporal_loss(_TemporalLoss):
 
 
 def accuracy_temporal(
-    spk_out: Tensor, targets: Tensor, mem: Tensor | None = None, *, tie: str | None = None
+    spk_out: Tensor,
+    targets: Tensor,
+    mem: Tensor | Sequence[Tensor] | None = None,
+    *,
+    tie: str | None = None,
 ) -> float:
     """Fraction of samples whose label fires first, in spike trains [T, batch, classes, *].
 
@@ -645,12 +653,15 @@ def accuracy_temporal(
     return metrics.accuracy(times, targets.flatten(), potential=potential, tie=tie)
 
 
-def first_spike_times(spk_out: Tensor, mem: Tensor | None = None) -> Tensor:
+def first_spike_times(spk_out: Tensor, mem: Tensor | Sequence[Tensor] | None = None) -> Tensor:
     """First-spike times [batch, *] of spike trains [T, batch, *]; see `decode.spikes_to_times`."""
     return decode.first_spikes(spk_out, None if mem is None else _last(mem, spk_out))
 
 
-def _last(mem: Tensor, spk_out: Tensor) -> Tensor:
+def _last(mem: Tensor | Sequence[Tensor], spk_out: Tensor) -> Tensor:
+    """The potential of the last step, if all are given, as a tensor or one by one."""
+    if not isinstance(mem, Tensor):
+        return mem[-1]
     return mem[-1] if mem.shape == spk_out.shape else mem
 
 

@@ -184,8 +184,8 @@ def _raise(layer: _Layer, run_once: Callable[[], None], fraction: float, toleran
         slope = (_potential(layer, run_once)[0] - potential) / step
         if not slope.any():
             raise ValueError(
-                f"{layer.name!r} must have a Linear or convolution of its own in front that spikes reach, "
-                f"called right before it; raising the weights of {layer.source!r} changes nothing"
+                f"raising the weights of {layer.source!r} changes nothing for {layer.name!r}: no spike "
+                "reaches them, or they do not drive it; its own must be called right before it"
             )
         c += _needed(potential, slope, threshold, fraction)
         if not low < c < high:

@@ -82,8 +82,9 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether all outputs and gradients agree."""
-        return self.equal == self.outputs and not self.gradients_that_differ
+        """Whether all outputs and gradients agree, and there is something to compare: not silence alone."""
+        compared = self.outputs > (self.silent if self.of_times else 0)
+        return compared and self.equal == self.outputs and not self.gradients_that_differ
 
     @property
     def gradients_that_differ(self) -> list[str]:

@@ -245,7 +245,7 @@ class _Branches(nn.Module):
     ("mixed", "message"),
     [
         (False, "'lb' must have .* called right before it; the calls are 'a', 'b', 'la', 'lb'"),
-        (True, "'la' must have .* called right before it; raising the weights of 'b' changes nothing"),
+        (True, "raising the weights of 'b' changes nothing for 'la'"),
     ],
 )
 def test_weights_that_do_not_stand_right_in_front_are_named(mixed, message):

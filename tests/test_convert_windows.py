@@ -161,3 +161,18 @@ def test_steps_of_what_is_made_of_the_input_are_refused_as_such(change):
 
     with pytest.raises(NoTimeMode, match=r"takes its steps from what (transpose|flip|permute) makes of its"):
         to_event_driven(Changed(), t_max=T)
+
+
+def test_neurons_that_take_a_window_and_such_that_take_a_step_are_refused_in_one_model():
+    last = SingleSpike(init_hidden=True, output=True)
+    model = nn.Sequential(_linear(), SingleSpike(init_hidden=True, sequence=True), _linear(4), last)
+    with pytest.raises(
+        NoTimeMode, match=r"^1 \(SingleSpike\) takes a window .* 3 \(SingleSpike\) in the same"
+    ):
+        to_event_driven(model, t_max=T)
+
+
+def test_a_network_on_spike_times_is_none_of_steps():
+    model = nn.Sequential(_linear(), SingleSpike(init_hidden=True))
+    with pytest.raises(NoTimeMode, match="EventDrivenNetwork runs on spike times already"):
+        to_event_driven(to_event_driven(model, t_max=T), t_max=T)

@@ -169,8 +169,8 @@ def test_decision_of_an_empty_batch(tie):
     [
         (torch.zeros(1, 2), None, {"tie": "lowest"}, "tie must be one of 'first_index'.* got 'lowest'"),
         (torch.zeros(1, 2), None, {"tie": "unique", "all_silent": "no"}, "all_silent must be .* got 'no'"),
-        (torch.zeros(1, 2), None, {}, "potential is None, but tie or all_silent is 'potential'"),
-        (torch.zeros(1, 2), None, {"tie": "unique", "all_silent": "potential"}, "potential is None"),
+        (torch.zeros(1, 2), None, {}, "potential must be given for tie or all_silent"),
+        (torch.zeros(1, 2), None, {"tie": "unique", "all_silent": "potential"}, "potential must be given"),
         (torch.zeros(1, 2), torch.zeros(1, 3), {}, r"potential must have shape \[1, 2\], got \[1, 3\]"),
         (torch.zeros(2), None, {"tie": "unique"}, r"times must have shape .* got \[2\]"),
         (torch.zeros(2, 0), None, {"tie": "unique"}, r"classes >= 1\], got \[2, 0\]"),

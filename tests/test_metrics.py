@@ -85,7 +85,7 @@ def test_accuracy_of_an_empty_batch_is_nan(tie):
         (torch.tensor([0]), {"tie": "unique"}, ValueError, r"labels must have shape \[2\], got \[1\]"),
         (torch.tensor([0.0, 1.0]), {"tie": "unique"}, TypeError, "labels must .* got torch.float32"),
         (torch.tensor([0, 1]), {"tie": "any"}, ValueError, "tie must be one of 'lenient'.* got 'any'"),
-        (torch.tensor([0, 1]), {}, ValueError, "potential is None, but tie or all_silent is 'potential'"),
+        (torch.tensor([0, 1]), {}, ValueError, "potential must be given for tie or all_silent"),
     ],
 )
 def test_accuracy_names_what_is_wrong(labels, options, error, message):

@@ -278,7 +278,12 @@ def test_a_start_with_neurons_that_fire():
 def test_a_start_that_cannot_be_found_changes_nothing():
     model, trains = _Loop(), _trains(60, 9) * 0
     before, weights = dict(model.named_modules()), copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match="fraction must be at most 0, as the others have no input"):
+    with pytest.raises(ValueError, match="changes nothing for 'lif1': no spike reaches them"):
         replace_neurons(model, calibrate_on=trains)
     assert dict(model.named_modules()) == before
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_without_neurons_of_a_host_has_none_to_calibrate():
+    with pytest.raises(ValueError, match="calibrate_on needs neurons of a host in the model, got Sequential"):
+        replace_neurons(nn.Sequential(nn.Linear(4, 2)), calibrate_on=torch.ones(5, 3, 4))

@@ -183,3 +183,10 @@ def test_relative_loss_and_accuracy_of_any_trailing_shape():
     loss = relative_temporal_loss(gamma=3)
     torch.testing.assert_close(loss(spikes, labels), loss(*flat))
     assert accuracy_temporal(spikes, labels, tie="lenient") == accuracy_temporal(*flat, tie="lenient")
+
+
+def test_potentials_may_be_recorded_one_by_one():
+    spk, mem, labels = trains([[1.0, 3.0, INF]]), torch.rand(STEPS, 1, 3), torch.tensor([2])
+    for loss in (relative_temporal_loss(2), mse_temporal_loss(), ce_temporal_loss()):
+        assert loss(spk, labels, list(mem)) == loss(spk, labels, tuple(mem)) == loss(spk, labels, mem)
+    assert accuracy_temporal(spk, labels, list(mem)) == accuracy_temporal(spk, labels, mem)

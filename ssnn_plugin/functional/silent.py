@@ -24,6 +24,7 @@ class SilentNetworkWarning(UserWarning):
 SILENT = """\
 In training no neuron of a layer fired in a whole batch. Silent neurons pass no gradient on, so the network
 may never learn. What helps:
+- reset(net) before every window: a neuron that has fired does not fire again until it is reset;
 - start from weights that let neurons fire: calibrate(model, trains) of ssnn_plugin.snntorch or .norse,
   ssnn_plugin.nn.calibrate on spike times; torch's default weights leave most neurons silent;
 - let silent outputs learn: silent_gradient=True for the last neurons, or pass the loss their potential;
