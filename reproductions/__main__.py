@@ -334,7 +334,7 @@ def _train_quick(folder: Path, overwrite: bool, workers: int) -> None:
     )
     left = [run for run in runs if not is_recorded(run)]
     for run in left:
-        if not (overwrite or run.checkpoint.exists()):
+        if folder == QUICK and not (overwrite or run.checkpoint.exists()):
             run.record.unlink(missing_ok=True)  # of another config
     stderr = Console(stderr=True)
     if len(left) < len(runs):

@@ -54,7 +54,7 @@ class Strict(BaseModel):
 class Schedule(Strict):
     """Factor on the learning rates: 1 before epoch `begin`, then down.
 
-    In the first `warm_up` epochs it rises from 0.
+    In the first `warm_up` epochs it rises from 0 to 1 instead, and then drops to where it would be without.
     "linear" and "cosine" reach 0 at the last epoch; "exponential" multiplies by `decay` per epoch.
     """
 

@@ -18,6 +18,7 @@ from ssnn_plugin import decode, metrics
 
 from .config import Config
 from .datasets import Images
+from .errors import SuiteError
 from .records import Evaluation, Example
 
 BATCH = 2000
@@ -138,7 +139,8 @@ class _FirstSpikeTally:
 class _TotalsTally:
     """Neurons that fire more than once: the highest score decides, after all steps.
 
-    Scores are decided for as potentials of silent outputs are, with the same rules for ties.
+    A sample whose scores are all equal, as those of silent outputs are, is one without an answer: decided by
+    the potential, if there is one, except under `unique`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -155,15 +157,19 @@ class _TotalsTally:
     def evaluation(self, labels: Tensor) -> Evaluation:
         scores = torch.cat([part.scores.cpu() for part in self.parts])
         spikes = torch.cat([part.spikes.cpu() for part in self.parts])
+        if not bool(scores.isfinite().all()):
+            raise SuiteError("training diverged: the network gives scores that are no finite numbers")
         best = scores == scores.max(dim=1, keepdim=True).values
-        tied = best.sum(1) > 1
+        silent, tied = best.all(1), best.sum(1) > 1
         of_label = best.gather(1, labels.long().unsqueeze(1)).squeeze(1)
         first = best.int().argmax(1) == labels
-        potential = self._highest(best) == labels if self.parts[0].potential is not None else first
+        by_potential = self.parts[0].potential is not None
+        potential = self._highest(best) == labels if by_potential else first
+        of_silence = potential if by_potential else torch.zeros_like(first)
         right = {
-            "lenient": of_label,
-            "first_index": first,
-            "potential": potential,
+            "lenient": torch.where(silent, of_silence, of_label),
+            "first_index": torch.where(silent, of_silence, first),
+            "potential": torch.where(silent, of_silence, potential),
             "unique": of_label & ~tied,
         }
         inputs = [part.inputs[0].cpu() for part in self.parts if part.inputs]
@@ -176,8 +182,8 @@ class _TotalsTally:
             total=total,
             until_decision=total,
             response_time=float(self.steps),
-            tied=tied.double().mean().item(),
-            silent=0.0,
+            tied=(tied & ~silent).double().mean().item(),
+            silent=silent.double().mean().item(),
             response_histogram=[0] * (self.steps - 1) + [len(labels), 0],
             example=self.example,
             multiplications=self.parts[0].multiplications or None,

@@ -146,7 +146,7 @@ class Evaluation(Stored):
     @property
     def neurons_fire(self) -> Literal["once", "repeatedly", "never"]:
         """How often a neuron fires; those that fire repeatedly are read after all steps, of every sample."""
-        if not any(self.total):
+        if not any(self.total) and not self.silent:
             return "never"
         return "repeatedly" if self.response_histogram[-2] == self.samples else "once"
 
@@ -361,7 +361,8 @@ def require_writable(folder: Path) -> None:
 
 def write_record(path: Path, record: Stored) -> None:
     """Write a record as JSON, with what was set alone; numbers of one list stand on one line."""
-    text = json.dumps(record.model_dump(mode="json", by_alias=True, exclude_unset=True), indent=1)
+    content = record.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    text = json.dumps(content, indent=1, allow_nan=False)
     with atomic_write(path) as file:
         file.write(LIST_OF_NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 

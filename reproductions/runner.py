@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -200,6 +201,8 @@ def _train(
         while state.epoch < run.config.training.epochs:
             started = time.perf_counter()
             learned = method.train_epoch(state.epoch, times, training.y, progress.advance)
+            if not math.isfinite(learned.loss):
+                raise SuiteError(f"training diverged in epoch {state.epoch + 1}: the loss is {learned.loss}")
             accuracies = {
                 part: evaluate(method, run.config, images).accuracy
                 for part, images in looked_at.items()

@@ -285,6 +285,11 @@ def test_the_quick_preset_trains_what_is_missing(call, tmp_path, monkeypatch):
     assert _mtimes(tmp_path / "quick") == before
 
     write_toml(catalog.CONFIGS / "s4nn-digits.toml", content(gamma=4.0))
+    code, _, err = call(*quick)
+    assert code == 2
+    assert "this run is recorded already" in err
+    assert _mtimes(tmp_path / "quick") == before, "what stands in a folder of the user's is kept"
+    monkeypatch.setattr(cli, "QUICK", tmp_path / "quick")
     call(*quick)
     hashes = {read.config_hash for read in records.read_all(tmp_path / "quick")}
     assert hashes == {config(gamma=4.0).digest()}

@@ -138,6 +138,55 @@ def test_the_highest_score_decides_and_ties_are_told_apart(potential, by_potenti
     assert result.example.times == [[None] * 64, [0.0, None], [2.0]]
 
 
+@pytest.mark.parametrize("potential", [None, [0.1, 0.9, 0.2]])
+def test_scores_that_are_all_equal_are_no_answer(potential):
+    class Silent:
+        def predict(self, inputs):
+            scores = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 2.0, 2.0]])
+            v = None if potential is None else torch.tensor([potential]).expand(3, 3)
+            first = torch.full((1, 2), INF), torch.full((1, 1), INF)
+            return evaluation.SpikeTotals(torch.zeros(3, 2).long(), scores, first, 7, potential=v)
+
+    images = Images(torch.zeros(3, 64), torch.tensor([1, 0, 1]), 1, 3, (1, 8, 8))
+    result = evaluation.evaluate(Silent(), build("tebn").settings, images)
+    by_potential = 0 if potential is None else 1 / 3
+    assert result.accuracy == pytest.approx(
+        {
+            "lenient": 1 / 3 + by_potential,
+            "first_index": 1 / 3 + by_potential,
+            "potential": 1 / 3 + by_potential,
+            "unique": 0.0,
+        }
+    )
+    assert (result.silent, result.tied) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert result.neurons_fire == "repeatedly"
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    class Diverged:
+        def predict(self, inputs):
+            return evaluation.SpikeTotals(torch.ones(1, 2).long(), torch.full((1, 3), math.nan), ())
+
+    images = Images(torch.zeros(1, 64), torch.tensor([1]), 1, 3, (1, 8, 8))
+    with pytest.raises(SuiteError, match="training diverged"):
+        evaluation.evaluate(Diverged(), build("tebn").settings, images)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "network"), [("rate_backprop", {}), ("tebn", {"normalization": "each-step"})]
+)
+def test_a_last_batch_of_one_sample_is_refused_before_it_cannot_be_normalised(implementation, network):
+    method = build(implementation, network, training={"batch_size": 8})
+    images, labels = samples()
+    with pytest.raises(SuiteError, match="must not leave a single one of 9 samples"):
+        method.train_epoch(0, images[:9], labels[:9], lambda n: None)
+
+
+def test_output_neurons_of_ltmd_stand_in_a_row():
+    with pytest.raises(SuiteError, match="last layer must be fully connected, such as '128', got '8C3p1'"):
+        build("ltmd", {"layers": ["8C3p1"]})
+
+
 def test_ties_are_those_of_classes_and_not_of_their_neurons():
     class Fixed:
         def predict(self, inputs):

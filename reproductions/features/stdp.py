@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ssnn_plugin.nn import MinMaxScaling
 
+from ..errors import SuiteError
+
 SIZE, WINDOW = 5, 4
 INIT = 0.5, 0.01
 THRESHOLD, LOWEST = 5.0, 2.0
@@ -55,7 +57,16 @@ class STDPConvolution(nn.Module):
         return f"{self.settings}"
 
     def learn(self, images: Tensor, seed: int) -> None:
-        """Learn from images [samples, 1, height, width] in 0 ... 1, in file order."""
+        """Learn from images [samples, 1, height, width] in 0 ... 1, in file order.
+
+        Raises:
+            SuiteError: images of several channels, or too small for a patch to be drawn.
+        """
+        if images.shape[1] != 1 or min(images.shape[2:]) < 2 * SIZE:
+            raise SuiteError(
+                f"features.extractor 'stdp' takes grey images of {2 * SIZE} x {2 * SIZE} pixels or more, "
+                f"got {list(images.shape[1:])}"
+            )
         # Numba, which every command of the suite would wait for, is loaded by those that learn alone.
         from ..compiled.stdp_convolution import learn_patches
 

@@ -36,7 +36,16 @@ from ..records import EpochStatistics
 from . import layered, minibatch
 from .architecture import Convolution, Layers, Pool, parse, size_behind
 from .layered import SAMPLE
-from .minibatch import NORMALIZING, Done, Minibatch, MixedPrecision, Stage, in_a_row, spread
+from .minibatch import (
+    NORMALIZING,
+    Done,
+    Minibatch,
+    MixedPrecision,
+    Stage,
+    in_a_row,
+    refuse_a_single_sample,
+    spread,
+)
 
 # Images whose patches are whitened, and the ridge.
 WHITENED, RIDGE = 1000, 5e-4
@@ -50,7 +59,8 @@ class Network(layered.Network):
     """`t_max` is the latest end of the last window; windows follow from the activations, `margin` wider.
 
     With `whiten` the first convolution has the eigenvectors of its patches and their negatives as filters,
-    divided by their deviations, and does not learn. Logits are `temperature` times smaller than potentials.
+    divided by their deviations; these do not learn, its biases do. Logits are `temperature` times smaller
+    than potentials.
     `normalize` says whether batch normalisation is of all neurons of a layer, or of those that a max pool
     lets through: the same network, of which fewer neurons fire, learned in less time (Jordan 2024).
     With `inhibition` the first spike of a max-pool's window silences the others there.
@@ -225,13 +235,9 @@ class ConvertedReLU(Minibatch):
         return images.contiguous(memory_format=torch.channels_last)
 
     def before_epoch(self, epoch: int, times: Tensor) -> None:
-        if len(times) % self.training.batch_size == 1:
-            raise SuiteError(
-                f"training.batch_size must not leave a single one of {len(times)} samples, which cannot be "
-                f"normalised, got {self.training.batch_size}"
-            )
         if epoch:
             return
+        refuse_a_single_sample(len(times), self.training.batch_size)
         self.sample = self.images(spread(times, SAMPLE)).to(self.device)
         if self.settings.network.whiten:
             first = next(module for module in self.network.modules() if isinstance(module, nn.Conv2d))

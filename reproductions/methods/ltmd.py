@@ -1,10 +1,12 @@
 """LTMD (Wang et al., NeurIPS 2022): learned thresholds, and a dropout that spares active neurons.
 
 Leaky neurons as in TEBN, V <- V / 4 (1 - s) + I; the threshold of a layer is tanh(w) with a learned w, 1/2 at
-first, and the surrogate is 1 where |V - threshold| < 1/2. Behind the convolutions stand *output neurons*,
-which pass on their potential where it crosses the threshold, with a lateral current from their neighbours
-(a convolution of five taps along the layer); the classes are output neurons, too, and the scores their mean
-over the steps.
+first, and the surrogate is 1 where |V - threshold| < 1/2. Resets are detached from the graph, as snnTorch's
+are; gradients of the authors go through them. Currents are normalised over the batch, also those of the last
+hidden layer, which the authors' are not. That layer's are *output neurons*, which pass on their potential
+where it crosses the threshold, with a lateral current from their neighbours (a convolution of five taps along
+the layer); the classes are output neurons, too, and the scores their mean over the steps. So the last two
+connections multiply real numbers, which are not counted.
 
 *Moderate dropout* of rate r keeps a neuron of the last hidden layer with the probability
 p = clip(1 - (1 - d) r / (1 - mean d)), where d is its mean activity over the steps, scaled to 0 ... 1 over
@@ -28,6 +30,7 @@ from ssnn_plugin.surrogate import Surrogate
 
 from ..config import Fraction
 from . import multi_spike
+from .architecture import Convolution, Pool, parse
 from .multi_spike import MultiSpike, OverSteps, leaky
 
 TAPS = 5
@@ -45,6 +48,13 @@ class Network(multi_spike.Network):
     def _threshold_in_reach(self) -> Network:
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold is a tanh: it must lie between 0 and 1, got {self.threshold}")
+        return self
+
+    @model_validator(mode="after")
+    def _output_neurons_in_a_row(self) -> Network:
+        neurons = [written for written in self.layers if not isinstance(parse(written), Pool)]
+        if isinstance(parse(neurons[-1]), Convolution):
+            raise ValueError(f"the last layer must be fully connected, such as '128', got {neurons[-1]!r}")
         return self
 
 

@@ -137,6 +137,15 @@ def in_a_row(stages: Iterable[Stage]) -> nn.Sequential:
     return nn.Sequential(*(nn.Sequential(stage.neurons, stage.after) for stage in stages))
 
 
+def refuse_a_single_sample(samples: int, batch_size: int) -> None:
+    """Refuse a last mini-batch of one sample, which cannot be normalised."""
+    if samples % batch_size == 1:
+        raise SuiteError(
+            f"training.batch_size must not leave a single one of {samples} samples, which cannot be "
+            f"normalised, got {batch_size}"
+        )
+
+
 def spread(times: Tensor, count: int) -> Tensor:
     """At most so many samples, from all over a data set, which may come class by class.
 

@@ -29,7 +29,7 @@ from ssnn_plugin.surrogate import Surrogate
 
 from ..records import EpochStatistics
 from . import multi_spike
-from .minibatch import NORMALIZING, spread
+from .minibatch import NORMALIZING, refuse_a_single_sample, spread
 from .multi_spike import MultiSpike, OverSteps, SoftReset, SpikingLayer, leaky
 
 SLOPE = 4.0
@@ -155,6 +155,9 @@ class RateBackprop(MultiSpike):
         neuron = leaky(self.settings.network, self.surrogate, SoftReset)
         neuron.detached = self.training.reset_gradient == "detached"
         return OverSteps(neuron, self.steps)
+
+    def before_epoch(self, epoch: int, times: Tensor) -> None:
+        refuse_a_single_sample(len(times), self.training.batch_size)
 
     def train_epoch(
         self, epoch: int, times: Tensor, labels: Tensor, advance: Callable[[int], None]

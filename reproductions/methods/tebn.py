@@ -2,7 +2,8 @@
 
 x -> p[t] (gamma (x - mean) / deviation + beta); mean and deviation are over batch, steps and positions, p[t]
 is a number per layer and step, 1 at first. Neurons: V <- V / 4 (1 - s) + I, threshold 1, surrogate
-max(0, 1 - |V - 1|). Controls: no normalisation, the batch's alone (p = 1), and statistics of each step of its
+max(0, 1 - |V - 1|). The reset is detached from the graph, as snnTorch's is; gradients of the authors go
+through it. Controls: no normalisation, the batch's alone (p = 1), and statistics of each step of its
 own (BNTT, Kim & Panda 2021).
 
 No number on grey images is published; the network and its training are ours.
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import multi_spike
+from .minibatch import refuse_a_single_sample
 from .multi_spike import MultiSpike
 
 
@@ -29,6 +31,10 @@ class Settings(multi_spike.Settings):
 
 class TEBN(MultiSpike):
     settings: Settings
+
+    def before_epoch(self, epoch: int, times: Tensor) -> None:
+        if self.settings.network.normalization == "each-step":
+            refuse_a_single_sample(len(times), self.training.batch_size)
 
     def norm(self, number: int, channels: int, spatial: bool) -> nn.Module:
         over_batch = nn.BatchNorm2d if spatial else nn.BatchNorm1d
