@@ -94,7 +94,7 @@ class SingleSpike(_Stateful):
 
     Its spikes are differentiated by the latency rule, dt/dV = -1 (Kheradpisheh & Masquelier 2020):
     a spike's gradient is read in the bin in which it fires and handed to every current up to that
-    bin. `mem` rises until the neuron fires and then stays above threshold, which is how it is known
+    bin. `mem` changes until the neuron fires and then stays above threshold, which is how it is known
     to have fired; after the window it is the potential at the crossing, or at the end of a silent one.
 
     Args:
