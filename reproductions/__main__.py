@@ -56,12 +56,15 @@ QUICK = records.RESULTS / "quick"
 
 @app.command("list")
 def list_(results_dir: ResultsDir = records.RESULTS) -> None:
-    """List methods and data sets, and what is recorded."""
+    """List methods and data sets, and the seeds that are recorded; in brackets those of another config."""
     recorded = records.read_all(results_dir)
     rows = []
     for (method, dataset), config in catalog.available().items():
-        seeds = [str(run.seed) for run in recorded if run.config_hash == config.digest()]
-        rows.append((method, dataset, ", ".join(seeds) or "-", config.description))
+        named = [run for run in recorded if (run.method, run.dataset) == (method, dataset)]
+        seeds = [str(run.seed) for run in named if run.config_hash == config.digest()]
+        others = [str(run.seed) for run in named if run.config_hash != config.digest()]
+        shown = [*seeds, *([f"({', '.join(others)})"] if others else [])]
+        rows.append((method, dataset, ", ".join(shown) or "-", config.description))
     names = "method", "data set", "seeds"
     widths = [max(map(len, column)) for column in zip(names, *(row[:3] for row in rows), strict=True)]
     # One line each: what does not fit beside them, with the frame, is left out.

@@ -88,6 +88,9 @@ def test_list_shows_every_config(call, tmp_path):
 def test_list_shows_recorded_seeds(call, recorded):
     _, out, _ = call("list", "--results-dir", recorded)
     assert re.search(r"s4nn\W+digits\W+0, 1\W+small", out)
+    write_toml(catalog.CONFIGS / "s4nn-digits.toml", content(gamma=4.0))
+    _, out, _ = call("list", "--results-dir", recorded)
+    assert re.search(r"s4nn\W+digits\W+\(0, 1\)\W+small", out), "of another config"
 
 
 def test_run_records_and_prints_the_test_set(call, tmp_path, tiny_suite):
