@@ -62,7 +62,7 @@ def list_(results_dir: ResultsDir = records.RESULTS) -> None:
     for (method, dataset), config in catalog.available().items():
         named = [run for run in recorded if (run.method, run.dataset) == (method, dataset)]
         seeds = [str(run.seed) for run in named if run.config_hash == config.digest()]
-        others = [str(run.seed) for run in named if run.config_hash != config.digest()]
+        others = sorted({str(run.seed) for run in named} - set(seeds))
         shown = [*seeds, *([f"({', '.join(others)})"] if others else [])]
         rows.append((method, dataset, ", ".join(shown) or "-", config.description))
     names = "method", "data set", "seeds"
