@@ -32,9 +32,10 @@ def test_events_are_sorted_by_time_and_index(kind, n, dtype):
         events = sort_batch(times[None], t_max, table, np.zeros(1, np.int8))
         assert events.inputs[: events.ends[0]].tolist() == expected
         assert (events.when[: events.ends[0]] == times[expected]).all()
-        order, spiking = np.empty((2, n), np.int32)
-        found = sort_events(times, t_max, order, spiking, np.empty(table, np.int32))
+        (order, spiking), when = np.empty((2, n), np.int32), np.empty_like(times)
+        found = sort_events(times, t_max, order, when, spiking, np.empty(table, np.int32))
         assert order[:found].tolist() == expected
+        assert (when[:found] == times[expected]).all()
 
 
 @pytest.mark.parametrize(("dtype", "t_max"), [(np.float32, 1e-39), (np.float64, 1e-310)])
@@ -42,7 +43,7 @@ def test_events_are_sorted_by_time_and_index(kind, n, dtype):
 def test_a_window_of_which_no_number_holds_the_inverse(table, dtype, t_max):
     times = np.array([0, np.inf, t_max / 2, 0, t_max], dtype)
     order, spiking = np.empty((2, 5), np.int32)
-    n = sort_events(times, t_max, order, spiking, np.empty(table, np.int32))
+    n = sort_events(times, t_max, order, np.empty_like(times), spiking, np.empty(table, np.int32))
     assert order[:n].tolist() == [0, 3, 2]
 
 
@@ -72,5 +73,5 @@ def test_a_bad_sample_is_told_and_left_unsorted(bad, n):
     times = np.zeros(n)
     times[-1] = bad
     order, spiking = np.full((2, n), 7, np.int32)
-    assert sort_events(times, 8.0, order, spiking, np.empty(9, np.int32)) == -1
+    assert sort_events(times, 8.0, order, np.empty_like(times), spiking, np.empty(9, np.int32)) == -1
     assert (order == 7).all()

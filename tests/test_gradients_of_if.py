@@ -370,3 +370,17 @@ def test_a_spike_at_minus_zero_is_one_at_zero(backend, dtype):
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
     assert found[0][2].tolist() == [[-1.0, 0.0]]
+
+
+@on_every_backend
+@pytest.mark.parametrize("samples", [1, 40])
+def test_an_error_that_is_nan_reaches_the_weights(backend, samples):
+    weight = torch.full((2, 3), 2.0, requires_grad=True)
+    times = torch.ones(samples, 3)
+    first_spike_linear(times, weight, IF(1.0), t_max=16, backend=backend)[:, 0].sum().mul(math.nan).backward()
+    assert weight.grad[0].isnan().all()
+    kernel = torch.full((20, 3, 2, 2), 2.0, requires_grad=True)
+    images = torch.full((samples, 3, 5, 5), INF)
+    images[:, :, 2, 2] = 1.0
+    first_spike_conv2d(images, kernel, IF(1.0), t_max=16, backend=backend).sum().mul(math.nan).backward()
+    assert kernel.grad.isnan().all()

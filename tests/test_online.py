@@ -80,6 +80,31 @@ def test_bad_arguments_are_named(changes, message):
         online.s4nn_train(weights, times, labels, **arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_silence_ends_where_the_dtype_has_the_window_end(dtype):
+    weight = torch.zeros(2, 2, dtype=dtype)
+    arguments = {"thresholds": [100.0], "learning_rates": [1.0], "weight_decay": 0.0, "gamma": 0.1}
+    done = online.s4nn_train(
+        [weight], torch.tensor([[0.0, 0.1]]), torch.tensor([0]), t_max=100.1, **arguments
+    )
+    assert weight.tolist() == [[1, 1], [0, 0]], "a silent label learns to fire"
+    assert done.accuracy == 0
+
+
+def test_weights_that_decay_for_long_stay_numbers():
+    def train(dtype):
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.rand(2, 4, generator=generator).to(dtype)
+        times = torch.randint(0, 16, (4000, 4), generator=generator).to(dtype)
+        labels = torch.randint(0, 2, (4000,), generator=generator)
+        arguments = {"thresholds": [1.0], "learning_rates": [0.2], "weight_decay": 0.15, "gamma": 3.0}
+        return weight, online.s4nn_train([weight], times, labels, t_max=16, **arguments).accuracy
+
+    (single, of_single), (double, of_double) = train(torch.float32), train(torch.float64)
+    torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-4)
+    assert of_single == pytest.approx(of_double, abs=0.01)
+
+
 def test_dropout_and_order_are_seeded():
     def train(seed):
         torch.manual_seed(0)

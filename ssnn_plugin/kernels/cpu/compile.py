@@ -70,36 +70,32 @@ def _root(defined: Callable[..., Any]) -> str:
     return defined.__module__.partition(".")[0]
 
 
-def where_given(absent: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A function of an optional first argument, which is `absent` where that is None.
+def chosen(by: Callable[[Any], Any], **options: Any) -> Callable[..., Any]:
+    """A function that is the one of this type of its first argument, when a caller is compiled.
 
-    Which one it is is chosen when a caller is compiled: a test in compiled code would leave both types open.
+    A test in compiled code would leave the types of both open.
     """
 
-    def decorate(present: Callable[..., Any]) -> Callable[..., Any]:
-        def function(factor: Any, *others: Any) -> Any:
-            raise NotImplementedError
+    def function(first: Any, *others: Any) -> Any:
+        raise NotImplementedError
 
-        @overload(function, strict=False)
-        def _(factor: Any, *others: Any) -> Callable[..., Any]:
-            return absent if isinstance(factor, types.NoneType) else present
+    overload(function, strict=False, **options)(lambda first, *others: by(first))
+    return function
 
-        return function
 
-    return decorate
+def where_given(absent: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A function of an optional first argument, which is `absent` where that is None."""
+    return lambda present: chosen(lambda first: absent if isinstance(first, types.NoneType) else present)
+
+
+# A function of an optional first argument; None stays.
+optional = where_given(lambda first, *others: None)
 
 
 def method(name: str, otherwise: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """A function that is a method of its first argument, a named tuple, or another one if that has none."""
-
-    def function(owner: Any, *others: Any) -> Any:
-        raise NotImplementedError
-
-    @overload(function, strict=False, jit_options={"forceinline": True})
-    def _(owner: Any, *others: Any) -> Any:
-        return getattr(owner.instance_class, name, otherwise)
-
-    return function
+    options = {"forceinline": True}
+    return chosen(lambda owner: getattr(owner.instance_class, name, otherwise), jit_options=options)
 
 
 class _Cache(FunctionCache):

@@ -22,18 +22,18 @@ from torch import Tensor
 from ..backends import Factors
 from ..geometry import Geometry, output_size, weight_rows, whole_lanes
 from .bits import bits_of, trailing_zeros
-from .compile import jit, where_given
+from .compile import jit, optional, where_given
 from .gradients import (
     count_errors,
+    in_error,
     item_of,
     latest_of,
-    may_matter,
     only_with,
     optional_arrays,
     response,
     splat_in,
 )
-from .lanes import leading, load, load_where, splat, store, store_where, total, where, width_of
+from .lanes import any_of, leading, load, load_where, splat, store, store_where, total, where, width_of
 from .parallel import as_arrays, share_out
 from .patches import by_position
 
@@ -142,10 +142,12 @@ def compare_directions(p, q, until, times, runs, n_out, width):
     return along_errors, along_spikes
 
 
-@where_given(lambda factor, size: None)
-def room_like(factor, size):
-    """Scratch space for so many values of a factor; None stays."""
-    return np.empty(size, factor.dtype)
+# Scratch space for so many values of a factor; a factor of neighbours; one of all inputs in a row; what one
+# of a tile of outputs contributes.
+room_like = optional(lambda factor, size: np.empty(size, factor.dtype))
+part_of = optional(lambda factor, at, inside, none: load_where(inside, factor, at, none))  # type: ignore[call-arg]
+flat_of = optional(lambda factor: factor.reshape(-1))
+total_of = optional(lambda factor, counts, weights, none: total(where(counts, factor * weights, none)))  # type: ignore[call-arg]
 
 
 @jit
@@ -172,8 +174,8 @@ def find_errors(p, q, until, at, first, end, errors):
     for block in range(first, end, len(none)):
         inside = leading(none, end - block)
         ends = load_where(inside, until, at + block, none)
-        some = may_differ(q, load_where(inside, p, at + block, none), at + block, inside, none)
-        found = bits_of(some & (ends <= ends))
+        here = part_of(q, at + block, inside, none), load_where(inside, p, at + block, none)
+        found = bits_of(in_error(*here, none) & (ends <= ends))
         while found != 0:
             j = block + np.int64(trailing_zeros(found))
             found &= found - np.uint64(1)
@@ -181,23 +183,6 @@ def find_errors(p, q, until, at, first, end, errors):
             keep_value(q, at + j, n, of_q)
             n += 1
     return n
-
-
-@where_given(lambda q, p, at, inside, none: ~same(p, none))
-def may_differ(q, p, at, inside, none):
-    """Where any factor of the outputs is not 0."""
-    return ~(same(p, none) & same(load_where(inside, q, at, none), none))
-
-
-@jit
-def same(lanes, others):
-    return (lanes <= others) & (others <= lanes)
-
-
-@where_given(lambda factor, at, inside, none: None)
-def part_of(factor, at, inside, none):
-    """A factor of neighbours; None stays."""
-    return load_where(inside, factor, at, none)
 
 
 @jit
@@ -316,7 +301,7 @@ def _weights_along_spikes(first, end, p, q, until, a, b, times, grad, runs, n_ou
                 at = ((n * locations + location) * groups + group) * n_out + lane
                 outputs = outputs_of(p, q, until, at, n_lanes, none)
                 begin = image + runs.first[location]
-                if not may_matter(outputs[1], outputs[0], none):
+                if not any_of(in_error(outputs[1], outputs[0], none)):
                     continue
                 if is_short:
                     subtract_inputs(outputs, begin, runs, times, a, b, to, grad, tile)
@@ -359,12 +344,6 @@ def subtract_spikes(outputs, spikes, found, a, b, to, grad, tile):
         store(grad, row, load(grad, row, tile) - where(last > splat(when[k], tile), change, none))
 
 
-@where_given(lambda factor: None)
-def flat_of(factor):
-    """A factor of all inputs in a row; None stays."""
-    return factor.reshape(-1)
-
-
 @jit
 def _times_along_spikes(first, end, p, q, until, a, b, times, rows, grad, runs, n_out):
     """The inputs' gradient of the samples first ... end."""
@@ -396,9 +375,3 @@ def add_spikes(p, q, until, at, n_out, spikes, found, a, b, weights, grad):
             sum_p, sum_q = total(where(counts, of_p * of_row, none)), total_of(of_q, counts, of_row, none)
             of_a, of_b = item_of(flat_of(a), places[k]), item_of(flat_of(b), places[k])
             flat[places[k]] += response(sum_q, sum_p, of_a, of_b)
-
-
-@where_given(lambda factor, counts, weights, none: None)
-def total_of(factor, counts, weights, none):
-    """What a factor of a tile of outputs contributes, if there is one."""
-    return total(where(counts, factor * weights, none))

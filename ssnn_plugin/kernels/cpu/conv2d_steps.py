@@ -56,15 +56,11 @@ class JumpsAndDrift(NamedTuple):
     width: int = 1
 
     def scratch(self):
-        _, n_rows, n_out = self.rows.shape
-        return np.empty(n_rows, self.rows.dtype), np.empty(n_out, self.rows.dtype)
+        return np.empty(self.rows.shape[2], self.rows.dtype)
 
-    def fire(self, room, seen, scratch, t_max, b, location, group, spikes, potential, slope):
-        patch, v = scratch
-        for k in range(seen):
-            patch[room.rows[k]] = room.when[k]
+    def fire(self, room, seen, v, t_max, b, location, group, spikes, potential, slope):
         fire_if_with_drift(
-            room.rows, seen, patch, self.rows[group], self.current[group], self.rising, self.beta,
+            room.rows, room.when, seen, self.rows[group], self.current[group], self.rising, self.beta,
             self.threshold, self.delay, t_max, v, spikes[b, location, group], potential[b, location, group],
         )  # fmt: skip
 

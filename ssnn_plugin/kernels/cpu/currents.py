@@ -14,10 +14,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba.extending import overload
 
 from . import elementary
-from .compile import jit, lean_jit, method, part_of_callers, told_apart
+from .compile import chosen, jit, lean_jit, method, part_of_callers, told_apart
 from .events import MOST_EVENTS, UNSIGNED, sort_batch, status_of
 from .lanes import (
     TILES,
@@ -88,16 +87,6 @@ propagators, rates = method("propagators"), method("rates")
 time_to_crossing = method("crossing", rise_to_crossing)
 
 
-def write_waits(response, threshold, fired, potential, slope, waits):
-    """Write the times from the last input to each crossing that was noted; `inf` for silent neurons."""
-    raise NotImplementedError
-
-
-@overload(write_waits)
-def _(response, threshold, fired, potential, slope, waits):
-    return solve_each if hasattr(response.instance_class, "crossing") else rise_together
-
-
 def solve_each(response, threshold, fired, potential, slope, waits):
     """By the response's own formula. That without a current is of no interest, but no branch is needed."""
     for j in range(fired.size):
@@ -122,17 +111,15 @@ def rise_together(response, threshold, fired, potential, slope, waits):
             break
 
 
+# The times from the last input to each crossing that was noted; `inf` for silent neurons.
+write_waits = chosen(lambda of: solve_each if hasattr(of.instance_class, "crossing") else rise_together)
+
+
+@chosen
 def leak_of(response):
     """The response if V can pass a peak between two inputs, else None: then numba leaves out the search."""
-    raise NotImplementedError
-
-
-@overload(leak_of)
-def _(response):
-    monotone = getattr(response.instance_class, "monotone", None)
-    if monotone is not None and monotone():
-        return lambda response: None
-    return lambda response: response
+    monotone = getattr(response.instance_class, "monotone", lambda: False)()
+    return (lambda response: None) if monotone else (lambda response: response)
 
 
 @jit

@@ -203,10 +203,7 @@ def _reading(currents, n_in):
 
 def sort_times(rank, times_of, times, t_max, order, when, ranks, spiking, counts):
     """`sort_events` of times into the first rows of `order` and `when`."""
-    n = sort_events(times, t_max, order[0], spiking, counts)
-    for k in range(n):
-        when[0, k] = times[order[0, k]]
-    return n
+    return sort_events(times, t_max, order[0], when[0], spiking, counts)
 
 
 @where_given(sort_times)

@@ -12,9 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 from .. import elementary
 from .compile import part_of_callers
@@ -30,22 +28,6 @@ LEAST, MOST = -708.0, 709.0
 # Of (e^r - 1 - r) / r^2 by r, and of (artanh(s) / s - 1) / s^2 by s^2; highest power first.
 OF_EXP = tuple(1 / math.factorial(k) for k in range(13, 1, -1))
 OF_ARTANH = tuple(1 / k for k in range(23, 1, -2))
-
-
-@intrinsic
-def bits_of_number(typingctx, number):
-    """The 64 bits of a float64, as a whole number."""
-    return types.int64(types.float64), lambda context, builder, signature, args: builder.bitcast(
-        args[0], ir.IntType(64)
-    )
-
-
-@intrinsic
-def number_of_bits(typingctx, bits):
-    """The float64 of these 64 bits."""
-    return types.float64(types.int64), lambda context, builder, signature, args: builder.bitcast(
-        args[0], ir.DoubleType()
-    )
 
 
 @part_of_callers
@@ -64,7 +46,7 @@ def taken_apart(x):
     shifted = x * (1 / math.log(2)) + TO_WHOLE
     power = shifted - TO_WHOLE
     r = (x - power * LN2_HIGH) - power * LN2_LOW
-    scale = number_of_bits((bits_of_number(shifted) << EXPONENT) + ONE)
+    scale = np.int64((np.float64(shifted).view(np.int64) << EXPONENT) + ONE).view(np.float64)
     return scale, polynomial(r, OF_EXP) * r * r + r
 
 
@@ -83,9 +65,9 @@ def expm1(x):
 @part_of_callers
 def log_of_sum(x, rest):
     """ln(x + rest), of a rest that is lost in rounding."""
-    bits = bits_of_number(x)
+    bits = np.float64(x).view(np.int64)
     power = (bits - ROOT) >> EXPONENT
-    f = number_of_bits(bits - (power << EXPONENT)) - 1.0
+    f = np.int64(bits - (power << EXPONENT)).view(np.float64) - 1.0
     s, half = f / (2.0 + f), 0.5 * f * f
     # ln(1 + f) = 2 s + 2 s^3 (...) and 2 s = f - s f: so that f itself is not rounded.
     beyond = half - s * (half + 2.0 * s * s * polynomial(s * s, OF_ARTANH))

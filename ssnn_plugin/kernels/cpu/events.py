@@ -43,8 +43,8 @@ def find_events(times, t_max, spiking):
 
 
 @jit
-def sort_events(times, t_max, order, spiking, counts):
-    """Write the inputs that spike before `t_max` to `order`, earliest first; return how many.
+def sort_events(times, t_max, order, when, spiking, counts):
+    """Write the inputs that spike before `t_max` to `order`, earliest first, and when; return how many.
 
     Equal times keep the order of their index, so that sums are reproducible. `spiking` is scratch
     space for all inputs, `counts` for the buckets of a counting sort: with ceil(t_max) + 1 of them
@@ -52,8 +52,10 @@ def sort_events(times, t_max, order, spiking, counts):
     Returns -1 for a NaN or negative time.
     """
     n = sort_by_bucket(times, t_max, order, spiking, counts)
-    if n > 0 and not is_sorted(times, order, n):
+    found = order[: max(n, 0)], when[: max(n, 0)]
+    if not write_times(times, *found):
         sort_within_buckets(times, order, n)
+        write_times(times, *found)
     return n
 
 
@@ -105,16 +107,6 @@ def place(times, scale, last, spiking, n, order, counts):
         at = UNSIGNED(counts[bucket])
         order[at] = i
         counts[bucket] = at + UNSIGNED(1)
-
-
-@jit
-def is_sorted(times, order, n):
-    """Whether the inputs of an order spike one after the other."""
-    wrong = np.int32(0)
-    for k in range(UNSIGNED(1), UNSIGNED(n)):
-        early = times[UNSIGNED(order[k])] < times[UNSIGNED(order[k - UNSIGNED(1)])]
-        wrong += np.int32(1) if early else np.int32(0)
-    return wrong == 0
 
 
 @jit
@@ -183,12 +175,9 @@ def write_events(times, t_max, spiking, counts, status, events):
     """As `sort_batch`, into the arrays of events; `spiking` and `counts` are scratch space."""
     at, (inputs, when, ends) = 0, events
     for b in range(len(times)):
-        n = sort_by_bucket(times[b], t_max, inputs[at:], spiking, counts)
+        n = sort_events(times[b], t_max, inputs[at:], when[at:], spiking, counts)
         if n < 0:
             status[b], n = BAD_TIMES, 0
-        if not write_times(times[b], inputs[at : at + n], when[at : at + n]):
-            sort_within_buckets(times[b], inputs[at:], n)
-            write_times(times[b], inputs[at : at + n], when[at : at + n])
         at += n
         ends[b] = at
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..backends import Factors
 from ..geometry import Geometry
-from .compile import jit, where_given
+from .compile import jit, optional, where_given
 from .events import Events, find_events, write_times
 from .lanes import any_of, at_least_a_tile, load, splat, store, tile_of, where, width_of
 from .parallel import as_arrays, share_out
@@ -115,40 +115,19 @@ def latest_of(p, q, until, first, end):
     return latest
 
 
-@where_given(lambda factor, k: None)
-def item_of(factor, k):
-    """A factor of one sample, input or output; None stays."""
-    return factor[k]
-
-
-@where_given(lambda factor, value: None)
-def only_with(factor, value):
-    """A value, or None where there is no such factor."""
-    return value
+# A factor of one sample, input or output; a value that there is with a factor; a factor of one input in all
+# lanes; one of a tile of outputs; one of all outputs, padded.
+item_of = optional(lambda factor, k: factor[k])
+only_with = optional(lambda factor, value: value)
+splat_in = optional(lambda factor, k, tile: splat(factor[k], tile))  # type: ignore[call-arg]
+load_in = optional(lambda factor, at, tile: load(factor, at, tile))  # type: ignore[call-arg]
+at_least_a_tile_of = optional(lambda factor, tile: at_least_a_tile(factor, tile))
 
 
 @where_given(lambda row, so_far, k, weight: so_far)
 def add_product(row, so_far, k, weight):
     """Add what a factor of an output contributes, if there is one."""
     return so_far + row[k] * weight
-
-
-@where_given(lambda row, k, tile: None)
-def splat_in(row, k, tile):
-    """A factor of one input in all lanes; None stays."""
-    return splat(row[k], tile)
-
-
-@where_given(lambda factor, at, tile: None)
-def load_in(factor, at, tile):
-    """A factor of a tile of outputs; None stays."""
-    return load(factor, at, tile)
-
-
-@where_given(lambda factor, tile: None)
-def at_least_a_tile_of(factor, tile):
-    """A factor of the outputs, padded; None stays."""
-    return at_least_a_tile(factor, tile)
 
 
 @where_given(lambda q, p, a, b: p)
@@ -170,7 +149,7 @@ def subtract_tiles(first, end, p, q, until, a, b, times, grad_weight_t, tile):
         for n in range(len(p)):
             at, end_n = n * stride + lane, np.uint64(events.ends[n])
             p_n, q_n, until_n = load(p, at, tile), load_in(q, at, tile), load(until, at, tile)
-            if may_matter(q_n, p_n, none):
+            if any_of(in_error(q_n, p_n, none)):
                 of_a, of_b = item_of(a, n), item_of(b, n)
                 for k in range(begin, end_n):
                     i = events.inputs[k]
@@ -181,10 +160,15 @@ def subtract_tiles(first, end, p, q, until, a, b, times, grad_weight_t, tile):
             begin = end_n
 
 
-@where_given(lambda q, p, none: any_of(p > none) or any_of(none > p))  # type: ignore[call-arg]
-def may_matter(q, p, none):
-    """Whether any output of a tile has an error."""
-    return any_of(p > none) or any_of(none > p) or any_of(q > none) or any_of(none > q)
+@jit
+def is_zero(lanes, none):
+    return (lanes <= none) & (none <= lanes)
+
+
+@where_given(lambda q, p, none: ~is_zero(p, none))
+def in_error(q, p, none):
+    """Which outputs of a tile have an error, NaN too."""
+    return ~(is_zero(p, none) & is_zero(q, none))
 
 
 @jit

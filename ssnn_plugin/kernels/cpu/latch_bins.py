@@ -9,69 +9,35 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
 
-from .compile import exact_jit
+from .compile import chosen, exact_jit
 
 # Neurons per block: a few rows of them fit the first level of the cache.
 BLOCK = 512
 
 
-@intrinsic
-def _float_of_bits(typing_context, bits):
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.uint32), codegen
+def _single(half):
+    return np.uint32(np.uint32(half) << np.uint32(16)).view(np.float32)
 
 
-@intrinsic
-def _bits_of_float(typing_context, number):
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.uint32(types.float32), codegen
-
-
-def _number(stored):
-    """A number as it is computed with."""
-    raise NotImplementedError
+def _nearest(array, number):
+    """Of halves, ties to even."""
+    bits = np.float32(number).view(np.uint32)
+    tie = (bits >> np.uint32(16)) & np.uint32(1)
+    return np.uint16((bits + np.uint32(0x7FFF) + tie) >> np.uint32(16))
 
 
-def _stored(number, array):
-    """A number as an array holds it; halves are rounded to the nearest, ties to even."""
-    raise NotImplementedError
+# A number as it is computed with; a number as an array holds it.
+_number = chosen(lambda stored: _single if stored == types.uint16 else lambda stored: stored, inline="always")
+_stored = chosen(
+    lambda array: _nearest if array.dtype == types.uint16 else lambda array, number: number, inline="always"
+)
 
 
+@chosen
 def _scratch(v):
     """Room for a block of neurons, in the precision of the computation, and a row more than bins."""
-    raise NotImplementedError
-
-
-@overload(_number, inline="always")
-def _number_of(stored):
-    if stored == types.uint16:
-        return lambda stored: _float_of_bits(np.uint32(stored) << np.uint32(16))
-    return lambda stored: stored
-
-
-@overload(_stored, inline="always")
-def _stored_in(number, array):
-    if array.dtype != types.uint16:
-        return lambda number, array: number
-
-    def nearest(number, array):
-        bits = _bits_of_float(np.float32(number))
-        tie = (bits >> np.uint32(16)) & np.uint32(1)
-        return np.uint16((bits + np.uint32(0x7FFF) + tie) >> np.uint32(16))
-
-    return nearest
-
-
-@overload(_scratch)
-def _scratch_of(v):
     dtype = np.float64 if v.dtype == types.float64 else np.float32
     return lambda v: np.empty((v.shape[0] + 1, BLOCK), dtype)
 
@@ -79,7 +45,7 @@ def _scratch_of(v):
 @exact_jit
 def latch(first, last, v, threshold, out):
     """1 from the first bin on in which V exceeds the threshold."""
-    zero, one = _stored(0.0, out), _stored(1.0, out)
+    zero, one = _stored(out, 0.0), _stored(out, 1.0)
     for low in range(first, last, BLOCK):
         high = min(low + BLOCK, last)
         before = v[0, low:high]
@@ -132,7 +98,7 @@ def latch_grad(first, last, v, grad, out):
         for t in range(v.shape[0]):
             row, total = out[t, low:high], sums[t]
             for i in range(row.size):
-                row[i] = _stored(total[i], out)
+                row[i] = _stored(out, total[i])
 
 
 @exact_jit
@@ -148,7 +114,7 @@ def latch_grad_arctan(first, last, v, grad, threshold, sharpness, out):
             row, potential, total = out[t, low:high], v[t, low:high], sums[t]
             for i in range(row.size):
                 u = scale * (_number(potential[i]) - threshold)
-                row[i] = _stored(total[i] * half / (one + u * u), out)
+                row[i] = _stored(out, total[i] * half / (one + u * u))
 
 
 @exact_jit
@@ -164,7 +130,7 @@ def latch_grad_triangle(first, last, v, grad, threshold, width, out):
             row, potential, total = out[t, low:high], v[t, low:high], sums[t]
             for i in range(row.size):
                 left = one - scale * abs(_number(potential[i]) - threshold)
-                row[i] = _stored(total[i] * scale * left if left > zero else zero, out)
+                row[i] = _stored(out, total[i] * scale * left if left > zero else zero)
 
 
 @exact_jit
@@ -187,4 +153,4 @@ def latch_grad_escape(first, last, v, grad, threshold, width, out):
             for i in range(row.size):
                 later[i] += _number(incoming[i]) * now[i]
                 fires = one / (one + math.exp(scale * (threshold - _number(potential[i]))))
-                row[i] = _stored(later[i] * fires * scale, out)
+                row[i] = _stored(out, later[i] * fires * scale)

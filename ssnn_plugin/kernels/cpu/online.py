@@ -19,6 +19,8 @@ from .steps import fire_tiles, write_limits
 
 # Outputs with an error that are gone through one by one.
 FEW = 16
+# Of the number that all weights of a layer have in common, so that weights stay within their dtype.
+SMALLEST = 2.0**-20
 
 
 @jit
@@ -81,6 +83,14 @@ def layers_of(weights, shapes):
     return layers
 
 
+@jit
+def fold(rows, scale):
+    """Multiply weights by the number that all of them have in common, which is 1 then."""
+    flat = rows.reshape(-1)
+    multiply(flat, scale, flat)
+    return 1.0
+
+
 # Loops, as every expression of arrays is compiled for seconds, with the messages of its errors.
 
 
@@ -139,6 +149,7 @@ def s4nn_epoch(
     np.random.seed(seed)  # noqa: NPY002
     layers = layers_of(weights, shapes)
     depth, dtype = len(layers), weights.dtype
+    last = dtype.type(t_max)
     scale, status, widest = np.ones(depth), np.zeros(1, np.int8), 0
     times, fired = [images[:1]], [np.empty((1, 0), dtype)]
     for layer in range(depth):
@@ -165,9 +176,9 @@ def s4nn_epoch(
             if drop[layer] > 0:
                 leave_out(times[layer + 1][0], drop[layer])
 
-        first = limit(times[depth][0], dtype.type(t_max), decision)
-        relative_targets(decision, label, gamma, t_max, targets)
-        right += decision[label] == first and decision[label] < t_max
+        first = limit(times[depth][0], last, decision)
+        relative_targets(decision, label, gamma, last, targets)
+        right += decision[label] == first and decision[label] < last
         for j in range(targets.size):
             errors[-1][j] = (targets[j] - decision[j]) / t_max
             loss += 0.5 * errors[-1][j] * errors[-1][j]
@@ -178,10 +189,11 @@ def s4nn_epoch(
                 multiply(error, rates[layer] / scale[layer], step)
                 update(layers[layer], step, events[layer], crossings, tile)
             scale[layer] *= 1 - rates[layer] * decay
+            if scale[layer] < SMALLEST:
+                scale[layer] = fold(layers[layer], scale[layer])
             if layer > 0:
                 backpropagate(layers[layer], error, times[layer][0], crossings, errors[layer - 1], wrong)
 
     for layer in range(depth):
-        flat = layers[layer].reshape(-1)
-        multiply(flat, scale[layer], flat)
+        fold(layers[layer], scale[layer])
     return spikes, right, loss

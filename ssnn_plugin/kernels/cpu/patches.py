@@ -158,13 +158,13 @@ def rank_spikes(image, tile, tiles, t_max, width, room):
     Returns how many there are; -1 if times are bad. A row of weights is told by its first of `width` weights.
     """
     copy_tile(image, tile, tiles, room.times)
-    n = sort_events(room.times, t_max, room.order, room.spiking, room.counts)
+    n = sort_events(room.times, t_max, room.order, room.when_of_rank, room.spiking, room.counts)
     words = (n + 63) >> 6
     room.sets[: tiles.height * tiles.width * words] = 0
     for k in range(n):
         i = np.uint32(room.order[k])
         room.sets[np.uintp(tiles.position[i] * words + (k >> 6))] |= np.uint64(1) << np.uint64(k & 63)
-        room.row_of_rank[k], room.when_of_rank[k] = tiles.row[i] * width, room.times[i]
+        room.row_of_rank[k] = tiles.row[i] * width
     unite_neighbours(tiles, words, room.sets, room.column, room.seen)
     return n
 

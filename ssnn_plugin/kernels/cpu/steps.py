@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..status import BAD_TIMES, NAN_POTENTIAL
+from ..status import NAN_POTENTIAL
 from .compile import exact_jit, jit
-from .events import MOST_EVENTS, sort_batch, sort_events, status_of
+from .events import MOST_EVENTS, judge, sort_batch
 from .lanes import (
     any_of,
     at_least_a_tile,
@@ -149,24 +149,19 @@ def fire_linear_with_drift(
     threshold, beta, delay, t_max, table, tile,
 ):  # fmt: skip
     """As `fire_linear`, with a leak or a constant current `bias` [out], empty if there is none."""
-    order, spiking = np.empty(times.shape[1], np.int32), np.empty(times.shape[1], np.int32)
-    counts, v = np.empty(table, np.int32), np.empty(weight_t.shape[1], weight_t.dtype)
-    current = current_of(bias, weight_t)
+    v, current = np.empty(weight_t.shape[1], weight_t.dtype), current_of(bias, weight_t)
     for b in range(first, end):
-        n = sort_events(times[b], t_max, order, spiking, counts)
-        if n < 0:
-            status[b] = BAD_TIMES
-            continue
+        events = sort_batch(times[b : b + 1], t_max, table, status[b : b + 1])
         fire_if_with_drift(
-            order, n, times[b], weight_t, current, bias.size > 0, beta, threshold, delay, t_max, v,
-            spikes[b], potential[b],
+            events.inputs, events.when, events.ends[0], weight_t, current, bias.size > 0, beta, threshold,
+            delay, t_max, v, spikes[b], potential[b],
         )  # fmt: skip
-        status[b] = status_of(potential[b])
+        judge(b, potential, status)
 
 
 @jit
 def fire_if_with_drift(
-    order, n, times, weight_t, current, rising, beta, threshold, delay, t_max, v, fired, potential
+    inputs, when, n, weight_t, current, rising, beta, threshold, delay, t_max, v, fired, potential
 ):  # fmt: skip
     """First crossings of one sample with a leak or a current: V is an exponential or a line between inputs.
 
@@ -179,8 +174,8 @@ def fire_if_with_drift(
     k = 0
     t = 0.0
     while t < t_max and waiting > 0:
-        k = add_rows_of_time(t, k, order, n, times, weight_t, v)
-        t_next = min(times[order[k]] if k < n else np.inf, t_max)
+        k = add_rows_of_time(t, k, inputs, when, n, weight_t, v)
+        t_next = min(when[k] if k < n else np.inf, t_max)
         last = max(min(t_next, t_max - delay) - 1, t) if rising else t
         if t + delay < t_max:
             waiting -= cross_until(last, t, v, current, beta, threshold, fired, potential)
@@ -283,15 +278,15 @@ def first_bin_above(v, current, j, beta, threshold, start, last):
 
 
 @jit
-def add_rows_of_time(t, k, order, n, times, weight_t, v):
+def add_rows_of_time(t, k, inputs, when, n, weight_t, v):
     """Add the weights of every input spike of time `t` to `v`; return the first event after them.
 
     Rows are added in pairs: reading `v` costs as much as reading a row.
     """
-    while k < n and times[order[k]] == t:
-        row = weight_t[order[k]]
-        if k + 1 < n and times[order[k + 1]] == t:
-            other = weight_t[order[k + 1]]
+    while k < n and when[k] == t:
+        row = weight_t[inputs[k]]
+        if k + 1 < n and when[k + 1] == t:
+            other = weight_t[inputs[k + 1]]
             for j in range(v.size):
                 v[j] = (v[j] + row[j]) + other[j]
             k += 2
