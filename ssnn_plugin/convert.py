@@ -194,7 +194,8 @@ def to_event_driven(
 def _refuse_mixtures(model: nn.Module, stages: list[Stage], hosts: list[Host]) -> None:
     """Of neurons that take a window and neurons that take a step, which cannot have the same input."""
     modules = _HostModules(hosts)
-    lifted = [inner for inner in map(modules.lifted, model.modules()) if inner is not None]
+    containers = (inner for inner in map(modules.lifted, model.modules()) if inner is not None)
+    lifted = {module for inner in containers for module in inner.modules()}
     takes: dict[bool, str] = {}
     for stage in stages:
         if stage.module is not None and modules.keeps_its_state(stage.module) is not None:

@@ -161,7 +161,7 @@ def verify(
     >>> import torch
     >>> from ssnn_plugin.snntorch import SingleSpike, latency
     >>> _ = torch.manual_seed(0)
-    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), SingleSpike(init_hidden=True))
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False), SingleSpike(init_hidden=True))
     >>> _ = torch.nn.init.uniform_(model[0].weight, 0, 0.5)
     >>> report = verify(model, latency(torch.rand(5, 8), num_steps=16))
     >>> report.ok, report.equal, report.outputs

@@ -179,6 +179,7 @@ class SpikeConnection(nn.Module):
             f"gradient={rule!r}" if rule == self.gradient.name else f"gradient={rule}",
             f"silent_gradient={self.silent_gradient}",
             f"bias={self.bias is not None}",
+            f"init_range={self.init_range}",
         ]
         if self.input_pool is not None:
             options.append(f"input_pool={self.input_pool}")
