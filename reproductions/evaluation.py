@@ -139,8 +139,8 @@ class _FirstSpikeTally:
 class _TotalsTally:
     """Neurons that fire more than once: the highest score decides, after all steps.
 
-    A sample whose scores are all equal, as those of silent outputs are, is one without an answer: decided by
-    the potential, if there is one, except under `unique`.
+    A sample without output spikes whose scores are all equal is one without an answer: decided by the
+    potential, if there is one, except under `unique`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -160,7 +160,7 @@ class _TotalsTally:
         if not bool(scores.isfinite().all()):
             raise SuiteError("training diverged: the network gives scores that are no finite numbers")
         best = scores == scores.max(dim=1, keepdim=True).values
-        silent, tied = best.all(1), best.sum(1) > 1
+        silent, tied = best.all(1) & (spikes[:, -1] == 0), best.sum(1) > 1
         of_label = best.gather(1, labels.long().unsqueeze(1)).squeeze(1)
         first = best.int().argmax(1) == labels
         by_potential = self.parts[0].potential is not None

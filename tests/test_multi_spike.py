@@ -162,6 +162,17 @@ def test_scores_that_are_all_equal_are_no_answer(potential):
     assert result.neurons_fire == "repeatedly"
 
 
+def test_equal_numbers_of_spikes_of_all_classes_are_a_tie():
+    class Tied:
+        def predict(self, inputs):
+            first = torch.zeros(1, 2), torch.zeros(1, 1)
+            return evaluation.SpikeTotals(torch.full((1, 2), 4), torch.full((1, 2), 2.0), first, 7)
+
+    images = Images(torch.zeros(1, 64), torch.tensor([1]), 1, 2, (1, 8, 8))
+    result = evaluation.evaluate(Tied(), build("tebn").settings, images)
+    assert (result.tied, result.silent, result.accuracy["lenient"]) == (1, 0, 1)
+
+
 def test_scores_that_are_no_numbers_are_refused():
     class Diverged:
         def predict(self, inputs):
