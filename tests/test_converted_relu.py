@@ -12,6 +12,7 @@ from reproductions.datasets import Images
 from reproductions.errors import SuiteError
 from reproductions.methods import converted_relu, minibatch
 from reproductions.methods.converted_relu import whiten
+from ssnn_plugin.functional import highest_in_windows2d
 
 CLASSES = 3
 
@@ -95,6 +96,21 @@ def test_a_price_silences_neurons():
     assert sum(spikes[1]) < 0.9 * sum(spikes[0])
 
 
+def test_each_hidden_layer_may_have_a_price_of_its_own():
+    times, labels = samples()
+    found = {}
+    for prices in ((0.1, 0.1, 0.1), 0.1, (0.5, 0, 0), 0):
+        method = build(training={"spike_price": prices, "learning_rates": [1e-9]})
+        learn(method, times, labels, epochs=1)
+        found[prices] = [stage.norm.bias.grad.clone() for stage in method.stages[:-1]]
+    alike, one, dear, free = found.values()
+    torch.testing.assert_close(alike, one)
+    assert (dear[0] > free[0] + 1).all()
+    torch.testing.assert_close(dear[1:], free[1:])
+    with pytest.raises(SuiteError, match="spike_price must be one number, or 3, one per hidden layer, got 2"):
+        build(training={"spike_price": [0.1, 0.1]})
+
+
 def test_hidden_biases_may_learn_faster_and_decay_as_fast():
     times, labels = samples(n=8)
     training = {"momentum": 0.0, "nesterov": False, "schedule": {}, "weight_decay": 0.01}
@@ -156,13 +172,13 @@ def test_neurons_that_a_pool_holds_back_are_counted_too():
     nn.init.normal_(norm.bias, generator=torch.Generator().manual_seed(0))
     images = torch.rand(9, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     activity = stage.learn(images)
-    fired, (potentials, activations, costly, passed_on) = stage.fired(activity), activity
+    spikes, (potentials, activations, costly, passed_on, _) = stage.spikes(activity), activity
     torch.testing.assert_close(potentials, connection(images))
     pooled = stage.after(potentials)
     mean, variance = pooled.mean((0, 2, 3)), pooled.var((0, 2, 3), correction=0)
     deviation = (variance + norm.eps).sqrt()[:, None, None]
     normalized = (potentials - mean[:, None, None]) / deviation + norm.bias[:, None, None]
-    assert torch.equal(fired, normalized > 0)
+    assert torch.equal(spikes, (normalized > 0).sum(0).movedim(0, -1).flatten())
     torch.testing.assert_close(passed_on, stage.after(relu(normalized)))
     assert passed_on is activations is costly
 
@@ -192,8 +208,9 @@ def test_with_inhibition_a_neuron_fires_where_its_pool_lets_it_through(normalize
     stage = method.stages[0]
     activity = stage.learn(method.images(times))
     assert activity.costly is activity.passed_on
-    assert torch.equal(stage.fired(activity).flatten(2).sum(2) > 0, activity.passed_on.flatten(2).amax(2) > 0)
-    assert stage.fired(activity).sum() == (activity.passed_on > 0).sum()
+    let_through = highest_in_windows2d(activity.potentials, 2)
+    high = activity.passed_on.repeat_interleave(2, 2).repeat_interleave(2, 3) > 0
+    assert torch.equal(stage.spikes(activity), (let_through & high).sum(0).movedim(0, -1).flatten())
 
 
 @pytest.mark.parametrize("training", [{"mean_decay": 0.9}, {"average_last": 2}], ids=str)

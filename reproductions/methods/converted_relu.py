@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from ssnn_plugin import RampNetwork, from_relu
-from ssnn_plugin.functional import highest_in_windows2d
 from ssnn_plugin.relu import ClippedSpikesWarning
 
 from ..config import Config, Fraction, Linear
@@ -100,13 +99,14 @@ class Network(layered.Network):
 class Training(MixedPrecision, minibatch.Training):
     """`spike_price`: cost of a hidden activation, in units of the deviation of what its ReLU gets.
 
-    Where a max-pool comes first, or inhibits, of one that it lets through.
+    Where a max-pool comes first, or inhibits, of one that it lets through. One number for all hidden layers,
+    or one for each.
 
     Biases of batch normalisation learn `bias_rate` times as fast as weights, and decay as fast.
     """
 
     bias_rate: PositiveFloat = 1.0
-    spike_price: NonNegativeFloat = 0.0
+    spike_price: NonNegativeFloat | tuple[NonNegativeFloat, ...] = 0.0
     label_smoothing: Fraction = 0.0
     mean_decay: Fraction = 0.0
 
@@ -163,20 +163,28 @@ class Rectified(Stage):
         connection, (norm, relu) = self.neurons[:-2], self.neurons[-2:]
         potentials = connection(values)
         if self.pooled_first:
-            activations = passed_on = relu(norm(self.after(potentials)))
+            pooled, winners = self._pool(potentials)
+            activations = passed_on = relu(norm(pooled))
         else:
             activations = relu(norm(potentials))
-            passed_on = self.after(activations)
-        return Activity(potentials, activations, passed_on if self.inhibits else activations, passed_on)
+            passed_on, winners = self._pool(activations)
+        costly = passed_on if self.inhibits else activations
+        return Activity(potentials, activations, costly, passed_on, winners)
+
+    def _pool(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Values behind the pools, and where those come from that an inhibiting one lets through."""
+        if not self.inhibits:
+            return self.after(values), None
+        (pool,) = self.after
+        size = cast(nn.MaxPool2d, pool).kernel_size
+        return nn.functional.max_pool2d(values, size, return_indices=True)
 
     @torch.no_grad()
-    def fired(self, activity: Activity) -> Tensor:
-        """Which neurons fire, also those that a pool holds back unless it inhibits; asked after `learn`."""
-        fired = self._above_threshold(activity)
-        if self.inhibits:
-            (pool,) = self.after
-            fired &= highest_in_windows2d(activity.potentials, cast(nn.MaxPool2d, pool).kernel_size)
-        return fired
+    def spikes(self, activity: Activity) -> Tensor:
+        """How often each neuron fires, channels last; also if a pool holds it back, unless that inhibits."""
+        if activity.winners is None:
+            return _counted(self._above_threshold(activity))
+        return _counted_at(activity.winners, activity.passed_on > 0, activity.potentials[0].numel())
 
     def _above_threshold(self, activity: Activity) -> Tensor:
         if not self.pooled_first:
@@ -190,12 +198,17 @@ class Rectified(Stage):
 
 
 class Activity(NamedTuple):
-    """Of a layer: its potentials, behind its ReLU, of these what costs, and what the next layer gets."""
+    """Of a layer: its potentials, behind its ReLU, of these what costs, and what the next layer gets.
+
+    `winners` says which neuron of a map [height * width] each value comes from that an inhibiting pool lets
+    through.
+    """
 
     potentials: Tensor
     activations: Tensor
     costly: Tensor
     passed_on: Tensor
+    winners: Tensor | None
 
 
 class ConvertedReLU(Minibatch):
@@ -211,6 +224,7 @@ class ConvertedReLU(Minibatch):
         )
         super().__init__(settings, stages, shape, seed, device)
         self.network.to(memory_format=torch.channels_last)
+        self.prices = _one_each(settings.training.spike_price, len(stages) - 1)
         if settings.training.mean_decay:
             mean = get_ema_multi_avg_fn(settings.training.mean_decay)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.network, multi_avg_fn=mean)
@@ -253,21 +267,19 @@ class ConvertedReLU(Minibatch):
         return statistics
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:
-        fired, values = [], self.images(inputs)
-        # The gradient of what activations cost, where they are not 0; a sum of them would be far slower.
-        price = self.training.spike_price / len(labels)
+        spikes, values = [], self.images(inputs)
         with self.training.autocast(inputs.device):
-            for stage in _hidden(self.stages):
+            for stage, price in zip(_hidden(self.stages), self.prices, strict=True):
                 activity = stage.learn(values)
                 if price:
-                    activity.costly.register_hook(lambda grad: grad + price)  # type: ignore[no-untyped-call]
-                fired.append(_counted(stage.fired(activity)))
+                    _charge(activity.costly, price / len(labels))
+                spikes.append(stage.spikes(activity))
                 values = activity.passed_on
             logits = self.stages[-1].neurons(values).float() / self.settings.network.temperature
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.training.label_smoothing)
         self._learn(loss)
         right = (logits.argmax(1) == labels).sum().item()
-        return Done(loss.item(), right, [count.cpu() for count in fired])
+        return Done(loss.item(), right, [count.cpu() for count in spikes])
 
     def after_step(self) -> None:
         self.converted = None
@@ -381,8 +393,31 @@ def _convolution(channels: int, layer: Convolution, whitening: bool) -> tuple[nn
     return convolution, _without_gain(nn.BatchNorm2d(layer.channels))
 
 
+def _one_each(price: float | tuple[float, ...], layers: int) -> tuple[float, ...]:
+    """The price of each of so many hidden layers."""
+    prices = price if isinstance(price, tuple) else (price,) * layers
+    if len(prices) != layers:
+        raise SuiteError(
+            f"training.spike_price must be one number, or {layers}, one per hidden layer, got {len(prices)}"
+        )
+    return prices
+
+
+def _charge(activations: Tensor, price: float) -> None:
+    """Add the gradient of what they cost, where they are not 0; a sum of them would be far slower."""
+    activations.register_hook(lambda grad: grad + price)  # type: ignore[no-untyped-call]
+
+
+def _counted_at(places: Tensor, fired: Tensor, neurons: int) -> Tensor:
+    """As `_counted`, of so many neurons, of which those that can fire are told by their places in maps."""
+    channels = places.shape[1]
+    which = places.movedim(1, -1) * channels + torch.arange(channels, device=places.device)
+    counts = torch.zeros(neurons, device=places.device)
+    return counts.index_add_(0, which.flatten(), fired.movedim(1, -1).flatten().float()).long()
+
+
 def _counted(fired: Tensor) -> Tensor:
-    """How often each neuron fired; a byte holds up to 255, and bytes are far faster to add up."""
+    """How often each neuron fired, channels last; bytes, which hold up to 255, are added up far faster."""
     parts = torch.split(fired.movedim(1, -1).flatten(1).view(torch.uint8), 255)
     return torch.stack([part.sum(0, dtype=torch.uint8) for part in parts]).sum(0)
 
