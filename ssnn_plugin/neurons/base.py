@@ -224,7 +224,9 @@ class CurrentNeuron(SeparableNeuron):
         `decay(self)` -> the number z of I' = -z I, for the kernels on a GPU, which need no more; optional;
         `crossing(self, threshold, v, current)` -> time until V = threshold, `inf` for never; optional; asked
         with a current of 0 too, for silent neurons;
-        `monotone()` -> whether V can have no peak between two inputs; a static method, optional.
+        `monotone()` -> whether V can have no peak between two inputs; a static method, optional;
+        `lasting()` -> whether alpha, and whether gamma, are 1 for every d, which saves multiplications; a
+        static method, optional.
         """
         return None
 

@@ -22,6 +22,10 @@ class ExponentialResponse(NamedTuple):
     def monotone() -> bool:
         return True
 
+    @staticmethod
+    def lasting() -> tuple[bool, bool]:
+        return True, False
+
     def propagators(self, d):  # type: ignore[no-untyped-def]
         decay = exp(-d / self.tau)
         return 1.0, 1 - decay, decay

@@ -19,6 +19,10 @@ class RampResponse(NamedTuple):
     def monotone() -> bool:
         return True
 
+    @staticmethod
+    def lasting() -> tuple[bool, bool]:
+        return True, True
+
     def propagators(self, d):  # type: ignore[no-untyped-def]
         return 1.0, d, 1.0
 

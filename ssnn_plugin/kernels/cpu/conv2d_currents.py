@@ -45,8 +45,8 @@ class Currents(NamedTuple):
         propagate(when, self.response, t_max, moves)
         for lane in range(0, n_out, width):
             note_crossings(
-                rows, when, self.rows[group], self.bias[group], leak_of(self.response), self.threshold, t_max,
-                moves, lane, *found, PAIR,
+                rows, when, self.rows[group], self.bias[group], self.response, leak_of(self.response),
+                self.threshold, t_max, moves, lane, *found, PAIR,
             )  # fmt: skip
         solve_crossings(when, self.response, self.threshold, t_max, to_solve, *found)
 

@@ -11,6 +11,7 @@ fired is ruled out with V = -inf.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,21 @@ def leak_of(response):
     return (lambda response: None) if monotone else (lambda response: response)
 
 
+def lasting(response):
+    """Of the type of a response: whether alpha, and gamma, are 1 whatever the time."""
+    return getattr(response.instance_class, "lasting", lambda: (False, False))()
+
+
+def choose_product(of: int) -> Callable[..., Any]:
+    """A function (response, value, factor): their product, if that is not the value itself."""
+    value, product = (lambda response, value, factor: value), (lambda response, value, factor: value * factor)
+    return chosen(lambda response: value if lasting(response)[of] else product)
+
+
+# What becomes of V without a current, and of a current without input.
+v_kept, current_kept = choose_product(0), choose_product(1)
+
+
 @jit
 def slope_after(response, threshold, current, wait):
     """V' at a crossing that comes `wait` after a moment with this current."""
@@ -156,8 +172,8 @@ def fire_linear(
             for b in range(len(events.ends)):
                 last = events.ends[b]
                 note_crossings(
-                    events.inputs[begin:last], events.when[begin:last], rows, current, leak_of(response),
-                    threshold, t_max, moves[3 * (begin + b) : 3 * (last + b + 1)], lane,
+                    events.inputs[begin:last], events.when[begin:last], rows, current, response,
+                    leak_of(response), threshold, t_max, moves[3 * (begin + b) : 3 * (last + b + 1)], lane,
                     spikes[a + b], potential[a + b], slope[a + b], tile,
                 )  # fmt: skip
                 begin = last
@@ -199,7 +215,8 @@ def segment(k, when, t_max):
 
 @lean_jit
 def note_crossings(
-    rows, when, weight_rows, bias, leak, threshold, t_max, moves, lane, fired, potential, slope, tile
+    rows, when, weight_rows, bias, response, leak, threshold, t_max, moves, lane, fired, potential, slope,
+    tile,
 ):  # fmt: skip
     """Integrate a tile of outputs from `lane` on, to be solved for where they cross.
 
@@ -210,7 +227,7 @@ def note_crossings(
     Args:
         rows: those of `weight_rows` [in, width] whose inputs spike, earliest first, at the times `when`.
         bias: [width], the current at time 0.
-        leak: the response, or None if V cannot pass a peak between inputs.
+        leak: what `leak_of` makes of the response: None if V cannot pass a peak between inputs.
         moves: what `propagate` writes.
         fired, potential, slope: [out].
     """
@@ -228,7 +245,8 @@ def note_crossings(
             splat(moves[move + np.uint64(1)], tile),
             splat(moves[move + np.uint64(2)], tile),
         )
-        v_next, current_next, move = alpha * v + beta * current, current * gamma, move + np.uint64(3)
+        v_next = v_kept(response, v, alpha) + beta * current
+        current_next, move = current_kept(response, current, gamma), move + np.uint64(3)
         if leak is not None and any_of(
             waiting & may_peak(leak, threshold, current, v_next, current_next, number, tile)
         ):
