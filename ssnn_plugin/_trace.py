@@ -145,6 +145,23 @@ def trace(model: nn.Module, modules: Modules, steps: int) -> tuple[fx.Graph, Tra
     """
     name = type(model).__name__
     tracer = Tracer(modules, steps)
+    try:
+        graph, kept = followed(model, tracer)
+    except Exception as error:
+        raise NoTimeMode(
+            f"the forward of {name} cannot be followed ({type(error).__name__}: {error}). "
+            "Put its modules into an nn.Sequential"
+        ) from error
+    if kept:
+        raise NoTimeMode(f"{name} keeps {kept} of its own between steps, which has no time mode")
+    return graph, tracer
+
+
+def followed(model: nn.Module, tracer: Tracer) -> tuple[fx.Graph, str]:
+    """The graph of a model, and the name of an attribute in which it keeps a value of its own, or "".
+
+    What the trace assigns to attributes is undone.
+    """
     fixed = (bool, int, float, str, type(None))
     concrete = {key: value for key, value in _defaults(model).items() if isinstance(value, fixed)}
     before = {module: _attributes(module) for module in model.modules()}
@@ -154,16 +171,9 @@ def trace(model: nn.Module, modules: Modules, steps: int) -> tuple[fx.Graph, Tra
         for node in graph.nodes:
             if node.op == "get_attr":
                 tracer.values[str(node.target)] = operator.attrgetter(str(node.target))(model)
-    except Exception as error:
-        raise NoTimeMode(
-            f"the forward of {name} cannot be followed ({type(error).__name__}: {error}). "
-            "Put its modules into an nn.Sequential"
-        ) from error
     finally:
         kept = _restore(before)
-    if kept:
-        raise NoTimeMode(f"{name} keeps {kept} of its own between steps, which has no time mode")
-    return graph, tracer
+    return graph, kept
 
 
 def _by_position(graph: fx.Graph, model: nn.Module) -> None:

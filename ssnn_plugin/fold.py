@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from torch import Tensor, fx, nn
 
 from . import _checks
 from ._builder import check_plain_weights
+from ._trace import Tracer, followed
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 CONNECTIONS = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -32,8 +33,9 @@ def fold_batchnorm(model: nn.Module) -> list[str]:
 
     Raises:
         ValueError: a normalisation without running statistics, or whose connection is not the module
-            before it, also in what a container computes, or is shared; by path and class, before anything is
-            changed.
+            before it, also in what the model computes, is shared, called or read elsewhere too; hooks and
+            other forwards than torch's; a forward that cannot be followed, unless it is that of an
+            `nn.Sequential`; by path and class, before anything is changed.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval()
@@ -43,7 +45,7 @@ def fold_batchnorm(model: nn.Module) -> list[str]:
     >>> torch.allclose(model(x), before), model[1]
     (True, Identity())
     """
-    pairs = []
+    pairs, calls = [], _calls_of(model)
     for path, parent in model.named_modules():
         before: nn.Module | None = None
         for name, child in parent.named_children():
@@ -51,7 +53,8 @@ def fold_batchnorm(model: nn.Module) -> list[str]:
                 where = f"{path}.{name}" if path else name
                 try:
                     connection = _check(child, before, model)
-                    _check_order(parent, child, connection)
+                    owner = model if calls else parent
+                    _check_calls(calls or _calls_of(parent), owner, child, connection)
                 except ValueError as error:
                     raise ValueError(f"{where} ({type(child).__name__}) cannot be folded: {error}") from error
                 pairs.append((where, parent, name, connection, child))
@@ -65,12 +68,14 @@ def fold_batchnorm(model: nn.Module) -> list[str]:
 
 def _check(norm: nn.BatchNorm1d | nn.BatchNorm2d, before: nn.Module | None, model: nn.Module) -> Connection:
     """The connection in front of a normalisation, into which it can be folded."""
+    _refuse_other_forwards(norm, *NORMS)
     if norm.running_mean is None:
         raise ValueError("it has no running statistics. Use track_running_stats=True")
     if not isinstance(before, CONNECTIONS):
         found = "nothing" if before is None else type(before).__name__
         raise ValueError(f"the module before it must be a Linear or convolution, got {found}")
     check_plain_weights(before)
+    _refuse_other_forwards(before, *CONNECTIONS)
     if before.weight.shape[0] != norm.num_features:
         raise ValueError(
             f"the module before it has {before.weight.shape[0]} outputs, not {norm.num_features}"
@@ -80,36 +85,71 @@ def _check(norm: nn.BatchNorm1d | nn.BatchNorm2d, before: nn.Module | None, mode
     return before
 
 
-class _Children(fx.Tracer):
-    """Follows what a module does with its children, and does not look into these."""
+def _refuse_other_forwards(module: nn.Module, *kinds: type) -> None:
+    name = type(module).__name__
+    try:
+        _checks.own_forward(module, *kinds)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise ValueError(f"{name} has forward hooks, which may change what it returns. Remove them")
+
+
+class _Order(Tracer):
+    """Follows a model down to its connections and normalisations, and to what has none of these."""
+
+    def __init__(self) -> None:
+        super().__init__(modules=None, steps=2)  # type: ignore[arg-type]  # not asked for
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
+        return isinstance(m, (*NORMS, *CONNECTIONS)) or not any(isinstance(one, NORMS) for one in m.modules())
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        return fx.Tracer.call_module(self, m, forward, args, kwargs)
 
 
-def _check_order(parent: nn.Module, norm: nn.Module, connection: nn.Module) -> None:
-    """Refuse a container whose `forward` puts something else in front of a normalisation.
+class _Calls:
+    """Which modules a graph calls, and which weights it reads by itself."""
 
-    One that cannot be followed is taken to call its modules in their order.
-    """
-    if type(parent).forward is nn.Sequential.forward:
-        return
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        self.of = {n: model.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"}
+        owners = (str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr")
+        self.read = {model.get_submodule(owner) for owner in owners}
+
+    def given(self, node: fx.Node) -> fx.Node | None:
+        """What a call takes, in front of an `Identity` too; None if something else computes with it."""
+        taken = next(iter(node.all_input_nodes), None)
+        if taken is None or sum(user.target not in SIZES for user in taken.users) > 1:
+            return None
+        return self.given(taken) if isinstance(self.of.get(taken), nn.Identity) else taken
+
+
+def _calls_of(model: nn.Module) -> _Calls | None:
+    """What a model calls; None if its forward cannot be followed."""
     try:
-        graph = _Children().trace(copy.deepcopy(parent))  # a copy, as `forward` may keep what it computes
+        return _Calls(model, followed(model, _Order())[0])
     except Exception:  # as many as there are models
-        return
-    of = {node: parent.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
-    for node, module in of.items():
-        if module is norm and of.get(_given(node, of)) is not connection:
-            raise ValueError(f"{type(parent).__name__} does something else with the module before it")
-
-
-def _given(node: fx.Node, of: dict[fx.Node, nn.Module]) -> fx.Node | None:
-    """What a call takes, in front of an `Identity` too; None if something else computes with it."""
-    given = next(iter(node.all_input_nodes), None)
-    if given is None or sum(user.target not in SIZES for user in given.users) > 1:
         return None
-    return _given(given, of) if isinstance(of.get(given), nn.Identity) else given
+
+
+def _check_calls(calls: _Calls | None, owner: nn.Module, norm: nn.Module, connection: nn.Module) -> None:
+    """Refuse a normalisation that gets something else than its connection gives to it alone."""
+    name = type(owner).__name__
+    if calls is None:
+        if not isinstance(owner, nn.Sequential):
+            raise ValueError(
+                f"the forward of {name} cannot be followed. Put it and the module before it into an "
+                f"nn.Sequential, which {name} calls"
+            )
+        return
+    given = {calls.given(node) for node, module in calls.of.items() if module is norm}
+    if (
+        given != {node for node, module in calls.of.items() if module is connection}
+        or connection in calls.read
+    ):
+        raise ValueError(f"{name} does something else with the module before it")
 
 
 def fold_into(connection: nn.Linear | nn.Conv1d | nn.Conv2d, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:

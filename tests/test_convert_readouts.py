@@ -290,6 +290,111 @@ def test_a_fold_goes_by_what_a_module_computes():
     assert fold_batchnorm(_After()) == ["bn"]
 
 
+class _AlsoElsewhere(_Before):
+    def forward(self, x):
+        return self.bn(self.conv(x)) + self.conv(x)
+
+
+class _WeightsToo(_Before):
+    def forward(self, x):
+        return self.bn(self.conv(x)) + nn.functional.linear(x, self.conv.weight)
+
+
+class _Again(_Before):
+    def forward(self, x):
+        return self.conv(self.bn(self.conv(x)))
+
+
+class _OverTime(_Before):
+    def forward(self, x):
+        return torch.stack([self.bn(self.conv(x[:, step]).relu()) for step in range(x.shape[1])])
+
+
+class _EachStep(_Before):
+    def forward(self, x):
+        return torch.stack([self.bn(self.conv(step)) for step in x])
+
+
+class _Listed(nn.Module):
+    def __init__(self, between):
+        super().__init__()
+        self.parts, self.between = nn.ModuleList([nn.Linear(4, 4), nn.BatchNorm1d(4)]), between
+
+    def forward(self, x):
+        return self.parts[1](self.between(self.parts[0](x)))
+
+
+class _Decides(_Before):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class _DecidesOutside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+    def forward(self, x):
+        return self.block(x if x.sum() > 0 else -x)
+
+
+class _Parts(_DecidesOutside):
+    def forward(self, x):
+        return self.block[1](self.block[0](x).relu())
+
+
+class _OwnLinear(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def _hooked():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model[0].register_forward_hook(lambda module, given, result: result.relu())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_AlsoElsewhere, "_AlsoElsewhere does something else with the module before it"),
+        (_WeightsToo, "_WeightsToo does something else"),
+        (_Again, "_Again does something else"),
+        (_OverTime, "_OverTime does something else"),
+        (
+            lambda: _Listed(torch.relu),
+            r"parts\.1 \(BatchNorm1d\) cannot be folded: _Listed does something else",
+        ),
+        (_Parts, "_Parts does something else"),
+        (_Decides, "the forward of _Decides cannot be followed. Put it and the module before it into an nn"),
+        (
+            lambda: nn.Sequential(_OwnLinear(4, 4), nn.BatchNorm1d(4)),
+            "_OwnLinear: it has a forward of its own",
+        ),
+        (_hooked, "Linear has forward hooks"),
+    ],
+)
+def test_a_fold_that_would_change_what_a_model_computes_is_refused(make, message):
+    model = make()
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(ValueError, match=message):
+        fold_batchnorm(model)
+    assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("make", [lambda: _Listed(nn.Identity()), _EachStep, _DecidesOutside])
+def test_a_fold_goes_through_lists_loops_and_blocks(make):
+    model = make().double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    x = torch.randn(3, 2, 4, dtype=torch.float64) if make is _EachStep else torch.randn(5, 4).double()
+    expected = model(x)
+    assert len(fold_batchnorm(model)) == 1
+    torch.testing.assert_close(model(x), expected)
+
+
 def test_frozen_weights_stay_frozen():
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4))
     model[0].requires_grad_(False)
