@@ -111,6 +111,18 @@ def test_each_hidden_layer_may_have_a_price_of_its_own():
         build(training={"spike_price": [0.1, 0.1]})
 
 
+def test_a_price_that_half_precision_would_round_away_is_refused():
+    with pytest.raises(SuiteError, match=r"spike_price must be 0 with precision 'bfloat16'.*got 0.001"):
+        build(training={"spike_price": 1e-3, "precision": "bfloat16"})
+
+
+def test_the_exponential_mean_is_updated_once_a_step():
+    times, labels = samples()
+    method = build(training={"mean_decay": 0.9})
+    learn(method, times, labels)
+    assert method.average.n_averaged == 4 * 3
+
+
 def test_hidden_biases_may_learn_faster_and_decay_as_fast():
     times, labels = samples(n=8)
     training = {"momentum": 0.0, "nesterov": False, "schedule": {}, "weight_decay": 0.01}

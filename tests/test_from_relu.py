@@ -1,6 +1,7 @@
 """`from_relu`: the network of windowed ramps has the outputs and gradients of the ReLU network."""
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from relu_models import MODELS, build, images, with_random_statistics
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 
 from ssnn_plugin import ClippedSpikesWarning, NoTimeMode, from_relu
 from ssnn_plugin.relu import RampNeurons
@@ -300,6 +302,15 @@ def _decides(x):
     return x if x.sum() > 0 else -x
 
 
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x, y):
+        return self.one(x) + self.other(y)
+
+
 REFUSED = {
     "a curved activation": (lambda: _sequential(nn.Sigmoid()), r"^1 \(Sigmoid\).*train the model with ReLU"),
     "a leaky one": (lambda: _sequential(nn.LeakyReLU()), r"^1 \(LeakyReLU\).*train the model with ReLU"),
@@ -343,6 +354,15 @@ REFUSED = {
     "a mean of the batch": (lambda: Calls(lambda x: x.mean(0)), r"^mean in .*without that of the batch"),
     "a choice by value": (lambda: Calls(_decides), r"forward of Calls cannot be followed.*nn.Sequential"),
     "several outputs": (lambda: Calls(lambda x: (x, x)), r"must return one tensor"),
+    "a rounded quotient": (
+        lambda: Calls(lambda x: torch.div(x.relu(), 0.05, rounding_mode="floor")),
+        r"^div in the model.*it rounds.*leave rounding_mode='floor' out",
+    ),
+    "two inputs": (Two, r"must take one tensor"),
+    "pruned weights": (
+        lambda: nn.Sequential(l1_unstructured(nn.Conv2d(3, 4, 3), "weight", 0.5), nn.ReLU()),
+        r"^0 \(Conv2d\) cannot become ramps: its weights are pruned",
+    ),
     "random numbers": (
         lambda: Calls(lambda x: nn.functional.dropout(x, 0.5)),
         r"^dropout in .*training=self.training",
@@ -422,6 +442,65 @@ def test_bad_arguments_are_refused():
             from_relu(model, **({"calibrate_on": images()} | options))
     with pytest.raises(TypeError, match=r"calibrate_on is torch\.float32, the model torch.float64"):
         from_relu(model, calibrate_on=images().float())
+
+
+def test_bad_kinds_of_arguments_are_refused():
+    model = build("functional")
+    for options, message in (
+        ({"x_max": torch.ones(3)}, "x_max must be a number"),
+        ({"calibrate_on": [images()]}, "calibrate_on must be a tensor, got list"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            from_relu(model, **({"calibrate_on": images()} | options))
+
+
+class _Act(nn.Module):
+    def forward(self, x):
+        return torch.relu(x)
+
+
+class _Junction(nn.Module):
+    def forward(self, x, y):
+        return nn.functional.relu(x + y)
+
+
+def test_rectifiers_in_modules_of_their_own():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act, self.join = _Act(), _Junction()
+            self.first, self.second, self.last = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            x = self.act(self.first(x))
+            return self.last(self.join(self.act(self.second(x)), x - 0.1))
+
+    model, x = Shared().double(), torch.rand(16, 4).double()
+    network = from_relu(model, calibrate_on=x)
+    assert list(network.layers) == ["act.relu", "act.relu_1", "join.relu_2"]
+    assert difference(network(x), model(x)) <= 1e-9
+    assert torch.equal(copy.deepcopy(network)(x), network(x))
+
+
+def test_a_clamp_without_an_end_is_a_relu():
+    x = torch.rand(16, 4)
+    for rectifier in (nn.Hardtanh(0, math.inf), nn.ReLU()):
+        torch.manual_seed(0)
+        network = from_relu(nn.Sequential(nn.Linear(4, 5), rectifier, nn.Linear(5, 3)), calibrate_on=x)
+        assert network.layers["1"].cap is None
+        assert network.activity(x).times["1"].isfinite().any()
+        assert network.t_max < math.inf
+
+
+def test_it_converts_under_autocast_as_without():
+    model, x = (
+        with_random_statistics(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())),
+        images(),
+    )
+    plain = from_relu(model.float(), calibrate_on=x.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        network = from_relu(model, calibrate_on=x.float())
+    assert network.t_max == plain.t_max
 
 
 def test_neurons_stand_where_the_relus_were():

@@ -16,6 +16,7 @@ from ssnn_plugin.functional import lateral_inhibition2d
 from ssnn_plugin.metrics import SpikeCounts
 from ssnn_plugin.nn import EarliestSpikePool2d, SpikeConv2d, SpikeLinear
 from ssnn_plugin.relu import RampNeurons
+from ssnn_plugin.relu.neurons import spike_times
 
 INF = math.inf
 STEPS = 10_000
@@ -160,8 +161,46 @@ def test_a_potential_above_its_window_is_clipped_counted_and_warned_of():
         activity = network.activity(inputs)
     assert activity.clipped == {"1": 1, "output": 0}
     assert activity.times["1"][1:].tolist() == [[1.0], [1.0]]  # the start of the window
+    with pytest.warns(ClippedSpikesWarning, match="1 potentials exceed their window: "):
+        network.decide(inputs)
     network.calibrate(inputs)
     assert network(inputs).flatten().tolist() == [1.5, 1.75, 2.5]
+
+
+def test_a_time_that_rounds_to_the_end_of_its_window_is_silence():
+    leads = torch.tensor([0.0, 1e-6, 1e-4, 3.0])
+    assert spike_times(leads, 151.0).tolist() == [INF, INF, pytest.approx(150.9999, abs=2e-5), 148.0]
+    leads = torch.tensor([1e-4], requires_grad=True)
+    spike_times(leads, 151.0).sum().backward()
+    assert leads.grad.tolist() == [-1.0]
+
+
+def test_half_precision_has_logits_and_no_spike_times():
+    x = torch.rand(8, 4)
+    network = from_relu(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), calibrate_on=x)
+    half = copy.deepcopy(network).bfloat16()
+    torch.testing.assert_close(half(x.bfloat16()).float(), network(x), atol=0.05, rtol=0.05)
+    for use in (half.encode, half.first_spikes, half.activity, half.decide, half.calibrate):
+        with pytest.raises(TypeError, match=r"inputs must be float32 or float64, got torch\.bfloat16"):
+            use(x.bfloat16())
+    with pytest.raises(TypeError, match=r"inputs are torch.float64, the network torch.float32"):
+        network.first_spikes(x.double())
+
+
+def test_a_state_is_of_networks_with_the_same_inputs_and_inhibition():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3))
+    x = torch.rand(4, 1, 6, 6)
+    state = from_relu(model, calibrate_on=x).state_dict()
+    from_relu(model, calibrate_on=x, margin=2.0).load_state_dict(state)
+    for options, message in (
+        ({"x_max": 2.0}, "with x_max=2.0, got 1.0"),
+        ({"signed": True}, "with signed=True, got False"),
+        ({"inhibition": True}, r"with inhibition={'1': \(2, 2\)}, got {}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_relu(model, calibrate_on=x, **options).load_state_dict(state)
+    old = {name: value for name, value in state["_extra_state"].items() if name in ("windows", "shift")}
+    from_relu(model, calibrate_on=x, inhibition=True).load_state_dict(state | {"_extra_state": old})
 
 
 def test_the_window_of_a_relu6_clips_without_a_warning():
@@ -212,10 +251,10 @@ def test_logits_decide_where_all_outputs_are_clipped_or_silent():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ClippedSpikesWarning)
             times, potential = network.first_spikes(inputs)
-        assert bool(times.isinf().all()) == silent
-        assert torch.equal(decode.first_to_fire(times, potential), expected)
-        assert torch.equal(network.decide(inputs).winner, expected)
-        assert (network.decide(inputs, tie="unique").winner == -1).all()
+            assert bool(times.isinf().all()) == silent
+            assert torch.equal(decode.first_to_fire(times, potential), expected)
+            assert torch.equal(network.decide(inputs).winner, expected)
+            assert (network.decide(inputs, tie="unique").winner == -1).all()
 
 
 def test_windows_are_saved_with_the_parameters():

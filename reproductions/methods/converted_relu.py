@@ -110,6 +110,19 @@ class Training(MixedPrecision, minibatch.Training):
     label_smoothing: Fraction = 0.0
     mean_decay: Fraction = 0.0
 
+    def averages(self, epoch: int) -> bool:
+        """Whether an epoch ends a mean over epochs; an exponential one is updated after each step."""
+        return not self.mean_decay and super().averages(epoch)
+
+    @model_validator(mode="after")
+    def _digits_of_a_price(self) -> Training:
+        if self.spike_price and self.precision == "bfloat16":
+            raise ValueError(
+                f"spike_price must be 0 with precision 'bfloat16', in which it is rounded away, "
+                f"got {self.spike_price}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _one_mean(self) -> Training:
         if self.mean_decay and self.average_last > 1:

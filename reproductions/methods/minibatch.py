@@ -139,7 +139,7 @@ def in_a_row(stages: Iterable[Stage]) -> nn.Sequential:
 
 def refuse_a_single_sample(samples: int, batch_size: int) -> None:
     """Refuse a last mini-batch of one sample, which cannot be normalised."""
-    if samples % batch_size == 1:
+    if batch_size == 1 or samples % batch_size == 1:
         raise SuiteError(
             f"training.batch_size must not leave a single one of {samples} samples, which cannot be "
             f"normalised, got {batch_size}"

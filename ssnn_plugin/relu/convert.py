@@ -7,9 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from .. import _checks
+from .._builder import check_plain_weights
 from .._trace import NoTimeMode, unwrapped
+from ..kernels.precision import full_precision
 from .follow import OUTPUT, Follower, as_channels
 from .network import RampNetwork
 from .neurons import ChannelAffine
@@ -76,10 +79,25 @@ def from_relu(
     True
     """
     _checks.positive("x_max", x_max)
-    _checks.floating("calibrate_on", calibrate_on)
-    original = copy.deepcopy(unwrapped(model)).eval()
+    if not isinstance(x_max, int | float):
+        raise TypeError(f"x_max must be a number, got {x_max!r}")
+    original = _copied(unwrapped(model)).eval()
     _check_samples(original, calibrate_on)
-    body = trace(copy.deepcopy(original))
+    with full_precision(calibrate_on.device):
+        return _converted(original, calibrate_on, margin, x_max, signed, normalize, inhibition)
+
+
+def _converted(
+    model: nn.Module,
+    calibrate_on: Tensor,
+    margin: float,
+    x_max: float,
+    signed: bool,
+    normalize: Statistics | None,
+    inhibition: bool,
+) -> RampNetwork:
+    """As `from_relu`, of a copy of a model in evaluation mode."""
+    body = trace(copy.deepcopy(model))
     if normalize is not None:
         _prepend(body, normalize, calibrate_on)
     follower = Follower(body, shapes(body, calibrate_on), x_max, signed)
@@ -93,11 +111,29 @@ def from_relu(
     sources[OUTPUT] = of_output
     network = RampNetwork(body, sources, x_max=x_max, signed=signed, inhibition=pooled).eval()
     network.calibrate(calibrate_on, margin)
-    _compare(network, original, calibrate_on, normalize)
+    _compare(network, model, calibrate_on, normalize)
     return network
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    for path, module in model.named_modules():
+        try:
+            if not parametrize.is_parametrized(module):
+                check_plain_weights(module)
+        except ValueError as error:
+            raise NoTimeMode(f"{path} ({type(module).__name__}) cannot become ramps: {error}") from error
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise NoTimeMode(
+            f"{type(model).__name__} cannot be copied ({error}). Detach tensors that it keeps as attributes"
+        ) from error
+
+
 def _check_samples(model: nn.Module, inputs: Tensor) -> None:
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"calibrate_on must be a tensor, got {type(inputs).__name__}")
+    _checks.floating("calibrate_on", inputs)
     if not len(inputs):
         raise ValueError("calibrate_on must hold at least one sample, got none")
     first = next(model.parameters(), None)

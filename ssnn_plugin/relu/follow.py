@@ -236,6 +236,8 @@ class Follower:
         return Kind.CURRENTS
 
     def _product(self, node: fx.Node) -> Kind:
+        if (rounding := node.kwargs.get("rounding_mode")) is not None:
+            raise ValueError(f"it rounds, which is no affine map: leave rounding_mode={rounding!r} out")
         tensors = self._tensors(node)
         divided = operations.argument(node, 0, "input")
         if len(tensors) > 1 or (operations.operation(node) == "div" and tensors != [divided]):
@@ -370,7 +372,7 @@ class Follower:
 
     def _is_there(self, path: str) -> bool:
         parent, _, name = path.rpartition(".")
-        return parent not in self.modules or hasattr(self.modules[parent], name)
+        return parent in self.modules and hasattr(self.modules[parent], name)
 
     def _norm(self, node: fx.Node) -> Kind | None:
         norm: Any = self._module(node)

@@ -18,7 +18,7 @@ from ..kernels.status import NAN_POTENTIAL, refuse_bad_samples
 from ..nn import Decision
 from ..nn.decision import decision_of, silent_by_potential
 from .follow import INPUT, OUTPUT
-from .neurons import RampNeurons, spike_times
+from .neurons import RampNeurons, spike_times, warn_of_clipped
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,9 @@ class RampNetwork(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs [batch, *] -> potentials of the outputs, the logits.
 
+        Values are not looked at under `torch.compile`, `torch.vmap` and `torch.export`: nothing is refused
+        there, nor warned of.
+
         Raises:
             ValueError: inputs out of range, NaN.
 
@@ -145,8 +148,9 @@ class RampNetwork(nn.Module):
         The higher a logit, the earlier its spike. Where some tie, as at the start of the window, or all
         are silent, the logits decide, as in `decode.first_to_fire(times, potential)`.
 
-        Raises, warns: as calling the network.
+        Raises, warns: as calling the network; TypeError for half precision, which has too few digits.
         """
+        self._check_digits(inputs)
         with full_precision(inputs.device):
             potential = self(inputs)
             return self.readout.times(self.readout(potential + self.shift)), potential
@@ -156,7 +160,10 @@ class RampNetwork(nn.Module):
 
         Signed inputs have two neurons each, side by side as channels: the first half for positive values, the
         second one for the magnitude of negative ones.
+
+        Raises: as `first_spikes`.
         """
+        _checks.floating("inputs", inputs)
         self._check(inputs)
         return spike_times(self._input_leads(inputs), self.x_max)
 
@@ -166,8 +173,9 @@ class RampNetwork(nn.Module):
     def activity(self, inputs: Tensor) -> Activity:
         """The spikes of all neurons [batch, *], to be measured or priced.
 
-        Raises: as calling the network. Clipped spikes are counted here, without a warning.
+        Raises: as `first_spikes`. Clipped spikes are counted here, without a warning.
         """
+        self._check_digits(inputs)
         self._check(inputs)
         leads, clipped = {INPUT: self._input_leads(inputs)}, {}
         windows = {INPUT: (self.x_max, self.x_max)}
@@ -189,11 +197,15 @@ class RampNetwork(nn.Module):
         """The class of the first output spike, and the spikes until then, as `nn.SpikeSequential.decide`.
 
         Raises:
-            TypeError, ValueError: as calling the network; outputs that are not [batch, classes], an unknown
-                rule.
+            TypeError, ValueError: as `first_spikes`; outputs that are not [batch, classes], an unknown rule.
+
+        Warns:
+            ClippedSpikesWarning: potentials above their window.
         """
         by_potential = silent_by_potential(tie, all_silent)
         found = self.activity(inputs)
+        if clipped := sum(found.clipped.values()):
+            warn_of_clipped(f"{clipped} potentials exceed their window")
         layers = list(found.times.values())
         return decision_of(layers, layers[-1], found.potential, tie, by_potential)
 
@@ -210,9 +222,11 @@ class RampNetwork(nn.Module):
             margin: at least 0.
 
         Raises:
+            TypeError: half precision, another dtype than that of the network.
             ValueError: a margin out of range, no inputs, inputs out of range, NaN or infinity.
         """
         _checks.not_negative("margin", margin)
+        self._check_digits(inputs)
         if not len(inputs):
             raise ValueError("inputs must hold at least one sample to set windows on, got none")
         self._check(inputs)
@@ -252,12 +266,29 @@ class RampNetwork(nn.Module):
         self.shift = shift
 
     def get_extra_state(self) -> Any:
-        """The windows, for a `state_dict`."""
-        return {"windows": {name: self._neurons(name).window for name in self.sources}, "shift": self.shift}
+        """The windows, for a `state_dict`, and what they belong to."""
+        windows = {name: self._neurons(name).window for name in self.sources}
+        return {"windows": windows, "shift": self.shift} | self._fixed()
 
     def set_extra_state(self, state: Any) -> None:
-        """Windows from a `state_dict`."""
+        """Windows from a `state_dict`.
+
+        Raises:
+            ValueError: one of a network with another range of inputs, or other pools that inhibit.
+        """
+        for name, value in self._fixed().items():
+            if name in state and state[name] != value:
+                raise ValueError(f"the state must be of a network with {name}={value}, got {state[name]}")
         self._set(state["windows"], state["shift"])
+
+    def _fixed(self) -> dict[str, Any]:
+        return {"x_max": self.x_max, "signed": self.signed, "inhibition": self.inhibition}
+
+    def _check_digits(self, inputs: Tensor) -> None:
+        _checks.floating("inputs", inputs)
+        own = next(self.body.parameters()).dtype
+        if inputs.dtype != own:
+            raise TypeError(f"inputs are {inputs.dtype}, the network {own}: they must be the same")
 
     def _check(self, inputs: Tensor) -> None:
         if not _checks.has_values(inputs) or not inputs.numel():

@@ -17,14 +17,24 @@ class ClippedSpikesWarning(UserWarning):
     """Neurons whose potential exceeds their window: they fire at its start, not in proportion to it."""
 
 
+def warn_of_clipped(found: str) -> None:
+    """Warn of potentials above their window."""
+    warnings.warn(
+        f"{found}: these spikes are clipped to its start. Widen the windows by network.calibrate on more "
+        "samples or with a greater margin; network.activity(x).clipped counts by layer",
+        ClippedSpikesWarning,
+        stacklevel=3,
+    )
+
+
 def spike_times(leads: Tensor, t_max: float) -> Tensor:
-    """When spikes come that are this much before `t_max`, `inf` for 0.
+    """When spikes come that are this much before `t_max`; `inf` for 0, and for a time that rounds to `t_max`.
 
     >>> spike_times(torch.tensor([0.0, 0.5, 3.0]), 3.0)
     tensor([   inf, 2.5000, 0.0000])
     """
     # In place of `where`, which takes five times as long.
-    return t_max - nn.functional.threshold(leads, 0.0, -math.inf)
+    return 0.0 - nn.functional.threshold(leads - t_max, -t_max, -math.inf)
 
 
 class RampNeurons(nn.Module):
@@ -98,13 +108,9 @@ class RampNeurons(nn.Module):
     def _beyond(self, v: Tensor, peak: Tensor) -> None:
         if bool(peak.isnan()):
             refuse_bad_samples(NAN_POTENTIAL)
-        warnings.warn(
+        warn_of_clipped(
             f"{self.clipped(v)} of {v.numel()} potentials exceed their window of {self.window:.4g}, the "
-            f"highest is {float(peak):.4g}: these spikes are clipped to its start. Widen the windows by "
-            "network.calibrate on more samples or with a greater margin; network.activity(x).clipped "
-            "counts by layer",
-            ClippedSpikesWarning,
-            stacklevel=2,
+            f"highest is {float(peak):.4g}"
         )
 
     def extra_repr(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import math
 import operator
 from typing import Any
 
@@ -124,7 +125,7 @@ def cap(node: fx.Node, module: nn.Module | None) -> float | None:
     numbers = isinstance(low, int | float) and isinstance(high, int | float | None)
     if not numbers or low != 0 or (high is not None and high <= 0):
         raise ValueError(f"it must clip at 0 and, if at all, above it, got {low!r} and {high!r}: {_CURVED}")
-    return None if high is None else float(high)
+    return None if high is None or high == math.inf else float(high)
 
 
 def pool_windows(node: fx.Node, module: nn.Module | None) -> tuple[int, int] | None:

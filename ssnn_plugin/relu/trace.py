@@ -36,6 +36,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
         further = node.op == "placeholder" and node.prev.op == "placeholder"
         if (asserts or further) and not node.users:
             graph.erase_node(node)
+    if sum(node.op == "placeholder" for node in graph.nodes) != 1:
+        raise NoTimeMode("the model must take one tensor. Wrap it so that it takes its images alone")
     return fx.GraphModule(model, graph)
 
 
