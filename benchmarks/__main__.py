@@ -77,7 +77,7 @@ def inference(
 ) -> None:
     """Inference of 784-400-10 on MNIST's test images: decisions with an early stop against a ReLU MLP.
 
-    Fresh networks, and after an epoch of training; all 10 000 images at once, and one by one.
+    Fresh networks, and after an epoch of training; all 10 000 images at once, and one after the other.
     """
     from . import inference as decisions
 
@@ -118,7 +118,7 @@ def growth(
     figure: FigureFile = None,
     threads: Threads = None,
 ) -> None:
-    """Cost of a layer, a decision and a training step of 784-400-10 against T, spikes, neurons and batch."""
+    """Cost of a layer, a decision, and both passes of 784-400-10 against T, spikes, neurons and batch."""
     from . import growth as curves  # imports matplotlib, which the other commands do without
 
     if axis is not None and axis not in curves.AXES:
@@ -136,19 +136,22 @@ def rate_backprop(
     steps: Annotated[list[int] | None, typer.Option(help="Numbers of steps; default: 4, 8, 16.")] = None,
     rounds: Annotated[int, typer.Option(min=3, help="Timed steps of each.")] = 7,
     samples: Annotated[int, typer.Option(min=2, help="Images in a batch.")] = BATCH,
+    compiled: Annotated[
+        bool, typer.Option(help="Steps compiled by torch.compile, as the configs do.")
+    ] = False,
     figure: FigureFile = None,
     threads: Threads = None,
 ) -> None:
     """A step of rate-based back-propagation and of that through time, against T: time, memory, gradients.
 
-    16C3-32C3-128, uncompiled, on random images. Peak memory is what a step needs beyond the model, in a fresh
-    process. The cosines are between both gradients at the same first weights, by layer.
+    16C3-32C3-128, uncompiled unless asked for, on random images. Peak memory is what a step needs beyond the
+    model, in a fresh process. The cosines are between both gradients at the same first weights, by layer.
     """
     from . import rates  # imports matplotlib, which the other commands do without
 
     _check_figure(figure)
     _set_threads(threads)
-    rows = [rates.measure(number, samples, rounds) for number in steps or [4, 8, 16]]
+    rows = [rates.measure(number, samples, rounds, compiled) for number in steps or [4, 8, 16]]
     show(rates.table(rows, samples))
     if figure is not None:
         rates.draw(rows, figure)
@@ -174,7 +177,7 @@ def event_driven(
 @app.command()
 def bins(
     data_root: DataRoot = None,
-    steps: Annotated[int, typer.Option(min=10, help="Timed steps of each.")] = 20,
+    steps: Annotated[int, typer.Option(min=10, max=EPOCH - 1, help="Timed steps of each.")] = 20,
     keep_memory: Annotated[bool, typer.Option(help="Have glibc keep freed memory, for all.")] = True,
     threads: Threads = None,
 ) -> None:
@@ -222,7 +225,7 @@ def gradients(
         for kind in rules.NETWORKS:
             audits[kind] = rules.audit(kind, learned, held_out, epochs, seeds, status.console.log)
     title = f"{dataset}, {len(learned[1])} images, {epochs} epochs, {seeds} seeds"
-    console.print(rules.table(audits, title))
+    show(rules.table(audits, title), "means ± standard deviations over the seeds")
     if figure is not None:
         rules.draw(audits, figure)
 

@@ -1,4 +1,7 @@
-"""How the cost of a layer and of a training step grows with bins, spikes, neurons and batch."""
+"""How the cost of a layer, a decision, and a step's two passes grows with bins, spikes, neurons and batch.
+
+Steps are without an optimiser's update, whose cost depends on the weights alone. Weights are random.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,12 @@ from ssnn_plugin.losses import RelativeTargetLoss
 from ssnn_plugin.nn import SpikeLinear, SpikeSequential
 
 INPUTS, CLASSES = 784, 10
-RUNS = FORWARD, DECIDE, STEP, DENSE = "layer, forward", "decision", "training step", "ReLU MLP's step"
+RUNS = FORWARD, DECIDE, STEP, DENSE = (
+    "layer, forward",
+    "decision",
+    "forward and backward",
+    "ReLU MLP's",
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def cases(axis: str) -> list[Case]:
 
 
 def measure(case: Case, rounds: int) -> dict[str, Timing]:
-    """Forward pass of the hidden layer, decision and training step, and the step of an MLP, in turn."""
+    """Forward pass of the hidden layer, decision, forward and backward pass, and those of an MLP, in turn."""
     generator = torch.Generator().manual_seed(0)
     shape = case.batch, INPUTS
     # Whatever the number of bins, the same inputs spike in the same order.
@@ -108,8 +116,8 @@ def measured(axes: Iterable[str], rounds: int) -> Found:
 
 
 def table(found: Found) -> Table:
-    """Milliseconds of each run, and how many times as long as the MLP's step our own takes."""
-    rows = Table("", "", *(f"{name} (ms)" for name in RUNS), "training step / MLP's")
+    """Milliseconds of each run, and how many times as long as the MLP's passes our own take."""
+    rows = Table("", "", *(f"{name} (ms)" for name in RUNS), "forward and backward / MLP's")
     for axis, timed in found.items():
         for case, timings in timed:
             told = *(cell(timings[name]) for name in RUNS), ratio(timings[STEP], timings[DENSE])

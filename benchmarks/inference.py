@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -43,19 +44,24 @@ def table(batches: Batches, test: Batch, pixels: Tensor, rounds: int, tell: Call
 def _time_inference(
     spiking: SpikeSequential, dense: nn.Module, test: Batch, pixels: Tensor, rounds: int
 ) -> Iterator[tuple[str, dict[str, Timing]]]:
-    """Of all test images, and of each of the first ones alone."""
+    """Of all test images at once, and one after the other, each run the same ones."""
 
-    def runs(part: slice) -> dict[str, Callable[[], object]]:
-        given, bytes_ = test.times[part].contiguous(), pixels[part].contiguous()
-        ordinary = test.images[part]
-        return {
-            MLP: lambda: dense(ordinary),
-            "decide, times": lambda: spiking.decide(given),
-            "decide, 8-bit images": lambda: spiking.decide(bytes_),
-            "layer by layer": lambda: spiking(given),
+    def runs(size: int) -> dict[str, Callable[[], object]]:
+        kinds: dict[str, tuple[Callable[[Tensor], object], Tensor]] = {
+            MLP: (dense, test.images),
+            "decide, times": (spiking.decide, test.times),
+            "decide, 8-bit images": (spiking.decide, pixels),
+            "layer by layer": (spiking, test.times),
         }
+        return {name: _on_parts(decide, images, size) for name, (decide, images) in kinds.items()}
 
     with torch.no_grad():
-        yield "all", in_turn(runs(slice(None)), rounds, warm_up=2)
-        single = runs(slice(1))
+        yield "all", in_turn(runs(len(pixels)), rounds, warm_up=2)
+        single = runs(1)
         yield "one", in_turn(single, 10 * rounds, calls=dict.fromkeys(single, 20), warm_up=2)
+
+
+def _on_parts(decide: Callable[[Tensor], object], images: Tensor, size: int) -> Callable[[], object]:
+    """A call that takes the next images every time, so many at once."""
+    parts = itertools.cycle(torch.split(images, size))
+    return lambda: decide(next(parts))

@@ -39,17 +39,17 @@ class Row:
     cosines: Sequence[float]
 
 
-def measure(steps: int, samples: int, rounds: int) -> Row:
+def measure(steps: int, samples: int, rounds: int, compiled: bool = False) -> Row:
     """Both on the suite's network for MNIST, with the same weights, on random images."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(samples, 784, generator=generator)
     labels = torch.randint(CLASSES, (samples,), generator=generator)
-    learners = {name: Learner(gradient, steps) for gradient, name in GRADIENTS.items()}
+    learners = {name: Learner(gradient, steps, compiled) for gradient, name in GRADIENTS.items()}
     timings = in_turn(
         {name: functools.partial(one, images, labels) for name, one in learners.items()}, rounds
     )
     peaks = {
-        name: memory.peak(functools.partial(Learner, gradient, steps), images, labels)
+        name: memory.peak(functools.partial(Learner, gradient, steps, compiled), images, labels)
         for gradient, name in GRADIENTS.items()
     }
     return Row(steps, timings, peaks, cosines(steps, images, labels))
@@ -58,19 +58,19 @@ def measure(steps: int, samples: int, rounds: int) -> Row:
 class Learner:
     """A training step of one of the two, called with images [batch, 784] and labels."""
 
-    def __init__(self, gradient: str, steps: int) -> None:
-        self.method = build(gradient, steps)
+    def __init__(self, gradient: str, steps: int, compiled: bool = False) -> None:
+        self.method = build(gradient, steps, compiled)
         self.method.network.train()
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         self.method._step(images, labels)
 
 
-def build(gradient: str, steps: int) -> MultiSpike:
-    """The suite's method with another number of steps, plain and in single precision."""
+def build(gradient: str, steps: int, compiled: bool = False) -> MultiSpike:
+    """The suite's method with another number of steps, in single precision."""
     content: dict[str, Any] = catalog.find("rate-backprop", "mnist").model_dump(mode="json")
     content["network"]["t_max"] = steps
-    content["training"] |= {"gradient": gradient, "compiled": False, "precision": "float32"}
+    content["training"] |= {"gradient": gradient, "compiled": compiled, "precision": "float32"}
     method = methods.build(catalog.validated(content, "benchmark"), SHAPE, CLASSES, 0, "cpu")
     assert isinstance(method, MultiSpike)
     return method

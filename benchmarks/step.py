@@ -1,4 +1,8 @@
-"""Training steps of S4NN's MNIST network, 784-400-10, in mini-batches, beside those of a ReLU MLP."""
+"""Training steps of S4NN's MNIST network, 784-400-10, in mini-batches, beside those of a ReLU MLP.
+
+Optimisers are torch's fused ones on both sides: on a CPU its default is a loop over single operations, and
+takes about a millisecond more with Adam.
+"""
 
 from __future__ import annotations
 
@@ -47,16 +51,16 @@ AS_PUBLISHED = Recipe(
     100.0,
     _draw_as_published,
     3.0,
-    lambda parameters: torch.optim.SGD(parameters, lr=20.0, weight_decay=1e-6),
-    lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    lambda parameters: torch.optim.SGD(parameters, lr=20.0, weight_decay=1e-6, fused=True),
+    lambda parameters: torch.optim.SGD(parameters, lr=0.1, fused=True),
 )
 SMALL_WEIGHTS = Recipe(
     "S4NN, small weights, Adam",
     1.0,
     _draw_small,
     10.0,
-    lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
-    lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+    lambda parameters: torch.optim.Adam(parameters, lr=1e-3, fused=True),
+    lambda parameters: torch.optim.Adam(parameters, lr=1e-3, fused=True),
 )
 RECIPES = AS_PUBLISHED, SMALL_WEIGHTS
 
@@ -151,7 +155,7 @@ def step_with_adam(
     network: nn.Module, loss: nn.Module, inputs: Callable[[Batch], Tensor] = of_times, rate: float = 1e-3
 ) -> Step:
     """A training step by autograd, called with a batch."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=rate, fused=True)
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
@@ -163,5 +167,5 @@ def step_with_adam(
 
 def fused_with_adam(network: SpikeSequential, loss: nn.Module, rate: float = 1e-3) -> Step:
     """The same training step of a network on spike times as one object."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=rate, fused=True)
     return _with_batches(FusedStep(network, loss, optimizer, normalize=False))
