@@ -201,7 +201,7 @@ def few_labels(
     seeds: Annotated[int, typer.Option(min=1)] = 5,
     config: Annotated[Path | None, typer.Option(help="A TOML file instead of few_labels.toml.")] = None,
     data_root: DataRoot = None,
-    results_dir: ResultsDir = records.RESULTS / "few-labels",
+    results_dir: ResultsDir = records.RESULTS,
     overwrite: Overwrite = False,
 ) -> None:
     """Learn from 5 ... all labelled images per class, beside logistic regression and a ReLU network."""
@@ -212,7 +212,8 @@ def few_labels(
     from .figures import draw_few_labels
     from .tables import few_labels_table, render
 
-    path = results_dir / f"{dataset}.json"
+    # In a folder of its own, as it is no record of a run.
+    path = results_dir / "few-labels" / f"{dataset}.json"
 
     def report(result: FewLabelsResult) -> None:
         size = result.per_class or "all"
@@ -278,7 +279,7 @@ def table(
         records.require_writable(output.parent)
     folder = results_dir or (QUICK if preset else records.RESULTS)
     if preset:
-        _train_quick(folder, overwrite, workers)
+        _train_quick(folder, _names(methods), _names(datasets), overwrite, workers)
     recorded = _recorded(folder, methods, datasets, "train with `run`, or use --preset quick")
     terminal = shutil.get_terminal_size((WIDTH, 0)).columns
     text = render_all(
@@ -328,13 +329,16 @@ def cite_(
     sys.stdout.write(bibliography(methods))
 
 
-def _train_quick(folder: Path, overwrite: bool, workers: int) -> None:
+def _train_quick(
+    folder: Path, methods: list[str], datasets: list[str], overwrite: bool, workers: int
+) -> None:
     from .sweep import Engine, is_recorded, report, runs_of, sweep
     from .sweep_progress import Board
 
-    runs = runs_of(
-        [], ["digits"], range(3), results=folder.resolve(), resume=not overwrite, overwrite=overwrite
-    )
+    if others := [name for name in datasets if name != "digits"]:
+        raise SuiteError(f"--preset quick is of digits, got --datasets {', '.join(others)}")
+    here, keep = folder.resolve(), not overwrite
+    runs = runs_of(methods, ["digits"], range(3), results=here, resume=keep, overwrite=overwrite)
     left = [run for run in runs if not is_recorded(run)]
     for run in left:
         if folder == QUICK and not (overwrite or run.checkpoint.exists()):

@@ -95,7 +95,10 @@ def _readouts(table: pd.DataFrame, rule: str) -> pd.DataFrame:
 
 
 def _difference(table: pd.DataFrame, rule: str) -> pd.DataFrame:
-    return (table[accuracy_column(rule)] - table["published %"]).to_frame("difference")
+    ours = table[accuracy_column(rule)]
+    if (authors := readout_column("authors")) in table:
+        ours = table[authors].fillna(ours)
+    return (ours - table["published %"]).to_frame("difference")
 
 
 COLUMNS: dict[str, Pick] = {
@@ -124,11 +127,12 @@ LEGEND = {
     "accuracy": "{rule}: accuracy on the test set under this rule, mean ± deviation over seeds.",
     "spikes": "Spikes: per image, of all layers.",
     "per-neuron": "Spikes per neuron: of hidden and output neurons, per image.",
-    "response": "Response: time of the first output spike; unit: a time constant, or the span of the inputs.",
+    "response": "Response: time of the first output spike, for silence the end of the window; where neurons "
+    "fire repeatedly, all steps; unit: a time constant, or the span of the inputs.",
     "steps": "Steps: of the window, in discrete time.",
     "readouts": "Readout: accuracy of other readouts of the same spikes.",
     "multiplications": "Multiplications: of real-valued pixels, per image; none with spikes.",
     "published": "Published: mostly under the rule lenient; *: of another network.",
-    "difference": "Difference: from the published accuracy, in points.",
+    "difference": "Difference: from the published accuracy, in points; of the authors' readout, if any.",
 }
 BRIEF = ("method", "network", "seeds", "accuracy", "spikes", "response", "published", "difference")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,11 @@ class SuiteError(Exception):
 
 
 def run_command_line(app: Callable[[], object]) -> None:
-    """Run a command line; what the user can mend ends it with a message and exit code 2."""
+    """Run a command line; what the user can mend ends it with a message and exit code 2.
+
+    Asked to end (SIGTERM) it ends as by Ctrl-C, with the processes that work for it.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # of a terminal that does not have every character
             stream.reconfigure(errors="backslashreplace")

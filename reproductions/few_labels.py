@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from ssnn_plugin import metrics
@@ -55,6 +55,13 @@ class Settings(Strict):
     per_class: list[PositiveInt]
     network: Network
     logistic_regression: LogisticRegression
+
+    @model_validator(mode="after")
+    def _an_image_a_fold(self) -> Settings:
+        folds = self.logistic_regression.folds
+        if few := [size for size in self.per_class if size < folds]:
+            raise ValueError(f"per_class must be at least logistic_regression.folds = {folds}, got {few}")
+        return self
 
 
 def read(path: Path = SETTINGS) -> Settings:

@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
 from .columns import DEVIATION
 from .records import FewLabels, Record, atomic_write, require_writable
@@ -108,12 +108,13 @@ def learning_curves(runs: Sequence[Record]) -> Figure:
         for number, run in enumerate(group):
             epochs = [entry.epoch for entry in run.history]
             training = [100 * (1 - entry.train.accuracy) for entry in run.history]
-            axes.plot(epochs, training, color=color, lw=1, label=f"{name}, training" if number == 0 else None)
-            for part, style in (("validation", "--"), ("test", ":")):
+            style: dict[str, Any] = {"color": color, "lw": 1, "marker": "." if len(epochs) == 1 else None}
+            axes.plot(epochs, training, label=f"{name}, training" if number == 0 else None, **style)
+            for part, dashes in (("validation", "--"), ("test", ":")):
                 if getattr(run.history[0], part):
                     error = [100 * (1 - getattr(entry, part)["lenient"]) for entry in run.history]
                     label = f"{name}, {part}" if number == 0 else None
-                    axes.plot(epochs, error, style, color=color, lw=1, label=label)
+                    axes.plot(epochs, error, dashes, label=label, **style)
     axes.set(
         xlabel="epoch", ylabel="error (%), lenient rule", yscale="log", title=_title(runs, "learning curves")
     )
@@ -169,7 +170,9 @@ def _scale_accuracy_against_spikes(axes: Axes) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k: longer labels would overlap
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_locator(FixedLocator(MANY if axes.get_ylim()[0] > 80 else FEW))
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in (MANY if low > 80 else FEW) if low <= tick <= high]
+    axes.yaxis.set_major_locator(FixedLocator(ticks) if len(ticks) > 1 else MaxNLocator(4))
     axes.yaxis.set_major_formatter("{x:g}")
 
 

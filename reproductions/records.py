@@ -226,6 +226,11 @@ class Record(Stored):
     method_sha256: str | None = None
 
     @property
+    def made_of(self) -> tuple[str, str, str]:
+        """What records of one row share: name, hash of the config, hash of a method's own code."""
+        return self.name, self.config_hash, self.method_sha256 or ""
+
+    @property
     def features(self) -> str | None:
         """The extractor in front of the network, if there is one."""
         features = self.config.get("features")
@@ -393,16 +398,24 @@ def read_all(results: Path) -> list[Record]:
     """The records of `paths_of` a folder.
 
     Raises:
-        SuiteError: as `read_record`.
+        SuiteError: as `read_record`; two records of one run.
     """
-    return [read_record(path) for path in paths_of(results)]
+    found: dict[object, Path] = {}
+    recorded = []
+    for path in paths_of(results):
+        record = read_record(path)
+        other = found.setdefault((record.dataset, record.seed, *record.made_of), path)
+        if other != path:
+            raise SuiteError(f"{other} and {path} are records of one run: keep one of them")
+        recorded.append(record)
+    return recorded
 
 
 def of(recorded: Sequence[Record], methods: Sequence[str], datasets: Sequence[str]) -> list[Record]:
     """Those of some methods and data sets; of all, where none is named.
 
     Raises:
-        SuiteError: a name that no record has, or no record that has both.
+        SuiteError: a name that no record has, or none of the methods, or data sets, that are named besides.
     """
     for kind, names, known in (
         ("--methods", methods, {record.method for record in recorded}),
@@ -417,8 +430,11 @@ def of(recorded: Sequence[Record], methods: Sequence[str], datasets: Sequence[st
         for record in recorded
         if (not methods or record.method in methods) and (not datasets or record.dataset in datasets)
     ]
-    if not chosen:
-        raise SuiteError(f"no record of {', '.join(methods)} on {', '.join(datasets)}")
+    missing = [name for name in methods if name not in {record.method for record in chosen}]
+    if missing:
+        raise SuiteError(f"no record of {', '.join(missing)} on {', '.join(datasets)}")
+    if missing := [name for name in datasets if name not in {record.dataset for record in chosen}]:
+        raise SuiteError(f"no record of {', '.join(methods)} on {', '.join(missing)}")
     return chosen
 
 

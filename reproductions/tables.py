@@ -6,7 +6,7 @@ Tables are frames of numbers; `shown` makes of them, last, what people read.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import nan
 from pathlib import Path
 from statistics import mean, stdev
@@ -43,27 +43,32 @@ def published() -> pd.DataFrame:
 
 
 def by_config(records: Sequence[Record], dataset: str) -> list[tuple[str, list[Record]]]:
-    """Method and runs of each config on a data set; methods of one name show the hash of their config."""
-    groups: dict[tuple[str, str], list[Record]] = {}
+    """Method and runs of each config on a data set; methods of one name show the hash of their config.
+
+    Methods of one's own with one config and other code show the hash of that.
+    """
+    groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         if record.dataset == dataset:
-            groups.setdefault((record.name, record.config_hash), []).append(record)
-    configs = [runs for _, runs in sorted(groups.items())]
-    methods = [_method(runs[0]) for runs in configs]
+            groups.setdefault(record.made_of, []).append(record)
     return [
-        (method if methods.count(method) == 1 else f"{method} ({runs[0].config_hash})", runs)
-        for method, runs in zip(methods, configs, strict=True)
+        (runs[0].name.removesuffix(f"-{dataset}") + _told_apart(key, groups), runs)
+        for key, runs in sorted(groups.items())
     ]
+
+
+def _told_apart(key: tuple[str, ...], keys: Iterable[tuple[str, ...]]) -> str:
+    """The hashes, shortened, by which a method differs from others of its name."""
+    alike = [other for other in keys if other[0] == key[0]]
+    told = [part[:12] or "-" for part, *others in zip(key, *alike, strict=True) if len(set(others)) > 1]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def comparison(records: Sequence[Record], dataset: str) -> pd.DataFrame:
     """One row per method, network and config on a data set: means, and standard deviations, over seeds."""
     depth = max((len(record.test.total) for record in records), default=2)
-    return pd.DataFrame([_row(runs, depth) for _, runs in by_config(records, dataset)])
-
-
-def _method(run: Record) -> str:
-    return run.name.removesuffix(f"-{run.dataset}")
+    named = by_config(records, dataset)
+    return pd.DataFrame([{"method": name} | _row(runs, depth) for name, runs in named])
 
 
 def few_labels_table(record: FewLabels) -> pd.DataFrame:
@@ -90,9 +95,12 @@ def references(dataset: str) -> pd.DataFrame:
     return table.assign(**{"how sure": sure})[columns]
 
 
-def render(table: pd.DataFrame, style: str, width: int = WIDTH, cite: bool = False) -> str:
+def render(
+    table: pd.DataFrame, style: str, width: int = WIDTH, cited: Mapping[str, str] | None = None
+) -> str:
     """A table as Markdown, LaTeX, HTML or, within a width, text, as people read it; as CSV with a number
-    in every cell. `cite`: in LaTeX, behind the name of a method, of what it follows.
+    in every cell. In LaTeX, what a method follows is cited behind its name, if `cited` is given: the methods
+    of names that are none.
 
     Raises:
         SuiteError: an unknown format.
@@ -105,7 +113,7 @@ def render(table: pd.DataFrame, style: str, width: int = WIDTH, cite: bool = Fal
     if style == "md":
         return str(shown(table).to_markdown(index=False, disable_numparse=True))
     if style == "tex":
-        return str(_escaped_for_latex(shown(table), cite).to_latex(hrules=True)).rstrip()
+        return str(_escaped_for_latex(shown(table), cited).to_latex(hrules=True)).rstrip()
     if style == "html":
         return str(shown(table).to_html(index=False))
     raise SuiteError(f"--format must be one of {', '.join(FORMATS)}, got {style!r}")
@@ -139,10 +147,11 @@ def render_all(
         )
     parts = []
     for dataset, table in tables.items():
-        parts.append(_heading(f"{dataset}: recorded runs", style) + render(table, style, width, cite))
+        cited = {name: runs[0].method for name, runs in by_config(records, dataset)} if cite else None
+        parts.append(_heading(f"{dataset}: recorded runs", style) + render(table, style, width, cited))
         if len(known := references(dataset)):
             known = _short(known) if style == "text" else known
-            parts.append(_heading(f"{dataset}: published", style) + render(known, style, width, cite))
+            parts.append(_heading(f"{dataset}: published", style) + render(known, style, width, cited))
     if brief:
         parts.append(_footing(columns.legend(names, rule) + " " + _tags(), style, width))
     return "\n\n".join(parts) + "\n"
@@ -254,26 +263,32 @@ SHOWN: dict[str, tuple[str, Callable[[Row], str]]] = {
         lambda row: "" if row["difference"] is None else f"{row['difference']:+.2f}",
     ),
 }
-PARTS = "counts all spikes", "response unit", "silent %", "published certainty", "published network"
+PARTS = (
+    "recorded method",
+    "counts all spikes",
+    "response unit",
+    "silent %",
+    "published certainty",
+    "published network",
+)
 
 
-def _escaped_for_latex(table: pd.DataFrame, cite: bool) -> Any:
+def _escaped_for_latex(table: pd.DataFrame, cited: Mapping[str, str] | None) -> Any:
     style = table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-    if cite and "method" in table:
-        style.format(_cited, subset=["method"], escape="latex")
+    if cited is not None and "method" in table:
+
+        def with_citation(name: str) -> str:
+            return f"{name} {citations.command(cited.get(name, name))}".rstrip()
+
+        style.format(with_citation, subset=["method"], escape="latex")
     return style
-
-
-def _cited(name: str) -> str:
-    """A method's name, and LaTeX that cites what it follows."""
-    return f"{name} {citations.command(name)}".rstrip()
 
 
 def _row(runs: Sequence[Record], depth: int) -> Row:
     first, tests = runs[0], [run.test for run in runs]
     inputs, classes = (len(tests[0].example.times[layer]) for layer in (0, -1))
     network = "-".join(filter(None, [str(inputs), first.network_name, str(classes)]))
-    row: Row = {"method": _method(first), "network": network}
+    row: Row = {"network": network}
     row |= {"features": first.features, "neurons fire": tests[0].neurons_fire}
     row |= {"counts all spikes": first.counts_all_spikes, "seeds": len(runs), "epochs": len(first.history)}
     for rule in RULES:
@@ -307,11 +322,12 @@ def _against_published(runs: Sequence[Record], network: str) -> Row:
         & (table["metric"] == "accuracy") & (table["certainty"] != "M")
     ]  # fmt: skip
     known = None if rows.empty else rows.iloc[0]
+    alike = network, network.rpartition("-")[0]  # some leave the outputs out
     ours = 100 * mean((run.test.readouts or {}).get("authors", run.test.accuracy["lenient"]) for run in runs)
     return {
         "published %": nan if known is None else float(known["value"]),
         "published certainty": None if known is None else known["certainty"],
-        "published network": None if known is None or known["network"] == network else known["network"],
+        "published network": None if known is None or known["network"] in alike else known["network"],
         "lenient minus published": nan if known is None else ours - float(known["value"]),
     }
 

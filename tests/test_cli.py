@@ -225,12 +225,50 @@ def test_table_and_figures_of_some_methods_and_data_sets(call, of_two_methods, t
         (["--methods", "s4nn,unknown"], "--methods must be recorded, of s4nn, ts4tl, got 'unknown'"),
         (["--datasets", "eth80"], "--datasets must be recorded, of digits, mnist, got 'eth80'"),
         (["--methods", "ts4tl", "--datasets", "digits"], "no record of ts4tl on digits"),
+        (["--methods", "s4nn,ts4tl", "--datasets", "digits"], "no record of ts4tl on digits"),
+        (["--methods", "ts4tl", "--datasets", "mnist,digits"], "no record of ts4tl on digits"),
     ],
 )
 def test_what_is_not_recorded_is_named(call, of_two_methods, options, message):
     code, _, error = call("table", "--results-dir", of_two_methods, *options)
     assert code == 2
     assert message in error
+
+
+def test_the_quick_preset_refuses_names_before_it_trains(call, tmp_path):
+    for options, message in (
+        (["--methods", "s4n"], "s4n"),
+        (["--datasets", "mnist"], "--preset quick is of digits, got --datasets mnist"),
+    ):
+        code, _, error = call("table", "--preset", "quick", "--results-dir", tmp_path / "none", *options)
+        assert code == 2
+        assert message in error
+        assert not list(tmp_path.rglob("*.json"))
+
+
+def test_runs_of_other_code_are_rows_of_their_own(call, tmp_path):
+    made = [
+        record(seed=0, method_sha256="1" * 64, method="own", name="own-mnist"),
+        record(seed=1, method_sha256="2" * 64, method="own", name="own-mnist"),
+        record(seed=0),
+        record(seed=0, config_hash="b" * 12),
+    ]
+    for number, one in enumerate(made):
+        records.write_record(tmp_path / f"{number}.json", one)
+    code, out, _ = call("table", "--results-dir", tmp_path, "--format", "csv", "--columns", "method,seeds")
+    assert code == 0
+    assert out.splitlines()[1:] == [
+        f"own ({'1' * 12}),1,mnist", f"own ({'2' * 12}),1,mnist",
+        f"s4nn ({'a' * 12}),1,mnist", f"s4nn ({'b' * 12}),1,mnist",
+    ]  # fmt: skip
+    _, out, _ = call("table", "--results-dir", tmp_path, "--format", "tex", "--cite")
+    assert f"s4nn ({'b' * 12}) \\cite{{kheradpisheh2020temporal}}" in out
+    records.write_record(tmp_path / "copy.json", made[0])
+    code, _, error = call("table", "--results-dir", tmp_path)
+    assert code == 2
+    assert re.search(
+        r"0\.json and .*copy\.json are records of one run: keep one of them", " ".join(error.split())
+    )
 
 
 def test_the_wide_table_is_the_one_in_markdown(call, recorded):

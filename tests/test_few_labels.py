@@ -67,6 +67,15 @@ def test_an_extractor_that_needs_more_is_refused(tmp_path):
         app(command, standalone_mode=False)
 
 
+def test_sizes_without_an_image_for_each_fold_are_refused(tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text(few_labels.SETTINGS.read_text().replace("per_class = [", "per_class = [2, "))
+    with pytest.raises(
+        SuiteError, match=r"per_class must be at least logistic_regression\.folds = 3, got \[2\]"
+    ):
+        few_labels.read(file)
+
+
 def test_size_and_colour_of_the_images_come_from_the_command_line(monkeypatch, tmp_path):
     forms = []
 
@@ -92,7 +101,10 @@ def test_size_and_colour_of_the_images_come_from_the_command_line(monkeypatch, t
 def test_a_file_that_another_process_writes_or_wrote_is_refused(monkeypatch, tmp_path, name):
     monkeypatch.setattr(datasets, "load", lambda *_: pytest.fail("begins to work"))
     path, options = {
-        "few-labels": (tmp_path / "eth80.json", ["--dataset", "eth80", "--results-dir", str(tmp_path)]),
+        "few-labels": (
+            tmp_path / "few-labels" / "eth80.json",
+            ["--dataset", "eth80", "--results-dir", str(tmp_path)],
+        ),
         "pretrain": (tmp_path / "net.pt", ["--on", "eth80", "--output", str(tmp_path / "net.pt")]),
     }[name]
     with (

@@ -154,7 +154,7 @@ def _spike_rows(records: Sequence[Record], dataset: str) -> Iterator[Spec]:
         if run.test.neurons_fire == "never":  # which a logarithmic axis has no place for
             continue
         for when, spikes in ((EARLY, run.test.until_decision), (WHOLE, run.test.total)):
-            yield row | {"network": run.network_name, "when": when, "spikes": sum(spikes)} | run.test.accuracy
+            yield row | {"when": when, "spikes": sum(spikes)} | run.test.accuracy
 
 
 def _front_rows(records: Sequence[Record], dataset: str) -> Iterator[Spec]:
@@ -204,7 +204,8 @@ def _runs(records: Sequence[Record], dataset: str) -> Iterator[tuple[Spec, Recor
     """What every row says of its run, and the run."""
     for method, runs in by_config(records, dataset):
         for run in runs:
-            yield {"method": method, "seed": run.seed, "record": identity(run)}, run
+            told = {"method": method, "network": run.network_name, "seed": run.seed}
+            yield told | {"record": identity(run)}, run
 
 
 def _chart(rows: Sequence[Spec]) -> alt.Chart:
@@ -212,8 +213,8 @@ def _chart(rows: Sequence[Spec]) -> alt.Chart:
 
 
 def _filtered(chart: alt.Chart) -> alt.Chart:
-    """Without the methods that the filter leaves out."""
-    return chart.transform_filter("indexof(lower(datum.method), lower(filter)) >= 0")
+    """Without the methods and networks that the filter leaves out."""
+    return chart.transform_filter("indexof(lower(datum.method + ' ' + datum.network), lower(filter)) >= 0")
 
 
 def _color(records: Sequence[Record], dataset: str) -> alt.Color:
