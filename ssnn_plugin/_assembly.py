@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx, nn
 
 from . import _checks
-from ._builder import Builder, check_plain_weights
+from ._builder import Builder
 from ._segment import INPUT, Stage
 from ._trace import SUPPORTED, NoTimeMode
 from .nn import BinwiseLayer, EarliestSpikePool2d, EventDrivenNetwork, SpikeFlatten, SpikeReadout
@@ -45,7 +45,7 @@ class Follower:
             self.layer.set_neuron(neuron)
         # The layer may have other parameters for the time of a call, as `torch.func` gives it.
         if self.connection.weight is not self.weight:
-            check_plain_weights(self.connection)
+            _checks.plain_weights(self.connection)
             self.layer.weight = self.weight = self.connection.weight  # type: ignore[assignment]
         if self.connection.bias is not self.bias:
             self.layer.bias = self.bias = self.connection.bias

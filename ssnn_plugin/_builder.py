@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from . import _checks
 from ._trace import SUPPORTED, NoTimeMode
@@ -89,7 +88,7 @@ class Builder:
         )
 
     def _weights(self, module: nn.Linear | nn.Conv2d) -> None:
-        check_plain_weights(module)
+        _checks.plain_weights(module)
         if self.connection is not None:
             raise ValueError(
                 "two weight layers follow each other. Put a neuron between them, or multiply them"
@@ -210,23 +209,3 @@ class Builder:
         if self.flatten:
             self.layers.append(SpikeFlatten())
         return SpikeSequential(*self.layers)
-
-
-def check_plain_weights(module: nn.Module) -> None:
-    """Refuse weights that are computed anew in every call, which a layer on spike times cannot share.
-
-    Raises:
-        ValueError: pruned or parametrized weights, with what makes them plain.
-    """
-    if parametrize.is_parametrized(module):
-        raise ValueError(
-            "its weights are parametrized. Make them plain with "
-            "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
-        )
-    if "weight_orig" in module._parameters:
-        raise ValueError(
-            "its weights are pruned or normalised on the way. Make that permanent with "
-            "torch.nn.utils.prune.remove(module, 'weight') or remove_spectral_norm(module)"
-        )
-    if "weight_g" in module._parameters:
-        raise ValueError("its weights are normalised. Use torch.nn.utils.remove_weight_norm(module)")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 DTYPES = (torch.float32, torch.float64)
 WHOLE_IN_FLOAT32 = 2**24
@@ -74,6 +75,26 @@ def own_forward(module: object, *kinds: type) -> None:
     plain = getattr(type(module), "forward", None) in [getattr(kind, "forward", None) for kind in kinds]
     if not plain or "forward" in vars(module):
         raise ValueError("it has a forward of its own. Use the plain class")
+
+
+def plain_weights(module: nn.Module) -> None:
+    """Refuse weights that are computed anew in every call, which a layer on spike times cannot share.
+
+    Raises:
+        ValueError: pruned or parametrized weights, with what makes them plain.
+    """
+    if parametrize.is_parametrized(module):
+        raise ValueError(
+            "its weights are parametrized. Make them plain with "
+            "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
+        )
+    if "weight_orig" in module._parameters:
+        raise ValueError(
+            "its weights are pruned or normalised on the way. Make that permanent with "
+            "torch.nn.utils.prune.remove(module, 'weight') or remove_spectral_norm(module)"
+        )
+    if "weight_g" in module._parameters:
+        raise ValueError("its weights are normalised. Use torch.nn.utils.remove_weight_norm(module)")
 
 
 def in_two_places(model: nn.Module, module: nn.Module) -> bool:

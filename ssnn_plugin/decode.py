@@ -106,7 +106,7 @@ def spikes_to_times(spikes: Tensor, potential: Tensor | None = None) -> Tensor:
     on spike times. The backward hands -dL/dt to the first spike. A silent neuron has no spike to hand it
     to: without a potential -dL/dt goes to its last bin, as snnTorch does, where a neuron with
     `silent_gradient=True` reads it and others do not; with one it goes to the potential. Either is what
-    `silent_gradient=True` does on spike times.
+    `silent_gradient=True` does on spike times, to the weights; a learned threshold is no part of a potential.
 
     Args:
         spikes: time first; anything but 0 is a spike. Any trailing shape, device and dtype.

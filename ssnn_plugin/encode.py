@@ -40,7 +40,7 @@ def latency(x: Tensor, t_max: int = 256, *, x_max: float = 1.0) -> Tensor:
     _checks.distinct_bins(t_max, _dtype_of_times(x))
     _intensities(x, x_max)
     if x.is_floating_point():
-        times = ((x_max - x.double()) * t_max / x_max).floor()
+        times = _floor((x_max - x.double()) * t_max / x_max, x.dtype, t_max)
     else:
         if x_max != int(x_max) or t_max != int(t_max):
             raise ValueError(f"x_max and t_max must be whole for integer x, got {x_max!r} and {t_max!r}")
@@ -49,6 +49,12 @@ def latency(x: Tensor, t_max: int = 256, *, x_max: float = 1.0) -> Tensor:
         times = (int(x_max) - x.long()) * int(t_max) // int(x_max)
     silent = (x == 0) | (times >= t_max)
     return times.to(_dtype_of_times(x)).masked_fill(silent, math.inf)
+
+
+def _floor(times: Tensor, dtype: torch.dtype, t_max: float) -> Tensor:
+    """The bins of times of intensities of a dtype, whose rounding may have taken one below a whole bin."""
+    near, lost = times.round(), torch.finfo(dtype).eps * t_max
+    return torch.where((near - times).abs() <= min(lost, 1e-3), near, times).floor()
 
 
 def rank_order(x: Tensor, t_max: float | None = None) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 from torch import Tensor, fx, nn
 
 from . import _checks
-from ._builder import check_plain_weights
 from ._trace import Tracer, followed
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -74,7 +73,7 @@ def _check(norm: nn.BatchNorm1d | nn.BatchNorm2d, before: nn.Module | None, mode
     if not isinstance(before, CONNECTIONS):
         found = "nothing" if before is None else type(before).__name__
         raise ValueError(f"the module before it must be a Linear or convolution, got {found}")
-    check_plain_weights(before)
+    _checks.plain_weights(before)
     _refuse_other_forwards(before, *CONNECTIONS)
     if before.weight.shape[0] != norm.num_features:
         raise ValueError(

@@ -360,6 +360,10 @@ class TargetTimeLoss(nn.Module):
                 raise ValueError(f"targets must have shape {list(times.shape)}, got {list(targets.shape)}")
             _checks.spike_times("targets", targets)
             return targets
+        if targets.shape == times.shape:
+            raise TypeError(
+                f"targets must be floating where they are times {list(times.shape)}, got {targets.dtype}"
+            )
         _checks.labels_of_any_shape(targets, times)
         wanted = torch.full_like(times, self.off_target)
         return wanted.scatter(1, targets.long().unsqueeze(1), self.on_target)

@@ -54,9 +54,13 @@ class Crossing(NamedTuple):
 
     def input_grad(self, error: Tensor, shift: float = 0.0) -> Tensor:
         """dL/dtimes for -dL/dV = error, of inputs that count until `shift` after the crossing."""
-        until = self.neuron.until(self.at + shift, self.t_max, self.silent) if shift else self.until
+        until, times = self.until, self.times
+        if shift:
+            # It may go beyond the window, in which inputs are silent there.
+            until = self.neuron.until(self.at + shift, self.t_max, self.silent)
+            times = times.masked_fill(times >= self.t_max, math.inf)
         factors = self._factors(error, self.neuron.output_slopes(until), until)
-        return _input_grad(factors, self.times, self.weight, self.geometry, self.backend)
+        return _input_grad(factors, times, self.weight, self.geometry, self.backend)
 
     def weight_grad(self, error: Tensor) -> Tensor:
         """dL/dweight for -dL/dV = error."""
@@ -203,8 +207,8 @@ class LocalSlope(_OfJumps):
     and dt_j/dt_i = w_ji / (2 reach + 1) / s_j for those in the window: the implicit function
     theorem for steps that are smoothed to ramps of that width. A silent neuron that learns has the
     slope threshold / t_max over the whole window, and so dt_j/dt_i = w_ji / threshold for all inputs. Its
-    potential depends on its inputs' times by this rule only in the window about the end: a loss on potentials
-    of silent neurons teaches its own weights, and those of earlier layers next to nothing.
+    potential does not depend on its inputs' times by this rule: a loss on potentials of silent neurons
+    teaches its own weights, and those of earlier layers nothing.
 
     Args:
         reach: half width in bins of the window.

@@ -1,5 +1,7 @@
 """SpikeClassifier and its scaling, against plain torch on the same features."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -207,3 +209,9 @@ def test_modes_are_as_they_were_after_a_decision_that_failed_or_not():
         classifier.predict("image.png")
     assert classifier.training
     assert not frozen.training
+
+
+def test_a_range_keeps_no_graph():
+    scaling = MinMaxScaling(2).fit(2 * torch.rand(5, 2, requires_grad=True))
+    assert not scaling.low.requires_grad
+    copy.deepcopy(scaling)

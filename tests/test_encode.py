@@ -190,3 +190,12 @@ def test_rank_order_of_many_features_is_exact_in_float32(features, t_max):
     times = encode.rank_order(torch.arange(features, 0, -1).float()[None], t_max)
     assert times.dtype == torch.float32
     assert torch.equal(times.long()[0], torch.arange(features) * t_max // features)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("t_max", [14, 15, 17, 51, 85, 255, 256, 510])
+def test_grey_levels_as_fractions_have_the_bins_of_bytes(dtype, t_max):
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(
+        encode.latency(levels.to(dtype) / 255, t_max).float(), encode.latency(levels, t_max, x_max=255)
+    )

@@ -384,3 +384,13 @@ def test_an_error_that_is_nan_reaches_the_weights(backend, samples):
     images[:, :, 2, 2] = 1.0
     first_spike_conv2d(images, kernel, IF(1.0), t_max=16, backend=backend).sum().mul(math.nan).backward()
     assert kernel.grad.isnan().all()
+
+
+@on_every_backend
+def test_inputs_after_the_window_have_no_gradient_by_a_local_slope(backend):
+    times = torch.tensor([[6.0, 8.0, 9.0]], requires_grad=True)
+    weight = torch.tensor([[2.0, 1.0, 1.0]])
+    options = {"t_max": 8, "gradient": "local_slope", "backend": backend}
+    first_spike_linear(times, weight, IF(1.0), **options).sum().backward()
+    assert times.grad[0, 0] > 0
+    assert times.grad[0, 1:].tolist() == [0.0, 0.0]

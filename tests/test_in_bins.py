@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from ssnn_plugin import IF, ReLPSP, surrogate, to_event_driven, to_step_mode
 from ssnn_plugin.functional import bins_to_times, times_to_bins
@@ -339,3 +339,42 @@ def test_a_pool_of_inputs_takes_the_earliest():
     on_a_grid(network)
     times = spike_times(8, 1, 4, 4, dtype=torch.float32)
     assert torch.equal(InBins(network)(times), network(times))
+
+
+@pytest.mark.parametrize("length", [1, 3, 4])
+def test_a_bias_belongs_to_neurons_whatever_axes_come_before(length):
+    layer = SpikeLinear(5, 3, IF(), t_max=T, bias=True, init_range=(-0.5, 0.5), dtype=torch.float64)
+    nn.init.uniform_(layer.bias, -0.5, 0.5, generator=torch.Generator().manual_seed(0))
+    times = spike_times(2, length, 5)
+    assert torch.equal(InBins(SpikeSequential(layer))(times), layer(times))
+
+
+class _Late(SpikeLinear):
+    def forward(self, times, return_potential=False):
+        return super().forward(times + 1, return_potential)
+
+
+class _LateInBinsToo(_Late):
+    def in_bins(self, inputs, gradient=None, shortcut=None):
+        return super().in_bins(inputs, gradient, shortcut)
+
+
+def test_what_bins_would_leave_out_is_refused():
+    times = spike_times(2, 4, dtype=torch.float32)
+    with pytest.raises(TypeError, match="_Late has a forward of its own: give it a method in_bins too"):
+        InBins(SpikeSequential(_Late(4, 3, IF(), t_max=T)))(times)
+    InBins(SpikeSequential(_LateInBinsToo(4, 3, IF(), t_max=T)))(times)
+    layer = SpikeLinear(4, 3, IF(), t_max=T)
+    network = InBins(SpikeSequential(layer))
+    network(times)
+    layer.register_forward_hook(lambda module, inputs, outputs: outputs + 1)
+    with pytest.raises(TypeError, match="SpikeLinear must have no hooks"):
+        network(times)
+    with pytest.raises(ValueError, match="times must need no gradient, which InBins does not hand back"):
+        network(times.requires_grad_())
+
+
+def test_pruned_weights_are_not_calibrated():
+    layer = prune.l1_unstructured(SpikeConv2d(1, 4, 3, IF(100.0), t_max=T), "weight", 0.3)
+    with pytest.raises(ValueError, match=r"weights are pruned .*prune\.remove"):
+        calibrate([layer], spike_times(2, 1, 5, 5, dtype=torch.float32), 0.5)

@@ -436,3 +436,25 @@ def test_a_connection_that_is_never_called_is_named():
 
     with pytest.raises(ValueError, match="layers must call every connection, got no call of 'unused'"):
         nn.calibrate(Forgetful(), torch.zeros(3, 2), 0.5)
+
+
+@pytest.mark.parametrize("n", [3, 7, 58, 784])
+@pytest.mark.parametrize("value", [0.1, 0.7, 1 / 3])
+def test_equal_weights_have_no_direction_however_they_round(n, value):
+    layer = nn.SpikeLinear(n, 1, IF(), t_max=8)
+    layer.assign_weight(torch.full((1, n), value))
+    parametrize.register_parametrization(layer, "weight", nn.WeightStandardization(gain=1.0))
+    torch.testing.assert_close(layer.weight, torch.full((1, n), value))
+
+
+def test_nested_sequences_have_the_potential_of_the_last_one():
+    layers = [nn.SpikeLinear(4, 3, IF(), t_max=8), nn.SpikeLinear(3, 2, IF(), t_max=8)]
+    flat, nested = nn.SpikeSequential(*layers), nn.SpikeSequential(*map(nn.SpikeSequential, layers))
+    times = torch.rand(5, 4) * 8
+    for ours, theirs in zip(
+        nested(times, return_potential=True), flat(times, return_potential=True), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    decided = flat.decide(times).winner
+    layers[0].register_forward_hook(lambda module, inputs, outputs: None)
+    assert torch.equal(nested.decide(times).winner, decided)

@@ -474,3 +474,8 @@ def test_weights_of_the_cross_entropy_are_of_any_precision():
         losses.TemporalCrossEntropyLoss(t_max=1, weight=w)(times, labels) for w in (weight, weight.double())
     ]
     assert torch.equal(*found)
+
+
+def test_whole_numbers_as_target_times_are_refused():
+    with pytest.raises(TypeError, match=r"targets must be floating where they are times \[1, 3\]"):
+        losses.TargetTimeLoss(8)(torch.ones(1, 3), torch.tensor([[1, 2, 3]]))

@@ -241,3 +241,11 @@ def test_bumps_without_end_stay_finite():
         assert bump(torch.full((1, 1), INF), weight)
     assert bump.repeats == 1100
     assert weight.item() == pytest.approx(0.5 * (2**30 - 1 + 1070 * 2**30), rel=1e-4)
+
+
+def test_the_penalty_has_all_digits_under_autocast():
+    times = torch.tensor([[math.inf, 1.0], [math.inf, 1.0], [1.0, 1.0]])
+    weight = torch.ones(2, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        functional.no_spike_penalty(times, weight).backward()
+    torch.testing.assert_close(weight.grad[0], torch.full((3,), -2 / 3))

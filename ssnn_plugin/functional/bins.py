@@ -90,7 +90,7 @@ def times_to_bins(times: Tensor, t_max: int) -> Tensor:
     _checks.whole_and_positive("t_max", t_max)
     _checks.floating("times", times)
     _checks.spike_times("times", times)
-    _checks.whole_bins("times", times)
+    _checks.whole_bins("times", times, "a value for each bin")
     bins = torch.arange(t_max, dtype=times.dtype, device=times.device)
     return (times.detach() <= bins.reshape(-1, *[1] * times.ndim)).to(times.dtype)
 

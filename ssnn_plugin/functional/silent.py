@@ -114,7 +114,8 @@ def no_spike_penalty(times: Tensor, weight: Tensor) -> Tensor:
             [-1.0000, -1.0000, -1.0000]])
     """
     silent = _silent_neurons(times, weight).to(weight.dtype)
-    return -(silent.sum(dim=0) / max(1, len(silent))) @ weight.flatten(1).sum(dim=1)
+    # No product of matrices, which autocast would take in half precision.
+    return -(silent.sum(dim=0) / max(1, len(silent)) * weight.flatten(1).sum(dim=1)).sum()
 
 
 def overdue_times(times: Tensor, potential: Tensor, neuron: Neuron, t_max: float) -> Tensor:
@@ -142,6 +143,7 @@ def overdue_times(times: Tensor, potential: Tensor, neuron: Neuron, t_max: float
     """
     if not isinstance(neuron, WindowedRamp):
         raise ValueError(f"neuron must be a WindowedRamp, got {neuron!r}")
+    _checks.positive("t_max", t_max)
     return torch.where(times.isfinite(), times, t_max + neuron.threshold - potential)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import partial
 
@@ -16,6 +17,8 @@ from .rows import keep_up, runs_in_a_row
 
 # Modules of torch that only change the shape of a sample.
 SHAPING = nn.Flatten, nn.Unflatten, nn.Identity
+# What comes from there has bins that do what a call does.
+KNOWN = "ssnn_plugin.", "torch."
 
 
 class InBins(nn.Module):
@@ -59,7 +62,16 @@ class InBins(nn.Module):
         return f"gradient={self.gradient!r}"
 
     def forward(self, times: Tensor, return_potential: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Times [batch, *] -> times, or (times, potential)."""
+        """Times [batch, *] -> times, or (times, potential).
+
+        Raises:
+            ValueError: times that need a gradient, which they would not get.
+        """
+        if times.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "times must need no gradient, which InBins does not hand back: put the layers that they come "
+                "from into the network, or detach them"
+            )
         outputs = self.layers(times)[-1]
         spikes = bins_to_times(outputs.activations)
         if not return_potential:
@@ -165,8 +177,21 @@ def in_bins(module: nn.Module, inputs: Bins, gradient: LatchGradient) -> Bins:
             f"{type(module).__name__} has no bins: use the layers and pools of ssnn_plugin.nn, or give it a "
             "method in_bins(inputs, gradient)"
         )
+    _refuse_other_forwards(module)
     outputs: Bins = run(inputs, gradient)
     return outputs
+
+
+def _refuse_other_forwards(module: nn.Module) -> None:
+    """Refuse what a call of a module does besides, and its bins would not."""
+    own = itertools.takewhile(lambda kind: not kind.__module__.startswith(KNOWN), type(module).__mro__)
+    names = set(vars(module)).union(*map(vars, own))
+    if "forward" in names and "in_bins" not in names:
+        raise TypeError(f"{type(module).__name__} has a forward of its own: give it a method in_bins too")
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise TypeError(
+            f"{type(module).__name__} must have no hooks, as pruned weights have: bins would leave them out"
+        )
 
 
 def _each_bin(module: nn.Module, bins: Tensor) -> Tensor:

@@ -102,10 +102,15 @@ class SpikeConnection(nn.Module):
 
     @torch.no_grad()
     def assign_weight(self, weight: Tensor) -> None:
-        """Take these values as the weights, also where they are computed by a parametrization."""
+        """Take these values as the weights, also where they are computed by a parametrization.
+
+        Raises:
+            ValueError: pruned weights, and such as a hook computes in another way.
+        """
         if parametrize.is_parametrized(self, "weight"):
             self.weight = weight  # type: ignore[assignment]
         else:
+            _checks.plain_weights(self)
             self.weight.copy_(weight)
 
     @staticmethod
@@ -156,7 +161,7 @@ class SpikeConnection(nn.Module):
                 )
             shortcut = shortcut[:window]
             currents = going_on(currents, len(shortcut)) + going_on(shortcut, len(currents))
-        bias = None if self.bias is None else self.bias.reshape(-1, *[1] * (currents.ndim - 3))
+        bias = None if self.bias is None else self.bias.reshape(-1, *[1] * (self.weight.ndim - 2))
         return NeuronsInBins(integrate(currents, window, bias, float(neuron.beta)), neuron, gradient)
 
     def _currents(self, inputs: Tensor) -> Tensor:

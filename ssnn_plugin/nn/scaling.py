@@ -40,6 +40,7 @@ class MinMaxScaling(nn.Module):
     def extra_repr(self) -> str:
         return f"{len(self.low)}"
 
+    @torch.no_grad()
     def fit(self, x: Tensor) -> MinMaxScaling:
         """Take the range of each feature from a training set [samples, features]."""
         self._check(x)

@@ -44,7 +44,7 @@ class SpikeSequential(nn.Sequential):
         layers = list(self)
         while layers and isinstance(layers[-1], nn.Flatten):
             layers.pop()
-        if not layers or not isinstance(layers[-1], SpikeConnection | BinwiseLayer):
+        if not layers or not isinstance(layers[-1], SpikeConnection | BinwiseLayer | SpikeSequential):
             last = type(layers[-1]).__name__ if layers else "Flatten"
             raise TypeError(f"return_potential=True needs a last layer with neurons, got {last}")
         return len(layers) - 1

@@ -67,4 +67,7 @@ def _standard(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     inputs = tuple(range(1, weight.ndim))
     mean = weight.mean(dim=inputs, keepdim=True)
     centred = weight - mean
-    return centred, torch.linalg.vector_norm(centred, dim=inputs, keepdim=True), mean
+    norm = torch.linalg.vector_norm(centred, dim=inputs, keepdim=True)
+    # What rounding leaves of equal weights is no spread.
+    least = 4 * torch.finfo(weight.dtype).eps * weight[0].numel() ** 0.5 * mean.abs()
+    return centred.masked_fill(norm <= least, 0), norm.masked_fill(norm <= least, 0), mean

@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from .. import _checks
-from .._builder import check_plain_weights
 from .._trace import NoTimeMode, unwrapped
 from ..kernels.precision import full_precision
 from .follow import OUTPUT, Follower, as_channels
@@ -119,7 +118,7 @@ def _copied(model: nn.Module) -> nn.Module:
     for path, module in model.named_modules():
         try:
             if not parametrize.is_parametrized(module):
-                check_plain_weights(module)
+                _checks.plain_weights(module)
         except ValueError as error:
             raise NoTimeMode(f"{path} ({type(module).__name__}) cannot become ramps: {error}") from error
     try:

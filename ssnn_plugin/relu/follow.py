@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .._builder import check_plain_weights
+from .. import _checks
 from .._trace import NoTimeMode
 from ..fold import factor_and_shift, fold_into
 from . import operations
@@ -401,7 +401,7 @@ class Follower:
         if isinstance(connection, nn.Linear) and len(self.sizes[x]) != 2:
             return False
         try:
-            check_plain_weights(connection)
+            _checks.plain_weights(connection)
         except ValueError:
             return False
         return True
