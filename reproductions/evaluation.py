@@ -132,6 +132,7 @@ class _FirstSpikeTally:
             **found | {key: list(found[key]) for key in ("total", "until_decision")},
             response_histogram=_response_histogram(output, self.window),
             right_histogram=_response_histogram(output[right], self.window),
+            **({} if self.window == self.t_max else {"window": self.window}),
             example=self.example,
         )
 

@@ -126,7 +126,8 @@ class Evaluation(Stored):
     """What a network does on a set of images, as `metrics.SpikeStatistics` counts it.
 
     Histograms are of the time of the first output spike, silence last; `right_histogram` is of those whose
-    label was decided for, and the first records lack it. `multiplications` are those of real-valued pixels,
+    label was decided for, and the first records lack it. They are over the window, which is as long as
+    `window` says where `t_max` is a bound; some records lack that. `multiplications` are those of real-valued pixels,
     where an image does not come as spikes, `readouts` the accuracy of other readouts of the same spikes.
     """
 
@@ -139,6 +140,7 @@ class Evaluation(Stored):
     silent: float
     response_histogram: list[int]
     right_histogram: list[int] | None = None
+    window: float | None = None
     example: Example
     multiplications: int | None = None
     readouts: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None

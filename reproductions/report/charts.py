@@ -182,7 +182,8 @@ def _decision_rows(records: Sequence[Record], dataset: str) -> Iterator[Spec]:
         for part, right in ((0, 0), *rising, (len(fired), last)):
             time = part / len(fired)
             share = 100 * right / run.test.samples
-            yield row | {"time": time, "at": time * run.t_max, "unit": run.time_unit, "right": share}
+            at = time * (run.test.window or run.t_max)
+            yield row | {"time": time, "at": at, "unit": run.time_unit, "right": share}
 
 
 def _learning_rows(records: Sequence[Record], dataset: str) -> Iterator[Spec]:

@@ -188,7 +188,7 @@ async function drawRaster(place, record) {
   const { spikes, layers } = spikesOf(record);
   const { time, told } = decisionOf(record);
   const { raster } = await unpack("charts");
-  const known = { layers, told, window: record.t_max ?? record.config.network.t_max };
+  const known = { layers, told, window: record.test.window ?? record.t_max ?? record.config.network.t_max };
   const params = raster.params.map((param) => ({ ...param, value: known[param.name] ?? param.value }));
   const datasets = { spikes, decision: time === Infinity ? [] : [{ time }] };
   return draw(place, { ...raster, params, datasets });
