@@ -123,6 +123,8 @@ class _FirstSpikeTally:
         first = output.min(1, keepdim=True).values
         tied = ((output == first).sum(1) > 1) & (first.squeeze(1) < self.t_max)
         found["tied"] = tied.double().mean().item()
+        if self.window != self.t_max:
+            found["window"] = self.window
         assert self.example is not None
         return Evaluation(
             accuracy={
@@ -132,7 +134,6 @@ class _FirstSpikeTally:
             **found | {key: list(found[key]) for key in ("total", "until_decision")},
             response_histogram=_response_histogram(output, self.window),
             right_histogram=_response_histogram(output[right], self.window),
-            **({} if self.window == self.t_max else {"window": self.window}),
             example=self.example,
         )
 

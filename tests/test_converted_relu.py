@@ -69,6 +69,7 @@ def test_it_decides_as_the_relu_network_does_and_resumes(normalize, precision):
     first = layers[-1].amin(1).double() / method.spiking().t_max
     parts = (first * evaluation.PARTS).long().bincount(minlength=evaluation.PARTS + 1)
     assert found.response_histogram == parts.tolist()
+    assert found.window == method.spiking().t_max
     assert found.response_time < method.spiking().t_max < method.settings.network.t_max
 
     other = build(network={"normalize": normalize}, training={"precision": precision})
