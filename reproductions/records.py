@@ -127,8 +127,8 @@ class Evaluation(Stored):
 
     Histograms are of the time of the first output spike, silence last; `right_histogram` is of those whose
     label was decided for, and the first records lack it. They are over the window, which is as long as
-    `window` says where `t_max` is a bound; some records lack that. `multiplications` are those of real-valued pixels,
-    where an image does not come as spikes, `readouts` the accuracy of other readouts of the same spikes.
+    `window` says where `t_max` is a bound; some records lack that. `multiplications` are those of
+    real-valued pixels, where an image does not come as spikes, `readouts` the accuracy of other readouts.
     """
 
     accuracy: Accuracies
