@@ -190,6 +190,8 @@ def test_times_that_have_no_bin_are_refused(arguments, message):
 def test_what_cannot_latch_is_refused():
     with pytest.raises(ValueError, match=r"potentials must have shape \[T >= 1, \*\], got \[0, 3\]"):
         latch(torch.zeros(0, 3))
+    with pytest.raises(ValueError, match="threshold must be a number, got nan"):
+        latch(torch.zeros(1, 3), math.nan)
     with pytest.raises(TypeError, match=r"potentials must be floating, got torch.int64"):
         latch(torch.zeros(2, 3, dtype=torch.long))
     with pytest.raises(TypeError, match=r"gradient must be a rule of ssnn_plugin\.surrogate"):

@@ -145,7 +145,7 @@ def latch(
     Time and memory grow with T alone, in one compiled pass forward and one backward on the CPU.
 
     Raises:
-        ValueError: no bins. TypeError: potentials that are not floating, another kind of rule.
+        ValueError: no bins, a threshold of NaN. TypeError: potentials that are not floating, another kind of rule.
 
     >>> import torch
     >>> latch(torch.tensor([[0.5], [1.5], [0.5]])).flatten()
@@ -160,6 +160,8 @@ def latch(
         raise TypeError(
             f"gradient must be a rule of ssnn_plugin.surrogate, such as Arctan(), got {gradient!r}"
         )
+    if not isinstance(threshold, Tensor) and math.isnan(threshold):
+        raise ValueError(f"threshold must be a number, got {threshold!r}")
     if isinstance(threshold, Tensor):
         potentials, threshold = potentials - threshold.to(potentials.dtype), 0.0
     return _Latch.apply(potentials, float(threshold), gradient)  # type: ignore[no-any-return]
