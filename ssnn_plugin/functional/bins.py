@@ -145,7 +145,8 @@ def latch(
     Time and memory grow with T alone, in one compiled pass forward and one backward on the CPU.
 
     Raises:
-        ValueError: no bins, a threshold of NaN. TypeError: potentials that are not floating, another kind of rule.
+        ValueError: no bins, a threshold of NaN.
+        TypeError: potentials that are not floating, another kind of rule.
 
     >>> import torch
     >>> latch(torch.tensor([[0.5], [1.5], [0.5]])).flatten()
