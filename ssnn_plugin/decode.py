@@ -194,7 +194,7 @@ def first_to_fire(
         )
     if potential is not None and potential.shape != times.shape:
         raise ValueError(f"potential must have shape {list(times.shape)}, got {list(potential.shape)}")
-    if potential is not None and not bool(potential.isfinite().all()):
+    if potential is not None and _checks.has_values(potential) and not bool(potential.isfinite().all()):
         raise ValueError("potential must be finite, got NaN or infinity")
 
     earliest = times.min(dim=1, keepdim=True).values

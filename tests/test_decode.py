@@ -187,3 +187,11 @@ def test_decision_names_what_is_wrong(times, potential, rules, message):
 def test_a_potential_that_is_not_finite_is_refused(value):
     with pytest.raises(ValueError, match="potential must be finite"):
         decode.first_to_fire(torch.tensor([[1.0, 1.0]]), torch.tensor([[0.5, value]]))
+
+
+def test_it_decides_under_vmap_and_in_one_graph():
+    times, potential = torch.tensor([[[4.0, 4.0, 9.0]], [[math.inf] * 3]]), torch.rand(2, 1, 3)
+    expected = torch.stack([decode.first_to_fire(t, v) for t, v in zip(times, potential, strict=True)])
+    assert torch.equal(torch.func.vmap(decode.first_to_fire)(times, potential), expected)
+    compiled = torch.compile(decode.first_to_fire, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(times[:, 0], potential[:, 0]), expected[:, 0])
