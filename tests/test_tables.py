@@ -52,7 +52,7 @@ def test_other_configs_names_and_data_sets_are_kept_apart():
                record(0.5, dataset="digits", name="s4nn-digits")]  # fmt: skip
     rows = _rows(*records)
     assert [(row["method"], row["lenient %"]) for row in rows] == [
-        ("s4nn", "95.00"), ("s4nn", "93.00"), ("s4nn-tuned", "91.00"),
+        (f"s4nn ({'a' * 12})", "95.00"), (f"s4nn ({'b' * 12})", "93.00"), ("s4nn-tuned", "91.00"),
     ]  # fmt: skip
     assert [row["lenient %"] for row in _rows(*records, dataset="digits")] == ["50.00"]
 
