@@ -52,9 +52,13 @@ def latency(x: Tensor, t_max: int = 256, *, x_max: float = 1.0) -> Tensor:
 
 
 def _floor(times: Tensor, dtype: torch.dtype, t_max: float) -> Tensor:
-    """The bins of times of intensities of a dtype, whose rounding may have taken one below a whole bin."""
+    """The bins of times of intensities of a dtype, whose rounding may have taken one below a whole bin.
+
+    Not at the end of the window, where little intensity would become silence.
+    """
     near, lost = times.round(), torch.finfo(dtype).eps * t_max
-    return torch.where((near - times).abs() <= min(lost, 1e-3), near, times).floor()
+    rounded = ((near - times).abs() <= min(lost, 1e-3)) & (near < t_max)
+    return torch.where(rounded, near, times).floor()
 
 
 def rank_order(x: Tensor, t_max: float | None = None) -> Tensor:

@@ -192,6 +192,12 @@ def test_rank_order_of_many_features_is_exact_in_float32(features, t_max):
     assert torch.equal(times.long()[0], torch.arange(features) * t_max // features)
 
 
+def test_little_intensity_spikes_in_the_last_bin():
+    least = torch.tensor([1e-9, 1e-12])
+    assert encode.latency(least, 256).tolist() == [255, 255]
+    assert encode.latency(least.double(), 256).tolist() == [255, 255]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("t_max", [14, 15, 17, 51, 85, 255, 256, 510])
 def test_grey_levels_as_fractions_have_the_bins_of_bytes(dtype, t_max):

@@ -458,3 +458,10 @@ def test_nested_sequences_have_the_potential_of_the_last_one():
     decided = flat.decide(times).winner
     layers[0].register_forward_hook(lambda module, inputs, outputs: None)
     assert torch.equal(nested.decide(times).winner, decided)
+
+
+def test_weights_are_assigned_beside_a_parametrized_bias():
+    layer = nn.SpikeLinear(3, 2, IF(), t_max=8, bias=True)
+    parametrize.register_parametrization(layer, "bias", torch.nn.Identity())
+    layer.assign_weight(torch.ones(2, 3))
+    assert torch.equal(layer.weight, torch.ones(2, 3))

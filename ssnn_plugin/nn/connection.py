@@ -110,7 +110,8 @@ class SpikeConnection(nn.Module):
         if parametrize.is_parametrized(self, "weight"):
             self.weight = weight  # type: ignore[assignment]
         else:
-            _checks.plain_weights(self)
+            if "weight" not in self._parameters:
+                _checks.plain_weights(self)
             self.weight.copy_(weight)
 
     @staticmethod
