@@ -432,11 +432,10 @@ def of(recorded: Sequence[Record], methods: Sequence[str], datasets: Sequence[st
         for record in recorded
         if (not methods or record.method in methods) and (not datasets or record.dataset in datasets)
     ]
-    missing = [name for name in methods if name not in {record.method for record in chosen}]
-    if missing:
-        raise SuiteError(f"no record of {', '.join(missing)} on {', '.join(datasets)}")
-    if missing := [name for name in datasets if name not in {record.dataset for record in chosen}]:
-        raise SuiteError(f"no record of {', '.join(methods)} on {', '.join(missing)}")
+    without = [name for name in methods if name not in {record.method for record in chosen}]
+    nowhere = [name for name in datasets if name not in {record.dataset for record in chosen}]
+    if without or nowhere:
+        raise SuiteError(f"no record of {', '.join(without or methods)} on {', '.join(nowhere or datasets)}")
     return chosen
 
 

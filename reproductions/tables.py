@@ -263,14 +263,7 @@ SHOWN: dict[str, tuple[str, Callable[[Row], str]]] = {
         lambda row: "" if row["difference"] is None else f"{row['difference']:+.2f}",
     ),
 }
-PARTS = (
-    "recorded method",
-    "counts all spikes",
-    "response unit",
-    "silent %",
-    "published certainty",
-    "published network",
-)
+PARTS = "counts all spikes", "response unit", "silent %", "published certainty", "published network"
 
 
 def _escaped_for_latex(table: pd.DataFrame, cited: Mapping[str, str] | None) -> Any:

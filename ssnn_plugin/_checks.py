@@ -77,6 +77,11 @@ def own_forward(module: object, *kinds: type) -> None:
         raise ValueError("it has a forward of its own. Use the plain class")
 
 
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module runs hooks, which may change what it takes and returns."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def plain_weights(module: nn.Module) -> None:
     """Refuse weights that are computed anew in every call, which a layer on spike times cannot share.
 

@@ -90,7 +90,7 @@ def _refuse_other_forwards(module: nn.Module, *kinds: type) -> None:
         _checks.own_forward(module, *kinds)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    if module._forward_hooks or module._forward_pre_hooks:
+    if _checks.has_forward_hooks(module):
         raise ValueError(f"{name} has forward hooks, which may change what it returns. Remove them")
 
 

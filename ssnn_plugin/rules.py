@@ -54,13 +54,11 @@ class Crossing(NamedTuple):
 
     def input_grad(self, error: Tensor, shift: float = 0.0) -> Tensor:
         """dL/dtimes for -dL/dV = error, of inputs that count until `shift` after the crossing."""
-        until, times = self.until, self.times
-        if shift:
-            # It may go beyond the window, in which inputs are silent there.
-            until = self.neuron.until(self.at + shift, self.t_max, self.silent)
-            times = times.masked_fill(times >= self.t_max, math.inf)
+        until = self.until
+        if shift:  # at most to the end of the window: inputs are silent from there on
+            until = self.neuron.until(self.at + shift, self.t_max, self.silent).clamp(max=self.t_max)
         factors = self._factors(error, self.neuron.output_slopes(until), until)
-        return _input_grad(factors, times, self.weight, self.geometry, self.backend)
+        return _input_grad(factors, self.times, self.weight, self.geometry, self.backend)
 
     def weight_grad(self, error: Tensor) -> Tensor:
         """dL/dweight for -dL/dV = error."""

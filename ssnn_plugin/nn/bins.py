@@ -188,7 +188,7 @@ def _refuse_other_forwards(module: nn.Module) -> None:
     names = set(vars(module)).union(*map(vars, own))
     if "forward" in names and "in_bins" not in names:
         raise TypeError(f"{type(module).__name__} has a forward of its own: give it a method in_bins too")
-    if module._forward_hooks or module._forward_pre_hooks:
+    if _checks.has_forward_hooks(module):
         raise TypeError(
             f"{type(module).__name__} must have no hooks, as pruned weights have: bins would leave them out"
         )

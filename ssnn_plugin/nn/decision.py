@@ -142,7 +142,7 @@ def flattens_samples(layer: nn.Module) -> bool:
 
 def _is_changed(layer: nn.Module) -> bool:
     """Whether calling it does something else than its class."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+    return _checks.has_forward_hooks(layer) or "forward" in vars(layer)
 
 
 def _is_plain(layer: SpikeLinear) -> bool:

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from .. import _checks
 from .._trace import NoTimeMode, unwrapped
-from ..kernels.precision import full_precision
+from ..kernels.precision import in_full_precision
 from .follow import OUTPUT, Follower, as_channels
 from .network import RampNetwork
 from .neurons import ChannelAffine
@@ -82,21 +82,7 @@ def from_relu(
         raise TypeError(f"x_max must be a number, got {x_max!r}")
     original = _copied(unwrapped(model)).eval()
     _check_samples(original, calibrate_on)
-    with full_precision(calibrate_on.device):
-        return _converted(original, calibrate_on, margin, x_max, signed, normalize, inhibition)
-
-
-def _converted(
-    model: nn.Module,
-    calibrate_on: Tensor,
-    margin: float,
-    x_max: float,
-    signed: bool,
-    normalize: Statistics | None,
-    inhibition: bool,
-) -> RampNetwork:
-    """As `from_relu`, of a copy of a model in evaluation mode."""
-    body = trace(copy.deepcopy(model))
+    body = trace(copy.deepcopy(original))
     if normalize is not None:
         _prepend(body, normalize, calibrate_on)
     follower = Follower(body, shapes(body, calibrate_on), x_max, signed)
@@ -110,7 +96,7 @@ def _converted(
     sources[OUTPUT] = of_output
     network = RampNetwork(body, sources, x_max=x_max, signed=signed, inhibition=pooled).eval()
     network.calibrate(calibrate_on, margin)
-    _compare(network, model, calibrate_on, normalize)
+    _compare(network, original, calibrate_on, normalize)
     return network
 
 
@@ -171,6 +157,7 @@ def _prepend(body: fx.GraphModule, normalize: Statistics, inputs: Tensor) -> Non
     body.recompile()
 
 
+@in_full_precision
 def _compare(network: RampNetwork, model: nn.Module, inputs: Tensor, normalize: Statistics | None) -> None:
     """Refuse a network that does something else than the model."""
     given = inputs.clone()

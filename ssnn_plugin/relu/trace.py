@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._trace import NoTimeMode
+from ..kernels.precision import in_full_precision
 
 
 class _Tracer(fx.Tracer):
@@ -55,6 +56,7 @@ class _Shapes(fx.Interpreter):
         return result
 
 
+@in_full_precision
 @torch.no_grad()
 def shapes(model: fx.GraphModule, sample: Tensor) -> dict[fx.Node, torch.Size]:
     """The shape of every tensor of a graph."""
