@@ -134,12 +134,25 @@ def _network(layers: Sequence[Layer], weights: Sequence[Tensor]) -> tuple[np.nda
 
 @jit
 def _decide(begin, end, inputs, rank, times_of, bins, network, tie, by_potential, decided, settled):
-    n_in = inputs.shape[1]
+    n_in, currents = inputs.shape[1], network[2]
+    sorting = np.empty(n_in, currents.dtype), np.empty(n_in, np.uint32), np.empty(bins, np.uint32)
+    scratch, reading = _scratch(currents, n_in), _reading(currents, n_in)
+    _decide_each(
+        begin, end, inputs, rank, times_of, network, tie, by_potential, decided, settled,
+        sorting, scratch, reading,
+    )  # fmt: skip
+
+
+@lean_jit
+def _decide_each(
+    begin, end, inputs, rank, times_of, network, tie, by_potential, decided, settled,
+    sorting, scratch, reading,
+):  # fmt: skip
+    """Sample by sample, in scratch space that is there; `sorting` is that of `sort_events`."""
     addresses, widths, currents, thresholds, betas, delays, windows, rising, scale = network
-    ranks = np.empty(n_in, currents.dtype)
-    spiking, table = np.empty(n_in, np.uint32), np.empty(bins, np.uint32)
-    order, when, limit, head, tail, horizon, v, seen, clock = _scratch(currents, n_in)
-    numbers, arrivals, level, fired, event, counts = _reading(currents, n_in)
+    ranks, spiking, table = sorting
+    order, when, limit, head, tail, horizon, v, seen, clock = scratch
+    numbers, arrivals, level, fired, event, counts = reading
     winner, first, times, potential, spikes = decided
     for b in range(begin, end):
         n = sort(rank, times_of, inputs[b], windows[0], order, when, ranks, spiking, table)
@@ -214,9 +227,9 @@ def sort(rank, times_of, image, t_max, order, when, ranks, spiking, counts):
     silent, one = ranks.dtype.type(counts.size - 1), ranks.dtype.type(1)
     n = find_events(ranks, silent, spiking)
     count_buckets(ranks, one, silent, spiking, n, counts)
-    place(ranks, one, silent, spiking, n, order[0], counts)
+    place(ranks, one, silent, spiking, n, order[0], when[0], counts)
     for k in range(n):
-        when[0, k] = times_of[UNSIGNED(ranks[order[0, k]])]
+        when[0, k] = times_of[UNSIGNED(when[0, k])]
     return n
 
 
@@ -393,20 +406,24 @@ def cross_part(
 def cross_with_level(
     layer, first, last, address, width, order, v, limit, numbers, level, fired, event
 ):  # fmt: skip
-    """As `cross`, of outputs, with V at the crossing."""
+    """As `cross`, of outputs, with V at the crossing: few cross, so that theirs is summed up once more."""
     number, n_fired = v.dtype.type, 0
     silent, out = splat(number(np.inf), LANES), splat(number(-np.inf), LANES)
     for j in range(0, width, LANES):
-        a, p, reached = load(v, layer * v.shape[1] + j, LANES), silent, load(level, j, LANES)
+        before = load(v, layer * v.shape[1] + j, LANES)
+        a, p = before, silent
         for k in range(UNSIGNED(first), UNSIGNED(last)):
             a = a + load_at(v, address, order[layer, k] * width + j, LANES)
-            above = (a > splat(limit[layer, k], LANES)) & (silent <= p)
-            p = where(above, splat(numbers[k - UNSIGNED(first)], LANES), p)
-            reached = where(above, a, reached)
+            above = a > splat(limit[layer, k], LANES)
+            p = where(above, least(p, splat(numbers[k - UNSIGNED(first)], LANES)), p)
         crossed = silent > p
         store(v, layer * v.shape[1] + j, where(crossed, out, a))
-        store(level, j, reached)
         if any_of(crossed):
+            a = before
+            for k in range(UNSIGNED(first), UNSIGNED(last)):
+                row = load_at(v, address, order[layer, k] * width + j, LANES)
+                a = where(splat(numbers[k - UNSIGNED(first)], LANES) <= p, a + row, a)
+            store(level, j, where(crossed, a, load(level, j, LANES)))
             pack(crossed, p, event, n_fired)
             n_fired += pack_numbers(crossed, fired, n_fired, j)
     return n_fired

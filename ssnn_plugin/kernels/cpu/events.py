@@ -51,16 +51,15 @@ def sort_events(times, t_max, order, when, spiking, counts):
     whole bins have one each, otherwise the few spikes of a bucket are put in order in the end.
     Returns -1 for a NaN or negative time.
     """
-    n = sort_by_bucket(times, t_max, order, spiking, counts)
-    found = order[: max(n, 0)], when[: max(n, 0)]
-    if not write_times(times, *found):
+    n = sort_by_bucket(times, t_max, order, when, spiking, counts)
+    if not are_in_order(when, n):
         sort_within_buckets(times, order, n)
-        write_times(times, *found)
+        write_times(times, order[:n], when)
     return n
 
 
 @jit
-def sort_by_bucket(times, t_max, order, spiking, counts):
+def sort_by_bucket(times, t_max, order, when, spiking, counts):
     """As `sort_events`, all inputs of a bucket in the order of their index."""
     if has_bad_times(times):
         return -1
@@ -70,7 +69,7 @@ def sort_by_bucket(times, t_max, order, spiking, counts):
     if n > 0 and 2 * highest < last:  # all spikes are early: spread them over the table
         scale *= last / (highest + 1)
         count_buckets(times, number(scale), number(last), spiking, n, counts)
-    place(times, number(scale), number(last), spiking, n, order, counts)
+    place(times, number(scale), number(last), spiking, n, order, when, counts)
     return n
 
 
@@ -94,8 +93,8 @@ def count_buckets(times, scale, last, spiking, n, counts):
 
 
 @jit
-def place(times, scale, last, spiking, n, order, counts):
-    """Write the `n` inputs that were counted to `order`, by bucket and then as they come."""
+def place(times, scale, last, spiking, n, order, when, counts):
+    """Write the `n` inputs that were counted to `order`, by bucket and then as they come, and when."""
     before = UNSIGNED(0)
     for bucket in range(counts.size):
         here = UNSIGNED(counts[bucket])
@@ -105,8 +104,17 @@ def place(times, scale, last, spiking, n, order, counts):
         i = UNSIGNED(spiking[k])
         bucket = bucket_of(times[i], scale, last)
         at = UNSIGNED(counts[bucket])
-        order[at] = i
+        order[at], when[at] = i, times[i]
         counts[bucket] = at + UNSIGNED(1)
+
+
+@jit
+def are_in_order(when, n):
+    """Whether none of the first `n` times is before the last one."""
+    early = np.int32(0)
+    for k in range(np.uintp(1), np.uintp(max(n, 1))):
+        early += np.int32(when[k] < when[k - np.uintp(1)])
+    return early == 0
 
 
 @jit
@@ -184,13 +192,9 @@ def write_events(times, t_max, spiking, counts, status, events):
 
 @jit
 def write_times(times, inputs, when):
-    """When inputs spike; returns whether they do so one after the other."""
+    """When inputs spike."""
     for k in range(UNSIGNED(inputs.size)):
         when[k] = times[UNSIGNED(inputs[k])]
-    early = np.int32(0)
-    for k in range(UNSIGNED(1), UNSIGNED(inputs.size)):
-        early += np.int32(when[k] < when[k - UNSIGNED(1)])
-    return early == 0
 
 
 @jit
