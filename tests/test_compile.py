@@ -81,6 +81,23 @@ def test_machine_code_is_compiled_anew_after_any_source_file_changed(kept, monke
     assert (compiled(3), _hits(compiled)) == (6, 0)
 
 
+class Gone(NamedTuple):
+    value: int
+
+
+def first(pair):
+    return pair[0]
+
+
+def test_machine_code_for_a_type_that_no_longer_exists_is_not_even_read(tmp_path, monkeypatch):
+    """As after an update that leaves the machine code of the version before where it was."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert compiling.jit(first)(Gone(3)) == 3
+    monkeypatch.setattr(compiling, "_digest_of_sources", lambda folder: "another")
+    monkeypatch.delattr(sys.modules[__name__], "Gone")
+    assert compiling.jit(first)((4, 5)) == 4
+
+
 def test_machine_code_of_other_types_is_not_used(kept):
     """As it lies there after two processes wrote the first file of a function at once."""
     whole, real = kept

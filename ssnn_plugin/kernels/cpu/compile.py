@@ -111,6 +111,8 @@ class _Cache(FunctionCache):
         folder = Path(function.__code__.co_filename).parent
         stamp = self._impl.locator.get_source_stamp(), _digest_of_sources(folder)
         self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
+        # A stale index may name types that are gone: only one of the same version is read at all.
+        self._cache_file._version = nb.__version__, stamp
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         if self._is_foreign(sig):

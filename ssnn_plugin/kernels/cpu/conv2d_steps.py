@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .compile import jit
-from .lanes import any_of, leading, load, splat, store, store_where, tile_of, where, width_of
+from .lanes import any_of, leading, least, load, splat, store, store_where, tile_of, where, width_of
 from .parallel import as_arrays
 from .patches import BEYOND
 from .steps import LOOK_AFTER, fire_if_with_drift, numbers_of
@@ -103,15 +103,15 @@ def fire(rows, when, limit, n, weights, registers, n_out, to, fired, potential):
     number = weights.dtype.type
     none, silent = splat(number(0), registers), splat(number(np.inf), registers)
     for lane in range(0, n_out, len(none)):
-        v, level, at, waiting = none, none, none, none <= none
+        v, level, at = none, none, silent
         for begin in range(0, n, AT_A_TIME):
             for k in range(begin, begin + AT_A_TIME):
                 v = v + load(weights, np.int64(rows[np.uintp(k)]) + lane, registers)
-                at = where(waiting, splat(when[np.uintp(k)], registers), at)
-                level = where(waiting, v, level)
-                waiting = waiting & (v <= splat(limit[np.uintp(k)], registers))
-            if begin % LOOK_AFTER == LOOK_AFTER - AT_A_TIME and not any_of(waiting):
+                level = where(silent <= at, v, level)
+                earlier = least(at, splat(when[np.uintp(k)], registers))
+                at = where(v > splat(limit[np.uintp(k)], registers), earlier, at)
+            if begin % LOOK_AFTER == LOOK_AFTER - AT_A_TIME and not any_of(silent <= at):
                 break
         outputs = leading(none, n_out - lane)
-        store_where(outputs, fired, to + lane, where(waiting, silent, at))
+        store_where(outputs, fired, to + lane, at)
         store_where(outputs, potential, to + lane, level)
