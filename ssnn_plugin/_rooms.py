@@ -2,53 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .functional.connection import how_to_fire
-from .kernels.cpu import fused, work_on_rows
+from .functional.connection import borders, how_to_fire, surrounded
+from .kernels.backends import Factors
+from .kernels.cpu import conv2d, conv2d_gradients, fused, work_on_rows
 from .kernels.cpu.errors import normalize_rows
 from .kernels.cpu.gradients import Arrays, add_input_grad, optional_arrays, write_weight_grad
 from .kernels.cpu.lanes import tile_of, width_of
 from .kernels.cpu.parallel import share_out
-from .kernels.geometry import Geometry
+from .kernels.geometry import Geometry, output_size
 from .kernels.status import refuse_bad_samples
 from .neurons import IF
 from .neurons.base import SeparableNeuron
-from .nn import SpikeLinear
+from .nn import SpikeConv2d, SpikeLinear
 from .rules import Crossing, Latency, Rule, error_of
+
+Layer: TypeAlias = "SpikeLinear | SpikeConv2d"
 
 
 def rows_of(weight: Tensor) -> np.ndarray:
-    """Weights as they lie in memory, [in, out]."""
-    return weight.detach().t().numpy()
+    """Weights as they lie in memory: [in, out], or of a convolution [out, in * taps]."""
+    weight = weight.detach()
+    return (weight.t() if weight.ndim == 2 else weight.view(len(weight), -1)).numpy()
 
 
 class Room:
     """What the kernels of a layer read in a step, and the arrays that they write to.
 
-    First `fire`, then `take`, then both gradients.
+    First `fire`, then `take`, then both gradients. Times, and gradients by them, are [batch, all].
     """
 
+    #: its weights, as `rows_of` has them
     rows: np.ndarray
     #: of the window, as the times can hold it
     end: float
 
-    def __init__(self, batch: int, n_out: int, n_in: int, dtype: torch.dtype) -> None:
+    def __init__(self, batch: int, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.crossings, self.spikes, self.errors = (self._empty(batch, n_out) for _ in range(3))
-        self.none, self.unwritten = self._empty(0), self._empty(0, 0)
-        self.status, self.tile = np.zeros(batch, np.int8), tile_of(self.crossings)
-        self.grad = self._empty(n_in, max(n_out, width_of(self.tile, dtype.itemsize)))
+        self.none, self.status = self._empty(0), np.zeros(batch, np.int8)
 
     def _empty(self, *shape: int) -> np.ndarray:
         """Torch's memory begins at a cache line; a register that spans two of them takes twice as long."""
         return torch.empty(shape, dtype=self.dtype).numpy()
 
-    def fire(self, layer: SpikeLinear, times: np.ndarray) -> np.ndarray:
+    def fire(self, layer: Any, times: np.ndarray) -> np.ndarray:
         """Spike times of the layer, of those of its inputs."""
         raise NotImplementedError
 
@@ -57,16 +61,29 @@ class Room:
         raise NotImplementedError
 
     def weight_grad(self, times: np.ndarray) -> np.ndarray:
-        """Gradient of the weights [in, out], with more columns if there are fewer outputs than a tile has."""
+        """Gradient of the weights, with more columns if there are fewer outputs than a tile has."""
+        raise NotImplementedError
+
+    def input_grad(self, times: np.ndarray) -> np.ndarray:
+        """Gradient of the inputs' spike times."""
+        raise NotImplementedError
+
+
+class LinearRoom(Room):
+    """Of a fully connected layer."""
+
+    def __init__(self, batch: int, dtype: torch.dtype, n_out: int, n_in: int) -> None:
+        super().__init__(batch, dtype)
+        self.crossings, self.spikes = self._empty(batch, n_out), self._empty(batch, n_out)
+        self.unwritten, self.tile = self._empty(0, 0), tile_of(self.crossings)
+        self.grad = self._empty(n_in, max(n_out, width_of(self.tile, dtype.itemsize)))
+
+    def weight_grad(self, times: np.ndarray) -> np.ndarray:
         write_weight_grad(self.arrays(times), self.grad, self.tile)
         return self.grad
 
     def arrays(self, times: np.ndarray) -> Arrays:
         """What the gradient of the weights is made of."""
-        raise NotImplementedError
-
-    def input_grad(self, times: np.ndarray) -> np.ndarray:
-        """Gradient of the inputs' spike times."""
         raise NotImplementedError
 
     def _cross(self, layer: SpikeLinear, times: np.ndarray, potential: np.ndarray, slope: np.ndarray) -> None:
@@ -79,31 +96,40 @@ class Room:
         np.add(self.crossings, times.dtype.type(neuron.delay), out=self.spikes)
 
 
-class LatencyRoom(Room):
+class LatencyErrors:
+    """Errors of `IF` neurons without leak by the rule "latency": those of the spike times, as they are."""
+
+    def __init__(self, crossings: np.ndarray, dtype: torch.dtype) -> None:
+        self.crossings = crossings
+        self.errors, self.until = (torch.empty(crossings.shape, dtype=dtype).numpy() for _ in range(2))
+
+    def take(self, grads: np.ndarray, normalize: bool, end: float, silent: bool) -> None:
+        """Of gradients [batch, out] that come in; silent neurons listen to theirs, or do not."""
+        number = grads.dtype.type
+        # The crossing of a silent neuron: the last time of the window, at which all inputs count; or never.
+        last = np.nextafter(number(end), number(0)) if silent else number(np.inf)
+        until = self.until, self.until.view(f"i{self.until.itemsize}")
+        arrays = grads, normalize, 1 / len(grads), self.errors, self.crossings, last, *until
+        share_out(len(grads), grads.size, fused.take_errors, *arrays)
+
+
+class LatencyRoom(LinearRoom):
     """Of `IF` neurons without leak and the rule "latency": all that is left to do is compiled."""
 
-    #: the crossing of a silent neuron, by which inputs are counted
-    last: np.floating[Any]
-
-    def __init__(self, batch: int, n_out: int, n_in: int, dtype: torch.dtype) -> None:
-        super().__init__(batch, n_out, n_in, dtype)
-        self.until, self.errors_of_inputs = self._empty(batch, n_out), self._empty(batch, n_in)
+    def __init__(self, batch: int, dtype: torch.dtype, n_out: int, n_in: int) -> None:
+        super().__init__(batch, dtype, n_out, n_in)
+        self.kept, self.errors_of_inputs = LatencyErrors(self.crossings, dtype), self._empty(batch, n_in)
 
     def fire(self, layer: SpikeLinear, times: np.ndarray) -> np.ndarray:
-        number = times.dtype.type
         self._cross(layer, times, self.unwritten, self.none)
-        # The last time of the window, at which all inputs count; without a gradient none does.
-        last = np.nextafter(number(self.end), number(0))
-        self.last = last if layer.silent_gradient else number(np.inf)
+        self.silent = layer.silent_gradient
         return self.spikes
 
     def take(self, grads: np.ndarray, normalize: bool) -> None:
-        until = self.until, self.until.view(f"i{self.until.itemsize}")
-        arrays = grads, normalize, 1 / len(grads), self.errors, self.crossings, self.last, *until
-        share_out(len(grads), grads.size, fused.take_errors, *arrays)
+        self.kept.take(grads, normalize, self.end, self.silent)
 
     def arrays(self, times: np.ndarray) -> Arrays:
-        return self.errors, None, self.until, None, None, times
+        return self.kept.errors, None, self.kept.until, None, None, times
 
     def input_grad(self, times: np.ndarray) -> np.ndarray:
         self.errors_of_inputs.fill(0)
@@ -111,7 +137,7 @@ class LatencyRoom(Room):
         return self.errors_of_inputs
 
 
-class FactorRoom(Room):
+class FactorRoom(LinearRoom):
     """Of all neurons and rules: the factors of their responses are computed by torch."""
 
     rule: Rule
@@ -119,9 +145,9 @@ class FactorRoom(Room):
     grads: Tensor
     error: Tensor
 
-    def __init__(self, batch: int, n_out: int, n_in: int, dtype: torch.dtype) -> None:
-        super().__init__(batch, n_out, n_in, dtype)
-        self.potential, self.slope = self._empty(batch, n_out), self._empty(batch, n_out)
+    def __init__(self, batch: int, dtype: torch.dtype, n_out: int, n_in: int) -> None:
+        super().__init__(batch, dtype, n_out, n_in)
+        self.potential, self.slope, self.errors = (self._empty(batch, n_out) for _ in range(3))
 
     def fire(self, layer: SpikeLinear, times: np.ndarray) -> np.ndarray:
         neuron, silent, inputs = layer._neuron, layer.silent_gradient, torch.from_numpy(times)
@@ -157,8 +183,120 @@ class FactorRoom(Room):
         return grad.to(self.dtype).contiguous().numpy()
 
 
-def room_of(layer: SpikeLinear) -> type[Room]:
-    """What a layer needs."""
+class ConvolutionRoom(Room):
+    """Of a convolution of such neurons.
+
+    Channels come last in the rows that convolutions read, and first in those of fully connected layers.
+
+    Args:
+        layer: one that is laid out as those that `fire` is called with.
+        image: height and width of its inputs.
+        flat: whether a fully connected layer reads the spikes.
+    """
+
+    def __init__(
+        self, batch: int, dtype: torch.dtype, layer: SpikeConv2d, image: tuple[int, int], flat: bool
+    ) -> None:
+        super().__init__(batch, dtype)
+        self.image, self.flat, self.kernel_size = image, flat, layer.kernel_size
+        self.border, self.geometry, size = layout_of(layer, image)
+        shape = batch, math.prod(size), layer.out_channels
+        self.size, self.crossings = size, torch.empty(shape, dtype=dtype)
+        self.spikes, self.unwritten = torch.empty_like(self.crossings), self.crossings[:0]
+        self.kept = LatencyErrors(self.crossings.flatten(1).numpy(), dtype)
+
+    def fire(self, layer: SpikeConv2d, times: np.ndarray) -> np.ndarray:
+        neuron, weight = layer._neuron, layer.weight.detach()
+        self.weight, self.rows, self.silent = weight, rows_of(weight), layer.silent_gradient
+        self.status.fill(0)
+        self.end, self.seen = float(times.dtype.type(layer.t_max)), self._images(times)
+        outputs = self.crossings, self.unwritten, torch.from_numpy(self.none)
+        conv2d.first_spike(self.seen, weight, None, self.geometry, neuron, self.end, outputs, self.status)
+        refuse_bad_samples(self.status.max())
+        spikes = torch.add(self.crossings, neuron.delay, out=self.spikes)
+        return _as_rows(spikes.transpose(1, 2) if self.flat else spikes)
+
+    def take(self, grads: np.ndarray, normalize: bool) -> None:
+        if self.flat:
+            batch, locations, channels = self.crossings.shape
+            grads = _as_rows(torch.from_numpy(grads).view(batch, channels, locations).transpose(1, 2))
+        self.kept.take(grads, normalize, self.end, self.silent)
+
+    def weight_grad(self, times: np.ndarray) -> np.ndarray:
+        return _as_rows(
+            conv2d_gradients.weight_grad(self._factors(), self.seen, self.kernel_size, self.geometry)
+        )
+
+    def input_grad(self, times: np.ndarray) -> np.ndarray:
+        grad = conv2d_gradients.input_grad(self._factors(), self.seen, self.weight, self.geometry)
+        left, _, top, _ = self.border
+        height, width = self.image
+        return _as_rows(grad[:, :, top : top + height, left : left + width].permute(0, 2, 3, 1))
+
+    def _factors(self) -> Factors:
+        errors, until = (
+            torch.from_numpy(array).view(self.crossings.shape)
+            for array in (self.kept.errors, self.kept.until)
+        )
+        return Factors(errors, None, until, None, None)
+
+    def _images(self, times: np.ndarray) -> Tensor:
+        """[batch, channels, height, width], with what is silent around them."""
+        images = torch.from_numpy(times).view(len(times), *self.image, -1).permute(0, 3, 1, 2)
+        return surrounded(images, self.border)
+
+
+def _as_rows(values: Tensor) -> np.ndarray:
+    rows: np.ndarray = values.reshape(len(values), -1).contiguous().numpy()
+    return rows
+
+
+def layout_of(
+    layer: SpikeConv2d, image: tuple[int, int]
+) -> tuple[tuple[int, int, int, int], Geometry, list[int]]:
+    """Silence around images of this size, geometry, and the size of what the layer makes of them."""
+    border = borders(layer.padding, layer.kernel_size, layer.stride, layer.dilation)
+    left, right, top, bottom = border
+    seen = image[0] + top + bottom, image[1] + left + right
+    size = output_size(seen, layer.kernel_size, layer.stride, layer.dilation)
+    if min(size) < 1:
+        raise ValueError(f"kernel_size must fit the padded input {list(seen)}, got {layer!r}")
+    return border, Geometry(layer.stride, layer.dilation), size
+
+
+def is_plain(layer: Layer) -> bool:
+    """Whether its neurons are `IF` without leak, with the rule "latency"."""
     neuron = layer._neuron  # as `layer.neuron` has it, which takes longer
-    plain = type(neuron) is IF and neuron.beta == 1 and type(layer.gradient) is Latency
-    return LatencyRoom if plain else FactorRoom
+    return type(neuron) is IF and bool(neuron.beta == 1) and type(layer.gradient) is Latency
+
+
+def described(layer: Layer) -> tuple[object, ...]:
+    """What its room is made for, beside what comes in."""
+    shape = layer.weight.shape, layer.weight.dtype
+    if isinstance(layer, SpikeConv2d):
+        return *shape, layer.stride, layer.padding, layer.dilation
+    return *shape, is_plain(layer)
+
+
+def rooms_of(layers: Sequence[Layer], times: Tensor) -> list[Room]:
+    """What the layers need for such times, one after the other.
+
+    Raises:
+        ValueError: a kernel, or a number of inputs, that does not fit what comes before.
+    """
+    rooms: list[Room] = []
+    (batch, *shape), dtype = times.shape, times.dtype
+    for number, layer in enumerate(layers):
+        if isinstance(layer, SpikeConv2d):
+            flat = number + 1 == len(layers) or isinstance(layers[number + 1], SpikeLinear)
+            room = ConvolutionRoom(batch, dtype, layer, (shape[-2], shape[-1]), flat)
+            shape = [layer.out_channels, *room.size]
+            rooms.append(room)
+        else:
+            n_out, n_in = layer.weight.shape
+            if math.prod(shape) != n_in:
+                raise ValueError(f"network must have layers that fit each other, got {shape} for {layer!r}")
+            kind = LatencyRoom if is_plain(layer) else FactorRoom
+            shape = [n_out]
+            rooms.append(kind(batch, dtype, n_out, n_in))
+    return rooms

@@ -1,8 +1,9 @@
-"""Training steps of fully connected networks without autograd: forward, errors, updates, compiled (CPU)."""
+"""Training steps without autograd: forward, errors, updates, compiled (CPU)."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks
-from ._rooms import Room, room_of, rows_of
+from ._rooms import Layer, Room, described, is_plain, rooms_of, rows_of
 from .functional.silent import warn_if_none
 from .kernels.backends import BACKENDS
 from .kernels.cpu import fused
@@ -19,7 +20,7 @@ from .kernels.cpu.errors import relative_errors
 from .kernels.cpu.parallel import share_out
 from .losses import RelativeTargetLoss
 from .neurons.base import SeparableNeuron
-from .nn import SpikeLinear, SpikeSequential
+from .nn import SpikeConv2d, SpikeFlatten, SpikeLinear, SpikeSequential
 
 OPTIMIZERS = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 # Options of an optimiser by which a step is another one than here.
@@ -35,7 +36,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class FusedStep:
-    """A training step of a fully connected network: what these lines do, in less time; S4NN's in half of it.
+    """A training step of a feed-forward network: what these lines do, in less time; S4NN's in half of it.
 
         optimizer.zero_grad()
         for layer in network:
@@ -50,7 +51,8 @@ class FusedStep:
     Args:
         network: `SpikeLinear` layers on the CPU, each with weights of its own, without bias, dropout and
             input pool. Any neurons that the compiled kernels run, with numbers as thresholds, leaks and time
-            constants; any gradient rule.
+            constants; any gradient rule. Before them `SpikeConv2d` layers of one group and a `SpikeFlatten`
+            may come, of `IF` neurons without leak with the rule "latency".
         loss: of output times [batch, out] and labels alone, which autograd differentiates. A
             `RelativeTargetLoss` with its default `reduction` and `reference`, S4NN's, is compiled.
         optimizer: `torch.optim.SGD` without momentum, `Adam` or `AdamW`, of weights of the network. Weights
@@ -58,8 +60,8 @@ class FusedStep:
         normalize: whether errors are normalised in each layer, as by `functional.normalize_error`, which goes
             with S4NN's rule.
 
-    Calling it with times [batch, in], of the dtype of the weights, and labels [batch], int64, gives the loss
-    before the step.
+    Calling it with times [batch, in], or [batch, channels, height, width], of the dtype of the weights, and
+    labels [batch], int64, gives the loss before the step.
 
     Raises:
         TypeError, ValueError: a network or an optimiser of another kind; a loss that learns, or that depends
@@ -98,7 +100,7 @@ class FusedStep:
         _check_loss(loss)
 
     def _forget_rooms(self) -> None:
-        self._kinds: list[tuple[Any, ...]] = []
+        self._kinds: list[object] = []
         self._rooms: list[Room] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -119,10 +121,10 @@ class FusedStep:
     def _step(self, times: Tensor, labels: Tensor) -> float:
         layers = _checked(self.network)
         _check_loss(self.loss)
-        _check_data(times, labels, layers[0].weight)
+        _check_data(times, labels, layers[0])
         updates = _updates(self.optimizer, layers)
-        rooms = self._rooms_for(len(times), layers)
-        spikes = [times.detach().contiguous().numpy()]
+        rooms = self._rooms_for(times, layers)
+        spikes = [_as_rows(times)]
         for layer, room in zip(layers, rooms, strict=True):
             spikes.append(room.fire(layer, spikes[-1]))
         weights = [layer.weight for layer in layers if layer.weight.requires_grad]
@@ -138,11 +140,19 @@ class FusedStep:
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler asks for it
         return loss
 
-    def _rooms_for(self, batch: int, layers: list[SpikeLinear]) -> list[Room]:
-        kinds = [(room_of(layer), batch, *layer.weight.shape, layer.weight.dtype) for layer in layers]
+    def _rooms_for(self, times: Tensor, layers: list[Layer]) -> list[Room]:
+        kinds = [times.shape, times.dtype, *(described(layer) for layer in layers)]
         if self._kinds != kinds:
-            self._kinds, self._rooms = kinds, [make(*size) for make, *size in kinds]
+            self._kinds, self._rooms = kinds, rooms_of(layers, times)
         return self._rooms
+
+
+def _as_rows(times: Tensor) -> np.ndarray:
+    """[batch, all] as they lie in memory for the kernels: channels come last."""
+    times = times.detach()
+    images = times if times.ndim == 2 else times.permute(0, 2, 3, 1)
+    rows: np.ndarray = images.reshape(len(times), -1).contiguous().numpy()
+    return rows
 
 
 def _errors_of_outputs(
@@ -184,7 +194,7 @@ def _relative_errors(
 
 
 def _updates(
-    optimizer: torch.optim.Optimizer, layers: list[SpikeLinear]
+    optimizer: torch.optim.Optimizer, layers: list[Layer]
 ) -> list[Callable[[np.ndarray, np.ndarray], None] | None]:
     """What changes the weights of each layer [in, out] by their gradient; None for those that stay."""
     if type(optimizer) not in OPTIMIZERS:
@@ -236,6 +246,9 @@ def _adam(
             state["exp_avg"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
         state["step"] += 1
+        for name in ("exp_avg", "exp_avg_sq"):
+            if weight.ndim > 2:  # one that was loaded may lie in memory in another way
+                state[name] = state[name].contiguous()
         moments = rows_of(state["exp_avg"]), rows_of(state["exp_avg_sq"])
         numbers = state["step"].item(), rate, betas, eps, decay, options["decoupled_weight_decay"]
         _change(weight, fused.adam, rows, grad, *moments, *numbers)
@@ -249,30 +262,56 @@ def _change(weight: Tensor, kernel: Callable[..., None], rows: np.ndarray, *argu
     weight.grad = None
 
 
-def _checked(network: SpikeSequential) -> list[SpikeLinear]:
-    """The layers of a network that has no others."""
+def _checked(network: SpikeSequential) -> list[Layer]:
+    """The layers of a network that has no others, but for what flattens the outputs of convolutions."""
     if type(network) is not SpikeSequential:
         raise TypeError(f"network must be a SpikeSequential, got {type(network).__name__}")
     _refuse_hooks("network", network)
-    layers: list[SpikeLinear] = list(network)  # type: ignore[arg-type]
-    for number, layer in enumerate(layers):
-        if type(layer) is not SpikeLinear:
-            raise TypeError(f"network[{number}] must be a SpikeLinear, got {type(layer).__name__}")
-        if missing := _missing(layer, layer.weight):
+    layers: list[Layer] = []
+    for number, layer in enumerate(network):
+        if _flattens(layer):
+            _refuse_hooks(f"network[{number}]", layer)
+            continue
+        if type(layer) not in (SpikeLinear, SpikeConv2d):
+            raise TypeError(
+                f"network[{number}] must be a SpikeLinear or a SpikeConv2d, got {type(layer).__name__}"
+            )
+        layers.append(layer)  # type: ignore[arg-type]
+        if missing := _missing(layers[-1], layers[-1].weight):
             raise ValueError(f"network[{number}] must have {missing}, got {layer!r}")
-        layer._neuron.check(layer.t_max)
-        if layer._neuron.jumps:
-            _checks.distinct_bins(layer.t_max, layer.weight.dtype)
+        layers[-1]._neuron.check(layers[-1].t_max)
+        if layers[-1]._neuron.jumps:
+            _checks.distinct_bins(layers[-1].t_max, layers[-1].weight.dtype)
+    kinds = "".join(
+        "F" if _flattens(layer) else "L" if type(layer) is SpikeLinear else "C" for layer in network
+    )
+    if not re.fullmatch("C+FL*|L*", kinds):
+        raise ValueError(
+            "network must be fully connected layers, or convolutions, one SpikeFlatten and fully connected "
+            f"layers, in this order, got {network!r}"
+        )
     weights = [layer.weight for layer in layers]
     if not layers or len(set(weights)) < len(layers):
         raise ValueError(f"network must have layers with weights of their own, got {network!r}")
     for one, other in itertools.pairwise(weights):
-        if len(one) != other.shape[1] or one.dtype != other.dtype:
+        fits = len(one) == other.shape[1] or one.ndim != other.ndim
+        if not fits or one.dtype != other.dtype:
             raise ValueError(f"network must have layers that fit each other, got {network!r}")
     return layers
 
 
-def _missing(layer: SpikeLinear, weight: Tensor) -> str | None:
+def _letter(layer: nn.Module) -> str:
+    return "F" if _flattens(layer) else "L" if type(layer) is SpikeLinear else "C"
+
+
+def _flattens(layer: nn.Module) -> bool:
+    """Whether it makes [batch, all] of outputs, and does nothing else."""
+    if type(layer) is not nn.Flatten and type(layer) is not SpikeFlatten:
+        return False
+    return (layer.start_dim, layer.end_dim) == (1, -1)
+
+
+def _missing(layer: Layer, weight: Tensor) -> str | None:
     """What a layer would have to have."""
     neuron = layer._neuron  # as `layer.neuron` has it, which takes longer
     if not isinstance(neuron, SeparableNeuron) or not BACKENDS["cpu"].runs(neuron):
@@ -283,8 +322,14 @@ def _missing(layer: SpikeLinear, weight: Tensor) -> str | None:
         return "no bias, dropout and input pool"
     if any(map(vars(layer).get, HOOKS)) or weight._backward_hooks or weight._post_accumulate_grad_hooks:
         return "no hooks and no forward of its own, which a fused step would not call"
-    if weight.device.type != "cpu" or weight.dtype not in _checks.DTYPES or not weight.t().is_contiguous():
-        return "a weight of float32 or float64 on the CPU, which lies in memory as it was made, [in, out]"
+    if isinstance(layer, SpikeConv2d):
+        if layer.output_pool is not None or layer.groups != 1:
+            return "no output pool, and a single group"
+        if not is_plain(layer):
+            return 'IF neurons without leak and the gradient "latency", as it is a convolution'
+    rows = weight if weight.ndim > 2 else weight.t()
+    if weight.device.type != "cpu" or weight.dtype not in _checks.DTYPES or not rows.is_contiguous():
+        return "a weight of float32 or float64 on the CPU, which lies in memory as it was made"
     return None
 
 
@@ -306,7 +351,7 @@ def _check_loss(loss: Loss) -> None:
         raise ValueError(f"loss must have no parameters that learn, got {loss!r}")
 
 
-def _check_data(times: Tensor, labels: Tensor, weight: Tensor) -> None:
+def _check_data(times: Tensor, labels: Tensor, first: Layer) -> None:
     for name, tensor in (("times", times), ("labels", labels)):
         if (
             not isinstance(tensor, Tensor)
@@ -314,8 +359,9 @@ def _check_data(times: Tensor, labels: Tensor, weight: Tensor) -> None:
             or tensor.device.type != "cpu"
         ):
             raise TypeError(f"{name} must be a dense tensor on the CPU, got {tensor!r}")
-    if times.ndim != 2 or not len(times) or times.shape[1] != weight.shape[1]:
-        raise ValueError(f"times must have shape [batch, {weight.shape[1]}], got {list(times.shape)}")
+    weight, image = first.weight, ", height, width" if first.weight.ndim > 2 else ""
+    if times.ndim != weight.ndim or not len(times) or times.shape[1] != weight.shape[1]:
+        raise ValueError(f"times must have shape [batch, {weight.shape[1]}{image}], got {list(times.shape)}")
     if times.dtype != weight.dtype:
         raise TypeError(f"times must be {weight.dtype}, as the weights, got {times.dtype}")
     if labels.shape != times.shape[:1]:

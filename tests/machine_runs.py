@@ -30,6 +30,9 @@ def outcomes():
         "linear in double precision": _layer(first_spike_linear, times.double(), weight.double(), IF(9.0)),
         "between bins": _layer(first_spike_linear, times / 3, weight, IF(9.0)),
         "convolution": _layer(first_spike_conv2d, images, kernel, IF(9.0)),
+        "convolution in double precision": _layer(
+            first_spike_conv2d, images.double(), kernel.double(), IF(9.0)
+        ),
         "continuous": _layer(first_spike_linear, times, weight / 8, ExpPSP()),
         "decide": _decisions(times, weight, outputs),
         "decide on bytes": _decisions(bytes_, weight, outputs),

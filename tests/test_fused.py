@@ -28,7 +28,7 @@ from ssnn_plugin.losses import (
     TargetTimeLoss,
     TemporalCrossEntropyLoss,
 )
-from ssnn_plugin.nn import AveragePool, SpikeConv2d, SpikeLinear, SpikeSequential
+from ssnn_plugin.nn import AveragePool, SpikeConv2d, SpikeFlatten, SpikeLinear, SpikeSequential
 from ssnn_plugin.rules import RULES, Rule
 
 T_MAX = 16
@@ -97,6 +97,170 @@ def test_a_step_is_what_it_stands_for(sizes, delay, hidden_listen, bins, optimiz
     assert not any(layer.weight.grad is not None for layer in fused)
     found, wanted = (o.state_dict()["state"] for o in optimizers[::-1])
     torch.testing.assert_close(found, wanted)
+
+
+GEOMETRIES = {
+    "plain": {},
+    "stride": {"stride": 2, "padding": 1},
+    "same": {"padding": "same"},
+    "dilation": {"dilation": (2, 1), "padding": (1, 2)},
+}
+
+
+def convolutional(geometry, dtype=torch.float64, in_channels=2):
+    """Two convolutions of an image of 9 x 8 and two fully connected layers, of which parts stay silent."""
+    generator = torch.Generator().manual_seed(0)
+    options = {"t_max": T_MAX, "dtype": dtype}
+    layers = [
+        SpikeConv2d(in_channels, 5, 3, IF(1.0, delay=1), silent_gradient=True, **geometry, **options),
+        SpikeConv2d(5, 4, (2, 3), IF(1.0), **options),
+        SpikeFlatten(),
+    ]
+    for layer in layers[:2]:
+        drawn = torch.randn(layer.weight.shape, generator=generator, dtype=dtype)
+        layer.assign_weight(0.1 + 0.3 * drawn)
+    size = SpikeSequential(*layers)(torch.zeros(1, in_channels, 9, 8, dtype=dtype)).shape[1]
+    behind = network(size, 6, 4, dtype=dtype)
+    with torch.no_grad():
+        behind[0].weight.mul_(0.3)
+    return SpikeSequential(*layers, *behind)
+
+
+def images(count, dtype=torch.float64, channels=2, size=7):
+    for times, labels in batches(count, channels * 72, size=size, dtype=dtype):
+        yield times.reshape(size, channels, 9, 8), labels
+
+
+def weights_of(net):
+    return [parameter.detach() for parameter in net.parameters()]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_a_step_of_convolutions_is_what_it_stands_for(geometry, optimizer, normalize):
+    plain = convolutional(GEOMETRIES[geometry])
+    fused, start, loss = copy.deepcopy(plain), copy.deepcopy(plain), RelativeTargetLoss(3, T_MAX)
+    optimizers = [OPTIMIZERS[optimizer](net.parameters()) for net in (plain, fused)]
+    for group in [*optimizers[0].param_groups, *optimizers[1].param_groups]:
+        group["lr"] /= 30  # otherwise they fall silent
+    step = FusedStep(fused, loss, optimizers[1], normalize=normalize)
+    for times, labels in images(5):
+        expected = plainly(plain, loss, optimizers[0], times, labels, normalize)
+        assert step(times, labels) == pytest.approx(expected, rel=1e-12)
+        for found, wanted in zip(weights_of(fused), weights_of(plain), strict=True):
+            torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-9)
+    assert not any(map(torch.equal, weights_of(fused), weights_of(start)))
+
+
+def test_convolutions_of_one_channel_in_single_precision_and_images_that_lie_otherwise_in_memory():
+    plain = convolutional({}, torch.float32, in_channels=1)
+    fused, loss = copy.deepcopy(plain), RelativeTargetLoss(3, T_MAX)
+    optimizers = [OPTIMIZERS["adam"](net.parameters()) for net in (plain, fused)]
+    step = FusedStep(fused, loss, optimizers[1])
+    for size in (7, 2, 7):
+        for times, labels in images(2, torch.float32, 1, size):
+            expected = plainly(plain, loss, optimizers[0], times, labels, True)
+            strided = torch.stack([times, times], dim=-1)[..., 0]
+            assert step(strided, labels) == pytest.approx(expected, rel=1e-5)
+    for found, wanted in zip(weights_of(fused), weights_of(plain), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_moments_of_convolutions_that_lie_otherwise_in_memory_are_taken_up():
+    nets = [convolutional({}) for _ in range(2)]
+    steps = []
+    for net in nets:
+        optimizer = OPTIMIZERS["adam"](net.parameters())
+        steps.append(FusedStep(net, RelativeTargetLoss(3, T_MAX), optimizer))
+    (first, second, third) = images(3)
+    for step in steps:
+        step(*first)
+    state = steps[1].optimizer.state[nets[1][0].weight]
+    state["exp_avg"] = state["exp_avg"].to(memory_format=torch.channels_last)
+    for step in steps:
+        step(*second)
+        step(*third)
+    for found, wanted in zip(*map(weights_of, nets), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_a_layer_that_is_laid_out_anew_between_two_steps_is_seen():
+    plain = convolutional({"padding": 1})
+    fused, loss = copy.deepcopy(plain), RelativeTargetLoss(3, T_MAX)
+    optimizers = [OPTIMIZERS["sgd"](net.parameters()) for net in (plain, fused)]
+    step = FusedStep(fused, loss, optimizers[1])
+    for padding, (times, labels) in zip(((1, 1), "same"), images(2), strict=True):
+        plain[0].padding = fused[0].padding = padding
+        assert step(times, labels) == pytest.approx(plainly(plain, loss, optimizers[0], times, labels, True))
+    fused[1].stride = (2, 2)
+    with pytest.raises(ValueError, match="network must have layers that fit each other, got"):
+        step(times, labels)
+
+
+def other_layout(net):
+    net[0].weight.data = net[0].weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def hooked_flatten(net):
+    net[2].register_forward_hook(lambda *args: None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda net: net.insert(3, SpikeFlatten()), "or convolutions, one SpikeFlatten and fully connected"),
+        (lambda net: net.pop(2), "or convolutions, one SpikeFlatten and fully connected"),
+        (
+            lambda net: setattr(net[2], "start_dim", 2),
+            r"network\[2\] must be a SpikeLinear or a SpikeConv2d, got",
+        ),
+        (hooked_flatten, r"network\[2\] must have no hooks"),
+        (other_layout, r"network\[0\] must have a weight of float32 or float64 on the CPU"),
+        (lambda net: net[1].set_neuron(IF(1.0, beta=0.9)), r"network\[1\] must have IF neurons without leak"),
+        (lambda net: net[1].set_neuron(ReLPSP()), r"network\[1\] must have IF neurons without leak"),
+        (
+            lambda net: setattr(net[1], "output_pool", AveragePool(2)),
+            r"network\[1\] must have no output pool",
+        ),
+        (
+            lambda net: setattr(net[1], "groups", 2),
+            r"network\[1\] must have no output pool, and a single group",
+        ),
+    ],
+)
+def test_convolutions_of_another_kind_are_refused(change, message):
+    net = convolutional({})
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    change(net)
+    with pytest.raises((TypeError, ValueError), match=message):
+        FusedStep(net, RelativeTargetLoss(3, T_MAX), optimizer)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda times: times.flatten(1),
+            r"times must have shape \[batch, 2, height, width\], got \[7, 144\]",
+        ),
+        (
+            lambda times: times[:, :1],
+            r"times must have shape \[batch, 2, height, width\], got \[7, 1, 9, 8\]",
+        ),
+        (lambda times: times[:, :, :, :2], r"kernel_size must fit the padded input \[9, 2\]"),
+        (lambda times: times[:, :, :, :7], "network must have layers that fit each other"),
+        (lambda times: -times, "negative"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused_and_change_nothing(change, message):
+    net = convolutional({})
+    step = FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.SGD(net.parameters(), lr=0.1))
+    ((times, labels),) = images(1)
+    before = copy.deepcopy(weights_of(net))
+    with pytest.raises(ValueError, match=message):
+        step(change(times), labels)
+    assert all(map(torch.equal, weights_of(net), before))
 
 
 @dataclass(frozen=True)
@@ -612,8 +776,9 @@ class Subclass(SpikeSequential):
         (nn.Sequential(layer()), "network must be a SpikeSequential, got Sequential"),
         (SpikeSequential(), "network must have layers with weights of their own"),
         (Subclass(layer()), "network must be a SpikeSequential, got Subclass"),
-        (SpikeSequential(nn.Flatten(), layer()), r"network\[0\] must be a SpikeLinear, got Flatten"),
-        (SpikeSequential(SpikeConv2d(1, 2, 3, IF(), t_max=T_MAX)), r"network\[0\] must be a SpikeLinear"),
+        (SpikeSequential(nn.Flatten(), layer()), "network must be fully connected layers, or"),
+        (SpikeSequential(SpikeConv2d(1, 2, 3, IF(), t_max=T_MAX)), "network must be fully connected layers"),
+        (SpikeSequential(nn.ReLU(), layer()), r"network\[0\] must be a SpikeLinear or a SpikeConv2d, got"),
         (SpikeSequential(layer(WindowedRamp(start=4.0))), r"network\[0\] must have neurons that"),
         (SpikeSequential(layer(Bare())), r"network\[0\] must have neurons that the compiled kernels run"),
         (SpikeSequential(layer(IF(torch.ones(4)))), r"network\[0\] must have numbers as thresholds"),

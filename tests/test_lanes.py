@@ -2,12 +2,14 @@ import numba as nb
 import numpy as np
 import pytest
 
+from ssnn_plugin.kernels.cpu.bits import mask_of
 from ssnn_plugin.kernels.cpu.lanes import (
     TILES,
     any_of,
     load,
     pack,
     pack_numbers,
+    pack_part,
     splat,
     store,
     total,
@@ -119,6 +121,37 @@ def test_what_lanes_cannot_hold_does_not_compile(function, array):
     assert _sum_of_four(np.arange(16.0)) == 6
     with pytest.raises(nb.TypingError):
         function(array)
+
+
+@nb.njit
+def _members(word, source, first, less, found):
+    return pack_part(mask_of(word, splat(np.float32(0), 64)), source, first, less, found, 3)
+
+
+@nb.njit
+def _members_beside_double_precision(word, source, first, less, found):
+    return pack_part(mask_of(word, splat(np.float64(0), 64)), source, first, less, found, 3)
+
+
+MEMBERS = [(_members, np.int32), (_members, np.float32)]
+MEMBERS += [(_members_beside_double_precision, np.int32), (_members_beside_double_precision, np.float64)]
+
+
+@pytest.mark.parametrize(("members", "dtype"), MEMBERS)
+@pytest.mark.parametrize("places", [(), (0,), (63,), (0, 7, 8, 15, 16, 31, 32, 47, 62), range(64)], ids=len)
+def test_members_of_a_set_are_packed(places, dtype, members):
+    source, found = np.arange(100, 300).astype(dtype), np.zeros(3 + 64 + 16, dtype)
+    word = np.uint64(sum(1 << place for place in places))
+    assert members(word, source, 20, dtype(5), found) == len(places)
+    assert found[3 : 3 + len(places)].tolist() == [100 + 20 + place - 5 for place in places]
+    assert not found[:3].any()
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float64, np.complex64])
+def test_members_are_whole_registers_or_32_bits(dtype):
+    source = np.zeros(90, dtype)
+    with pytest.raises(nb.TypingError):
+        _members(np.uint64(1), source, 0, dtype(0), source.copy())
 
 
 def test_numbers_are_packed_into_32_bits():

@@ -242,7 +242,7 @@ def first_spike_conv2d(
         raise ValueError(f"groups must divide the {weight.shape[0]} output channels, got {groups}")
     if min(weight.shape[2:]) < 1:
         raise ValueError(f"weight's kernel must be at least 1 x 1, got {list(weight.shape[2:])}")
-    padded = _pad(times, padding, weight.shape[2:], strides, dilations)
+    padded = surrounded(times, borders(padding, weight.shape[2:], strides, dilations))
     height, width = output_size(padded.shape[2:], weight.shape[2:], strides, dilations)
     if min(height, width) < 1:
         raise ValueError(
@@ -281,19 +281,22 @@ def check_padding(padding: str, stride: list[int]) -> None:
         raise ValueError(f"padding 'same' needs a stride of 1, got {stride}")
 
 
-def _pad(
-    times: Tensor, padding: Size2d | str, kernel_size: Sequence[int], stride: list[int], dilation: list[int]
-) -> Tensor:
-    """Surround the input with silence; an even kernel's odd row and column of "same" go to the end."""
+def borders(
+    padding: Size2d | str, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """Silent inputs on the left, right, above and below; of an even kernel's "same" more at the end."""
     if isinstance(padding, str):
-        check_padding(padding, stride)
+        check_padding(padding, list(stride))
         spans = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel_size, dilation, strict=True)]
         (top, bottom), (left, right) = ((span // 2, span - span // 2) for span in spans)
     else:
         top, left = bottom, right = pair("padding", padding, 0)
-    if not (top or bottom or left or right):
-        return times
-    return torch.nn.functional.pad(times, (left, right, top, bottom), value=math.inf)
+    return left, right, top, bottom
+
+
+def surrounded(times: Tensor, border: tuple[int, int, int, int]) -> Tensor:
+    """Times [batch, in, height, width] with silence around them."""
+    return torch.nn.functional.pad(times, border, value=math.inf) if any(border) else times
 
 
 def how_to_fire(

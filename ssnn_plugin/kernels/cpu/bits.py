@@ -6,7 +6,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .lanes import Mask
+from .lanes import Lanes, Mask, together
 
 
 @intrinsic
@@ -45,6 +45,22 @@ def bits_of(typingctx, mask):
         return union
 
     return types.uint64(mask), generate
+
+
+@intrinsic
+def mask_of(typingctx, word, lanes):
+    """The mask that is true in the lanes that a set has, of 64 at most: what `bits_of` undoes."""
+    if not isinstance(lanes, Lanes) or lanes.width > 64:
+        return None
+
+    def generate(context, builder, signature, args):
+        parts, kind = [], ir.IntType(lanes.in_register)
+        for k in range(0, lanes.width, lanes.in_register):
+            part = builder.trunc(builder.lshr(args[0], ir.Constant(args[0].type, k)), kind)
+            parts.append(builder.bitcast(part, ir.VectorType(ir.IntType(1), lanes.in_register)))
+        return together(builder, parts)
+
+    return lanes.mask(types.uint64, lanes), generate
 
 
 def _of_words(word, generate):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..geometry import Geometry, by_group, weight_rows
 from ..status import BAD_TIMES
 from . import conv2d_currents, conv2d_steps
-from .compile import jit, method
+from .compile import jit, lean_jit, method
 from .events import has_bad_times, judge
 from .parallel import as_arrays, share_out
 from .patches import by_position, rank_spikes, read_patch, room_for, tiles_of
@@ -32,7 +32,10 @@ def first_spike(
     outputs: tuple[Tensor, Tensor, Tensor],
     status: np.ndarray,
 ) -> None:
-    """Write crossings, potentials and slopes; `status` [batch] tells what is wrong."""
+    """Write crossings, potentials and slopes; `status` [batch] tells what is wrong.
+
+    Potentials may be those of no sample where V jumps, without leak and bias: they are not written then.
+    """
     groups, tiles = geometry.groups, tiles_of(times, weight, geometry)
     rows = weight_rows(weight, groups).flatten(1, 2)
     current = by_group(weight.new_zeros(len(weight)) if bias is None else bias, groups)
@@ -47,6 +50,12 @@ def first_spike(
 def fire_patches(begin, end, times, spikes, potential, slope, status, tiles, layer, t_max):
     """The samples `begin` ... `end`, location by location."""
     room, own = room_for(times, tiles, layer.rows.shape[1], layer.table), scratch(layer)
+    fire_each(begin, end, times, spikes, potential, slope, status, tiles, layer, t_max, room, own)
+
+
+@lean_jit
+def fire_each(begin, end, times, spikes, potential, slope, status, tiles, layer, t_max, room, own):
+    """In scratch space that is there."""
     for b in range(begin, end):
         for group in range(times.shape[1]):
             image = times[b, group]
@@ -59,4 +68,4 @@ def fire_patches(begin, end, times, spikes, potential, slope, status, tiles, lay
                     seen = read_patch(at, n, tiles, layer.width, room)
                     location = np.int64(tiles.location[tile] + tiles.after[at])
                     fire(layer, room, seen, own, t_max, b, location, group, spikes, potential, slope)
-        judge(b, potential, status)
+        judge(b, potential if potential.size > 0 else spikes, status)

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..backends import Factors
 from ..geometry import Geometry, output_size, weight_rows, whole_lanes
 from .bits import bits_of, trailing_zeros
-from .compile import jit, optional, where_given
+from .compile import jit, lean_jit, optional, where_given
 from .gradients import (
     count_errors,
     in_error,
@@ -33,12 +33,26 @@ from .gradients import (
     response,
     splat_in,
 )
-from .lanes import any_of, leading, load, load_where, splat, store, store_where, total, where, width_of
+from .lanes import (
+    REGISTER,
+    TILES,
+    any_of,
+    leading,
+    load,
+    load_where,
+    splat,
+    store,
+    store_where,
+    total,
+    where,
+    width_of,
+)
 from .parallel import as_arrays, share_out
 from .patches import by_position
 
-#: registers of inputs at a time, as tuples: of the weight gradient, and of the input gradient, which sums up
+#: numbers of registers of inputs or outputs at a time, as tuples; of inputs more only where there are enough
 ONE, TWO = (0,), (0,) * 2
+OF_INPUTS = (ONE, TWO, TILES[-1]) if REGISTER == 64 else (ONE, TWO)
 #: of so many locations one is looked at to tell whether errors or spikes are fewer
 ONE_OF = 31
 
@@ -72,8 +86,9 @@ def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geo
     arrays, runs, along_errors, work = _prepared(factors, times, kernel_size, geometry)
     groups, n_runs, n_out = geometry.groups, runs.run.size, out // geometry.groups
     if along_errors:
-        grad = times.new_zeros(out, n_runs, runs.length + -runs.length % width_of(ONE, times.itemsize))
-        share_out(out, work, _weights_along_errors, *arrays, *as_arrays(grad), runs)
+        tile = _tile_of_inputs(runs.length, times.itemsize)
+        grad = times.new_zeros(out, n_runs, runs.length + -runs.length % width_of(tile, times.itemsize))
+        share_out(out, work, _weights_along_errors, *arrays, *as_arrays(grad), runs, tile)
         rows = grad[:, :, : runs.length].reshape(out, *kernel_size, in_group)
         return rows.permute(0, 3, 1, 2).contiguous()
     tile = ONE if n_out <= width_of(ONE, times.itemsize) else TWO
@@ -97,11 +112,17 @@ def input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geomet
         )
     else:
         kernel, rows = _times_along_spikes, weight_rows(weight, groups).flatten(1, 2)
-    rows = whole_lanes(rows, width_of(TWO, times.itemsize))
+    tile = _tile_of_inputs(runs.length, times.itemsize) if along_errors else TWO
+    rows = whole_lanes(rows, width_of(tile, times.itemsize))
     grad = torch.zeros_like(by_position(times, groups), memory_format=torch.contiguous_format)
-    share_out(batch, work, kernel, *arrays, *as_arrays(rows, grad), runs, out // groups)
+    share_out(batch, work, kernel, *arrays, *as_arrays(rows, grad), runs, out // groups, tile)
     images = grad.reshape(batch, groups, height, width, channels // groups)
     return images.permute(0, 1, 4, 2, 3).reshape(times.shape)
+
+
+def _tile_of_inputs(length: int, itemsize: int) -> tuple[int, ...]:
+    """That goes through a run of so many in the least time: a tile costs about two registers by itself."""
+    return min(OF_INPUTS, key=lambda tile: -(-length // width_of(tile, itemsize)) * (len(tile) + 2))
 
 
 def _prepared(
@@ -186,11 +207,17 @@ def find_errors(p, q, until, at, first, end, errors):
 
 
 @jit
-def _weights_along_errors(first, end, p, q, until, a, b, times, grad, runs):
+def _weights_along_errors(first, end, p, q, until, a, b, times, grad, runs, tile):
     """The gradient of the weights of the outputs first ... end."""
+    errors = room_for_errors(q, p, end - first)
+    add_along_errors(first, end, p, q, until, a, b, times, grad, runs, tile, errors)
+
+
+@lean_jit
+def add_along_errors(first, end, p, q, until, a, b, times, grad, runs, tile, errors):
+    """In scratch space that is there."""
     (groups, n_inputs), locations = times.shape[1:], runs.first.size
     out_group = len(grad) // groups
-    errors = room_for_errors(q, p, end - first)
     for n in range(len(times)):
         for group in range(first // out_group, (end - 1) // out_group + 1):
             begin, last = max(first, group * out_group), min(end, (group + 1) * out_group)
@@ -199,14 +226,16 @@ def _weights_along_errors(first, end, p, q, until, a, b, times, grad, runs):
                 at = (n * locations + location) * len(grad)
                 found = find_errors(p, q, until, at, begin, last, errors)
                 if found > 0:
-                    subtract_errors(errors, found, image + runs.first[location], runs, times, a, b, grad)
+                    subtract_errors(
+                        errors, found, image + runs.first[location], runs, times, a, b, grad, tile
+                    )  # fmt: skip
 
 
 @jit
-def subtract_errors(errors, found, first, runs, times, a, b, grad):
+def subtract_errors(errors, found, first, runs, times, a, b, grad, tile):
     """Subtract what a location whose inputs begin at `first` adds to the weights of outputs with an error."""
     outputs, p, q, until = errors
-    none, silent = splat(p.dtype.type(0), ONE), splat(p.dtype.type(np.inf), ONE)
+    none, silent = splat(p.dtype.type(0), tile), splat(p.dtype.type(np.inf), tile)
     _, n_runs, width = grad.shape
     for k in range(n_runs):
         for lane in range(0, runs.length, len(none)):
@@ -214,16 +243,22 @@ def subtract_errors(errors, found, first, runs, times, a, b, grad):
             t = load_where(inside, times, at, silent)
             of_a, of_b = part_of(a, at, inside, none), part_of(b, at, inside, none)
             for e in range(found):
-                to, counts = (outputs[e] * n_runs + k) * width + lane, splat(until[e], ONE) > t
-                change = response(splat_in(q, e, ONE), splat(p[e], ONE), of_a, of_b)
-                store(grad, to, load(grad, to, ONE) - where(counts, change, none))
+                to, counts = (outputs[e] * n_runs + k) * width + lane, splat(until[e], tile) > t
+                change = response(splat_in(q, e, tile), splat(p[e], tile), of_a, of_b)
+                store(grad, to, load(grad, to, tile) - where(counts, change, none))
 
 
 @jit
-def _times_along_errors(first, end, p, q, until, a, b, times, rows, grad, runs, n_out):
+def _times_along_errors(first, end, p, q, until, a, b, times, rows, grad, runs, n_out, tile):
     """The inputs' gradient of the samples first ... end."""
-    (groups, n_inputs), locations = times.shape[1:], runs.first.size
     errors = room_for_errors(q, p, n_out)
+    give_back_errors(first, end, p, q, until, a, b, times, rows, grad, runs, n_out, tile, errors)
+
+
+@lean_jit
+def give_back_errors(first, end, p, q, until, a, b, times, rows, grad, runs, n_out, tile, errors):
+    """In scratch space that is there."""
+    (groups, n_inputs), locations = times.shape[1:], runs.first.size
     for n in range(first, end):
         for group in range(groups):
             begin, image = group * n_out, (n * groups + group) * n_inputs
@@ -231,33 +266,35 @@ def _times_along_errors(first, end, p, q, until, a, b, times, rows, grad, runs, 
                 at = (n * locations + location) * len(rows)
                 found = find_errors(p, q, until, at, begin, begin + n_out, errors)
                 if found > 0:
-                    add_errors(errors, found, image + runs.first[location], runs, times, a, b, rows, grad)
+                    add_errors(
+                        errors, found, image + runs.first[location], runs, times, a, b, rows, grad, tile
+                    )  # fmt: skip
 
 
 @jit
-def add_errors(errors, found, first, runs, times, a, b, rows, grad):
+def add_errors(errors, found, first, runs, times, a, b, rows, grad, tile):
     """Add the errors of a location to the inputs, from `first` on, that its outputs counted."""
     outputs, p, q, until = errors
-    none, silent = splat(p.dtype.type(0), TWO), splat(p.dtype.type(np.inf), TWO)
+    none, silent = splat(p.dtype.type(0), tile), splat(p.dtype.type(np.inf), tile)
     _, n_runs, width = rows.shape
     for k in range(n_runs):
         for lane in range(0, runs.length, len(none)):
             at, inside = first + runs.run[k] + lane, leading(none, runs.length - lane)
             t, sum_p, sum_q = load_where(inside, times, at, silent), none, none
             for e in range(found):
-                weights = load(rows, (outputs[e] * n_runs + k) * width + lane, TWO)
-                counts = splat(until[e], TWO) > t
-                sum_p = sum_p + where(counts, splat(p[e], TWO) * weights, none)
-                sum_q = add_where(q, sum_q, e, counts, weights, none)
+                weights = load(rows, (outputs[e] * n_runs + k) * width + lane, tile)
+                counts = splat(until[e], tile) > t
+                sum_p = sum_p + where(counts, splat(p[e], tile) * weights, none)
+                sum_q = add_where(q, sum_q, e, counts, weights, none, tile)
             of_a, of_b = part_of(a, at, inside, none), part_of(b, at, inside, none)
             change = response(only_with(q, sum_q), sum_p, of_a, of_b)
             store_where(inside, grad, at, load_where(inside, grad, at, none) + change)
 
 
-@where_given(lambda factor, so_far, e, counts, weights, none: so_far)
-def add_where(factor, so_far, e, counts, weights, none):
+@where_given(lambda factor, so_far, e, counts, weights, none, tile: so_far)
+def add_where(factor, so_far, e, counts, weights, none, tile):
     """Add what a factor of an output contributes, if there is one."""
-    return so_far + where(counts, splat(factor[e], TWO) * weights, none)
+    return so_far + where(counts, splat(factor[e], tile) * weights, none)
 
 
 @jit
@@ -289,8 +326,14 @@ def find_causal(first, runs, times, latest, spikes):
 @jit
 def _weights_along_spikes(first, end, p, q, until, a, b, times, grad, runs, n_out, tile):
     """The gradient of the weights of tiles of outputs, which are counted through all groups."""
-    (groups, n_inputs), locations = times.shape[1:], runs.first.size
-    spikes, none = room_for_spikes(p, runs), splat(p.dtype.type(0), tile)
+    spikes = room_for_spikes(p, runs)
+    add_along_spikes(first, end, p, q, until, flat_of(a), flat_of(b), times, grad, runs, n_out, tile, spikes)
+
+
+@lean_jit
+def add_along_spikes(first, end, p, q, until, a, b, times, grad, runs, n_out, tile, spikes):
+    """In scratch space that is there, factors of inputs in a row."""
+    (groups, n_inputs), locations, none = times.shape[1:], runs.first.size, splat(p.dtype.type(0), tile)
     tiles, is_short = grad.shape[2] // len(none), runs.length <= len(splat(p.dtype.type(0), ONE))
     for n in range(len(times)):
         for number in range(first, end):
@@ -327,9 +370,7 @@ def subtract_inputs(outputs, begin, runs, times, a, b, to, grad, tile):
     for k in range(runs.run.size):
         for i in range(runs.length):
             place, row = begin + runs.run[k] + i, to + (k * runs.length + i) * grad.shape[2]
-            change = response(
-                of_q, of_p, splat_in(flat_of(a), place, tile), splat_in(flat_of(b), place, tile)
-            )
+            change = response(of_q, of_p, splat_in(a, place, tile), splat_in(b, place, tile))
             counts = last > splat(flat[np.uint64(place)], tile)
             store(grad, row, load(grad, row, tile) - where(counts, change, none))
 
@@ -340,15 +381,23 @@ def subtract_spikes(outputs, spikes, found, a, b, to, grad, tile):
     (of_p, of_q, last, none), (rows, places, when) = outputs, spikes
     for k in range(found):
         row, place = to + rows[k] * grad.shape[2], places[k]
-        change = response(of_q, of_p, splat_in(flat_of(a), place, tile), splat_in(flat_of(b), place, tile))
+        change = response(of_q, of_p, splat_in(a, place, tile), splat_in(b, place, tile))
         store(grad, row, load(grad, row, tile) - where(last > splat(when[k], tile), change, none))
 
 
 @jit
-def _times_along_spikes(first, end, p, q, until, a, b, times, rows, grad, runs, n_out):
+def _times_along_spikes(first, end, p, q, until, a, b, times, rows, grad, runs, n_out, tile):
     """The inputs' gradient of the samples first ... end."""
-    (groups, n_inputs), locations = times.shape[1:], runs.first.size
     spikes = room_for_spikes(p, runs)
+    give_back_along_spikes(
+        first, end, p, q, until, flat_of(a), flat_of(b), times, rows, grad, runs, n_out, spikes
+    )
+
+
+@lean_jit
+def give_back_along_spikes(first, end, p, q, until, a, b, times, rows, grad, runs, n_out, spikes):
+    """In scratch space that is there, factors of inputs in a row."""
+    (groups, n_inputs), locations = times.shape[1:], runs.first.size
     for n in range(first, end):
         for group in range(groups):
             image = (n * groups + group) * n_inputs
@@ -373,5 +422,5 @@ def add_spikes(p, q, until, at, n_out, spikes, found, a, b, weights, grad):
             counts = last > splat(when[k], TWO)
             of_row = load(weights, rows[k] * weights.shape[1] + lane, TWO)
             sum_p, sum_q = total(where(counts, of_p * of_row, none)), total_of(of_q, counts, of_row, none)
-            of_a, of_b = item_of(flat_of(a), places[k]), item_of(flat_of(b), places[k])
+            of_a, of_b = item_of(a, places[k]), item_of(b, places[k])
             flat[places[k]] += response(sum_q, sum_p, of_a, of_b)

@@ -38,9 +38,11 @@ class Jumps(NamedTuple):
         _, locations, groups, n_out = spikes.shape
         set_limits(room.rows, room.when, seen, self.threshold, self.delay, t_max, (n_rows - 1) * width, limit)
         to = ((b * locations + location) * groups + group) * n_out
-        fire(
-            room.rows, room.when, limit, seen, self.rows[group], self.registers, n_out, to, spikes, potential
-        )
+        arrays = room.rows, room.when, limit, seen, self.rows[group], self.registers, n_out, to, spikes
+        if potential.size > 0:
+            fire(*arrays, potential)
+        else:
+            cross(*arrays)
 
 
 class JumpsAndDrift(NamedTuple):
@@ -115,3 +117,21 @@ def fire(rows, when, limit, n, weights, registers, n_out, to, fired, potential):
         outputs = leading(none, n_out - lane)
         store_where(outputs, fired, to + lane, at)
         store_where(outputs, potential, to + lane, level)
+
+
+@jit
+def cross(rows, when, limit, n, weights, registers, n_out, to, fired):
+    """As `fire`, the times alone: V goes on after a crossing; NaN where V is, instead of a crossing."""
+    number = weights.dtype.type
+    none, silent = splat(number(0), registers), splat(number(np.inf), registers)
+    for lane in range(0, n_out, len(none)):
+        v, at = none, silent
+        for begin in range(0, n, AT_A_TIME):
+            for k in range(begin, begin + AT_A_TIME):
+                v = v + load(weights, np.int64(rows[np.uintp(k)]) + lane, registers)
+                earlier = least(at, splat(when[np.uintp(k)], registers))
+                at = where(v > splat(limit[np.uintp(k)], registers), earlier, at)
+            if begin % LOOK_AFTER == LOOK_AFTER - AT_A_TIME and not any_of(silent <= at):
+                break
+        at = where((silent <= at) & ~(v <= silent), v, at)
+        store_where(leading(none, n_out - lane), fired, to + lane, at)

@@ -301,7 +301,8 @@ def solve_crossings(when, response, threshold, t_max, scratch, fired, potential,
     """
     bounds, start, end, waits = scratch
     bounds[0], bounds[len(when) + 1], number = 0, t_max, fired.dtype.type
-    bounds[1 : len(when) + 1] = when
+    for k in range(UNSIGNED(len(when))):  # what assigns them all at once could allocate
+        bounds[k + UNSIGNED(1)] = when[k]
     for j in range(fired.size):
         k = UNSIGNED(fired[j] if fired[j] < np.inf else number(0))
         start[j], end[j] = bounds[k], bounds[k + UNSIGNED(1)]

@@ -94,7 +94,8 @@ def _registers(builder: Any, value: Any) -> list[Any]:
     return [builder.extract_value(value, k) for k in range(len(value.type.elements))]
 
 
-def _together(builder: Any, registers: Iterable[Any]) -> Any:
+def together(builder: Any, registers: Iterable[Any]) -> Any:
+    """A value of `Lanes` or `Mask`, of its registers."""
     vectors = list(registers)
     value = ir.Constant(ir.LiteralStructType([vector.type for vector in vectors]), ir.Undefined)
     for k, vector in enumerate(vectors):
@@ -105,7 +106,7 @@ def _together(builder: Any, registers: Iterable[Any]) -> Any:
 def _each(builder: Any, emit: Callable[..., Any], *values: Any) -> Any:
     """Do the same to all registers of vectors."""
     registers = (_registers(builder, value) for value in values)
-    return _together(builder, (emit(*vectors) for vectors in zip(*registers, strict=True)))
+    return together(builder, (emit(*vectors) for vectors in zip(*registers, strict=True)))
 
 
 def _places(context: Any, builder: Any, array_type: Any, lanes: Lanes, array: Any, index: Any) -> list[Any]:
@@ -139,7 +140,7 @@ def load(typingctx, array, index, width):
 
     def generate(context, builder, signature, args):
         places = _places(context, builder, array, lanes, *args[:2])
-        return _together(builder, (builder.load(place, align=_align(context, array)) for place in places))
+        return together(builder, (builder.load(place, align=_align(context, array)) for place in places))
 
     return lanes(array, types.intp, width), generate
 
@@ -153,7 +154,7 @@ def load_at(typingctx, like, address, index, width):
     def generate(context, builder, signature, args):
         data = builder.inttoptr(args[1], context.get_data_type(like.dtype).as_pointer())
         places = _places_behind(context, builder, like, lanes, data, args[2])
-        return _together(builder, (builder.load(place, align=_align(context, like)) for place in places))
+        return together(builder, (builder.load(place, align=_align(context, like)) for place in places))
 
     return lanes(like, types.intp, types.intp, width), generate
 
@@ -174,7 +175,7 @@ def load_where(typingctx, mask, array, index, other):
             kind = ir.FunctionType(vector.type, (place.type, align.type, part.type, vector.type))
             read = builder.module.declare_intrinsic(f"llvm.masked.load.{suffix}", (), kind)
             parts.append(builder.call(read, [place, align, part, vector]))
-        return _together(builder, parts)
+        return together(builder, parts)
 
     return other(mask, array, types.intp, other), generate
 
@@ -251,6 +252,35 @@ def pack_numbers(typingctx, mask, array, index, first):
     return types.intp(mask, array, types.intp, types.intp), generate
 
 
+@intrinsic
+def pack_part(typingctx, mask, source, first, less, array, index):
+    """As `pack`, of what lies in `source` from element `first` on, less a number.
+
+    Of integers of 32 bits, or of floats that fill whole registers.
+    """
+    kind = source.dtype
+    if isinstance(kind, types.Float):
+        fits = mask.in_register == in_register(kind)
+    else:
+        fits = isinstance(kind, types.Integer) and kind.bitwidth == 32
+    if not fits or {source.layout, array.layout} != {"C"} or not kind == array.dtype == less:
+        return None
+
+    def generate(context, builder, signature, args):
+        sub = builder.fsub if isinstance(source.dtype, types.Float) else builder.sub
+        number, by = context.get_data_type(source.dtype), _broadcast(builder, args[3], mask.in_register)
+        align, pointer = _align(context, source), ir.VectorType(number, mask.in_register).as_pointer()
+        data = context.make_array(source)(context, builder, args[1]).data
+        vectors = []
+        for k in range(0, mask.width, mask.in_register):
+            place = builder.gep(data, [builder.add(args[2], ir.Constant(args[2].type, k))])
+            vectors.append(sub(builder.load(builder.bitcast(place, pointer), align=align), by))
+        to = context.make_array(array)(context, builder, args[4]).data
+        return _pack(builder, _registers(builder, args[0]), vectors, to, args[5])
+
+    return types.intp(mask, source, types.intp, less, array, types.intp), generate
+
+
 def _pack(builder: Any, masks: list[Any], vectors: list[Any], data: Any, index: Any) -> Any:
     at = index
     for mask, vector in zip(masks, vectors, strict=True):
@@ -293,7 +323,7 @@ def splat(typingctx, number, width):
 
     def generate(context, builder, signature, args):
         vector = _broadcast(builder, args[0], lanes.in_register)
-        return _together(builder, [vector] * (lanes.width // lanes.in_register))
+        return together(builder, [vector] * (lanes.width // lanes.in_register))
 
     return lanes(number, width), generate
 
@@ -307,7 +337,7 @@ def leading(typingctx, lanes, count):
         firsts = range(0, lanes.width, lanes.in_register)
         numbers = (range(first, first + lanes.in_register) for first in firsts)
         parts = (ir.Constant(limit.type, list(part)) for part in numbers)
-        return _together(builder, (builder.icmp_signed("<", part, limit) for part in parts))
+        return together(builder, (builder.icmp_signed("<", part, limit) for part in parts))
 
     return lanes.mask(lanes, types.intp), generate
 

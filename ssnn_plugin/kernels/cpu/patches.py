@@ -18,14 +18,17 @@ import numpy as np
 from torch import Tensor
 
 from ..geometry import Geometry, output_size
-from .bits import count_ones, trailing_zeros
+from .bits import count_ones, mask_of, trailing_zeros
 from .compile import jit
 from .events import sort_events
+from .lanes import REGISTER, pack_part, splat
 
 #: most inputs of a tile, so that sets of ranks are short, if one location does not see more
 MOST_INPUTS = 4096
 #: spikes that are read from a set without a look at how many there are
 AT_A_TIME = 4
+#: numbers that a set may have, which AVX-512 packs at once
+ALL, PACKS = 64, REGISTER == 64
 #: room beyond the spikes of a location, for what is read and written in vectors
 BEYOND = 32
 
@@ -209,10 +212,21 @@ def read_patch(at, n, tiles, width, room):
     for w in range(words):
         ranks = room.seen[np.uintp(first + w)]
         last = found + np.int64(count_ones(ranks))
-        for begin in range(found, last, AT_A_TIME):
-            for k in range(AT_A_TIME):
-                rank, to = np.uintp((w << 6) + np.int64(trailing_zeros(ranks))), np.uintp(begin + k)
-                ranks &= ranks - np.uint64(1)
-                room.rows[to], room.when[to] = room.row_of_rank[rank] - back, room.when_of_rank[rank]
+        if PACKS:
+            members = mask_of(ranks, splat(room.when.dtype.type(0), ALL))
+            pack_part(members, room.row_of_rank, w << 6, np.int32(back), room.rows, found)
+            pack_part(members, room.when_of_rank, w << 6, room.when.dtype.type(0), room.when, found)
+        else:
+            write_members(ranks, w << 6, back, found, last, room)
         found = last
     return found
+
+
+@jit
+def write_members(ranks, first, back, begin, end, room):
+    """Row and time of each rank of a set, which is counted from `first`, to the places `begin` ... `end`."""
+    for at in range(begin, end, AT_A_TIME):
+        for k in range(AT_A_TIME):
+            rank, to = np.uintp(first + np.int64(trailing_zeros(ranks))), np.uintp(at + k)
+            ranks &= ranks - np.uint64(1)
+            room.rows[to], room.when[to] = room.row_of_rank[rank] - back, room.when_of_rank[rank]
