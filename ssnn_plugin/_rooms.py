@@ -213,7 +213,9 @@ class ConvolutionRoom(Room):
         outputs = self.crossings, self.unwritten, torch.from_numpy(self.none)
         conv2d.first_spike(self.seen, weight, None, self.geometry, neuron, self.end, outputs, self.status)
         refuse_bad_samples(self.status.max())
-        spikes = torch.add(self.crossings, neuron.delay, out=self.spikes)
+        spikes = self.crossings
+        if neuron.delay:
+            spikes = torch.add(spikes, neuron.delay, out=self.spikes)
         return _as_rows(spikes.transpose(1, 2) if self.flat else spikes)
 
     def take(self, grads: np.ndarray, normalize: bool) -> None:

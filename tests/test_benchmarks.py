@@ -281,7 +281,7 @@ def test_leaky_neurons_with_and_without_a_closed_form_fire_about_as_often(few_st
 
 
 def test_a_part_of_the_neurons_of_a_convolution_fires_at_first(few_steps):
-    assert convolution.table(mnist.in_batches(few_steps), 2).row_count == len(convolution.FIRING)
+    assert convolution.table(mnist.in_batches(few_steps), 2).row_count == 2 * len(convolution.FIRING)
 
 
 def test_decisions_are_timed_before_and_after_learning(few_steps):
