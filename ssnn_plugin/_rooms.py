@@ -22,7 +22,7 @@ from .kernels.status import refuse_bad_samples
 from .neurons import IF
 from .neurons.base import SeparableNeuron
 from .nn import SpikeConv2d, SpikeLinear
-from .rules import Crossing, Latency, Rule, error_of
+from .rules import Crossing, Latency, Rule, error_of, rule_of
 
 Layer: TypeAlias = "SpikeLinear | SpikeConv2d"
 
@@ -61,7 +61,7 @@ class Room:
         raise NotImplementedError
 
     def weight_grad(self, times: np.ndarray) -> np.ndarray:
-        """Gradient of the weights, with more columns if there are fewer outputs than a tile has."""
+        """Gradient of the weights, as `rows` has them; of full connections there may be more columns."""
         raise NotImplementedError
 
     def input_grad(self, times: np.ndarray) -> np.ndarray:
@@ -198,9 +198,9 @@ class ConvolutionRoom(Room):
         self, batch: int, dtype: torch.dtype, layer: SpikeConv2d, image: tuple[int, int], flat: bool
     ) -> None:
         super().__init__(batch, dtype)
-        self.image, self.flat, self.kernel_size = image, flat, layer.kernel_size
+        self.image, self.flat, self.kernel_size = image, flat, layer.weight.shape[2:]
         self.border, self.geometry, size = layout_of(layer, image)
-        shape = batch, math.prod(size), layer.out_channels
+        shape = batch, math.prod(size), len(layer.weight)
         self.size, self.crossings = size, torch.empty(shape, dtype=dtype)
         self.spikes, self.unwritten = torch.empty_like(self.crossings), self.crossings[:0]
         self.kept = LatencyErrors(self.crossings.flatten(1).numpy(), dtype)
@@ -248,6 +248,12 @@ class ConvolutionRoom(Room):
         return surrounded(images, self.border)
 
 
+def as_read(times: Tensor) -> np.ndarray:
+    """Spike times [batch, in] or [batch, channels, height, width] as the first layer reads them."""
+    times = times.detach()
+    return _as_rows(times if times.ndim == 2 else times.permute(0, 2, 3, 1))
+
+
 def _as_rows(values: Tensor) -> np.ndarray:
     rows: np.ndarray = values.reshape(len(values), -1).contiguous().numpy()
     return rows
@@ -257,10 +263,11 @@ def layout_of(
     layer: SpikeConv2d, image: tuple[int, int]
 ) -> tuple[tuple[int, int, int, int], Geometry, list[int]]:
     """Silence around images of this size, geometry, and the size of what the layer makes of them."""
-    border = borders(layer.padding, layer.kernel_size, layer.stride, layer.dilation)
+    kernel_size = layer.weight.shape[2:]
+    border = borders(layer.padding, kernel_size, layer.stride, layer.dilation)
     left, right, top, bottom = border
     seen = image[0] + top + bottom, image[1] + left + right
-    size = output_size(seen, layer.kernel_size, layer.stride, layer.dilation)
+    size = output_size(seen, kernel_size, layer.stride, layer.dilation)
     if min(size) < 1:
         raise ValueError(f"kernel_size must fit the padded input {list(seen)}, got {layer!r}")
     return border, Geometry(layer.stride, layer.dilation), size
@@ -269,14 +276,15 @@ def layout_of(
 def is_plain(layer: Layer) -> bool:
     """Whether its neurons are `IF` without leak, with the rule "latency"."""
     neuron = layer._neuron  # as `layer.neuron` has it, which takes longer
-    return type(neuron) is IF and bool(neuron.beta == 1) and type(layer.gradient) is Latency
+    return type(neuron) is IF and bool(neuron.beta == 1) and type(rule_of(layer.gradient, neuron)) is Latency
 
 
 def described(layer: Layer) -> tuple[object, ...]:
     """What its room is made for, beside what comes in."""
     shape = layer.weight.shape, layer.weight.dtype
     if isinstance(layer, SpikeConv2d):
-        return *shape, layer.stride, layer.padding, layer.dilation
+        padding = layer.padding if isinstance(layer.padding, str) else tuple(layer.padding)
+        return *shape, tuple(layer.stride), padding, tuple(layer.dilation)
     return *shape, is_plain(layer)
 
 
@@ -292,7 +300,7 @@ def rooms_of(layers: Sequence[Layer], times: Tensor) -> list[Room]:
         if isinstance(layer, SpikeConv2d):
             flat = number + 1 == len(layers) or isinstance(layers[number + 1], SpikeLinear)
             room = ConvolutionRoom(batch, dtype, layer, (shape[-2], shape[-1]), flat)
-            shape = [layer.out_channels, *room.size]
+            shape = [len(layer.weight), *room.size]
             rooms.append(room)
         else:
             n_out, n_in = layer.weight.shape

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from . import _checks
-from ._rooms import Layer, Room, described, is_plain, rooms_of, rows_of
+from ._rooms import Layer, Room, as_read, described, is_plain, rooms_of, rows_of
 from .functional.silent import warn_if_none
 from .kernels.backends import BACKENDS
 from .kernels.cpu import fused
@@ -22,6 +23,7 @@ from .losses import RelativeTargetLoss
 from .neurons.base import SeparableNeuron
 from .nn import SpikeConv2d, SpikeFlatten, SpikeLinear, SpikeSequential
 
+MOMENTS = "exp_avg", "exp_avg_sq"
 OPTIMIZERS = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 # Options of an optimiser by which a step is another one than here.
 REFUSED = "momentum", "nesterov", "amsgrad", "maximize"
@@ -112,7 +114,7 @@ class FusedStep:
         self._forget_rooms()
 
     def __call__(self, times: Tensor, labels: Tensor) -> float:
-        """Learn from spike times [batch, in] of these classes [batch]; return the loss before."""
+        """Learn from spike times of these classes [batch]; return the loss before."""
         if not torch.is_grad_enabled():
             raise RuntimeError("a step cannot be taken under torch.no_grad or torch.inference_mode")
         with torch.no_grad():
@@ -124,11 +126,10 @@ class FusedStep:
         _check_data(times, labels, layers[0])
         updates = _updates(self.optimizer, layers)
         rooms = self._rooms_for(times, layers)
-        spikes = [_as_rows(times)]
+        spikes = [as_read(times)]
         for layer, room in zip(layers, rooms, strict=True):
             spikes.append(room.fire(layer, spikes[-1]))
-        weights = [layer.weight for layer in layers if layer.weight.requires_grad]
-        loss, grads = _errors_of_outputs(self.loss, spikes[-1], labels, weights)
+        loss, grads = _errors_of_outputs(self.loss, spikes[-1], labels)
         for number in reversed(range(len(rooms))):
             rooms[number].take(grads, self.normalize)
             if not any(updates[:number]):
@@ -147,18 +148,8 @@ class FusedStep:
         return self._rooms
 
 
-def _as_rows(times: Tensor) -> np.ndarray:
-    """[batch, all] as they lie in memory for the kernels: channels come last."""
-    times = times.detach()
-    images = times if times.ndim == 2 else times.permute(0, 2, 3, 1)
-    rows: np.ndarray = images.reshape(len(times), -1).contiguous().numpy()
-    return rows
-
-
-def _errors_of_outputs(
-    loss: Loss, spikes: np.ndarray, labels: Tensor, weights: Sequence[Tensor]
-) -> tuple[float, np.ndarray]:
-    """The loss, and its gradient by the spike times of the outputs; it must have none by the weights."""
+def _errors_of_outputs(loss: Loss, spikes: np.ndarray, labels: Tensor) -> tuple[float, np.ndarray]:
+    """The loss, and its gradient by the spike times of the outputs, which it must have by nothing else."""
     if _is_compiled(loss):
         return _relative_errors(loss, spikes, labels)
     with torch.enable_grad():
@@ -166,12 +157,29 @@ def _errors_of_outputs(
         value = loss(outputs.clone(), labels)  # a copy that the loss may keep, or change
     if not isinstance(value, Tensor) or value.shape != ():
         raise TypeError(f"loss must give a tensor of one number, got {value!r}")
-    found = torch.autograd.grad(value, [outputs, *weights], allow_unused=True) if value.requires_grad else ()
-    if any(grad is not None for grad in found[1:]):
-        raise ValueError("loss must depend on the times of the outputs alone, got one of the weights too")
-    if not found or found[0] is None:
+    learn = _tensors_behind(value)
+    if others := [list(tensor.shape) for tensor in learn if tensor is not outputs]:
+        raise ValueError(
+            f"loss must depend on the times of the outputs alone, got one of tensors {others} that learn too"
+        )
+    if not learn:
         raise ValueError("loss must depend on the times of the outputs, got one that does not")
-    return value.item(), found[0].contiguous().numpy()
+    (grad,) = torch.autograd.grad(value, outputs)
+    return value.item(), grad.contiguous().numpy()
+
+
+def _tensors_behind(value: Tensor) -> list[Tensor]:
+    """Those that a backward pass from a value would give a gradient."""
+    found, seen, ahead = [], set(), [value.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(leaf := getattr(node, "variable", None), Tensor):
+            found.append(leaf)
+        ahead.extend(behind for behind, _ in node.next_functions)
+    return found
 
 
 def _is_compiled(loss: Loss) -> TypeGuard[RelativeTargetLoss]:
@@ -196,7 +204,7 @@ def _relative_errors(
 def _updates(
     optimizer: torch.optim.Optimizer, layers: list[Layer]
 ) -> list[Callable[[np.ndarray, np.ndarray], None] | None]:
-    """What changes the weights of each layer [in, out] by their gradient; None for those that stay."""
+    """What changes the weights of each layer, as `rows_of` has them; None for those that stay."""
     if type(optimizer) not in OPTIMIZERS:
         names = ", ".join(kind.__name__ for kind in OPTIMIZERS)
         raise TypeError(f"optimizer must be one of {names}, got {type(optimizer).__name__}")
@@ -231,29 +239,39 @@ def _adam(
 ) -> Callable[[np.ndarray, np.ndarray], None]:
     rate, eps, decay = (float(options[name]) for name in ("lr", "eps", "weight_decay"))
     betas = float(options["betas"][0]), float(options["betas"][1])
-    for name in ("exp_avg", "exp_avg_sq"):
-        moments = optimizer.state.get(weight, {}).get(name, weight)
-        if (moments.shape, moments.dtype) != (weight.shape, weight.dtype):
-            raise ValueError(
-                f"optimizer must keep {name} as its weights, {weight.dtype} {list(weight.shape)}, "
-                f"got {moments.dtype} {list(moments.shape)}"
-            )
+    if kept := optimizer.state.get(weight):
+        for name in MOMENTS:
+            _check_moments(name, kept.get(name), weight)
+        if not isinstance(kept.get("step"), Tensor):
+            raise ValueError(f"optimizer must count its steps in a tensor, got {kept.get('step')!r}")
 
     def update(rows: np.ndarray, grad: np.ndarray) -> None:
         state = optimizer.state[weight]
         if not state:  # as torch's own begins
             state["step"] = torch.tensor(0.0)
-            state["exp_avg"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+            state.update({name: torch.zeros_like(weight) for name in MOMENTS})
         state["step"] += 1
-        for name in ("exp_avg", "exp_avg_sq"):
-            if weight.ndim > 2:  # one that was loaded may lie in memory in another way
+        for name in MOMENTS:
+            if weight.ndim > 2:  # what was loaded may lie otherwise in memory
                 state[name] = state[name].contiguous()
-        moments = rows_of(state["exp_avg"]), rows_of(state["exp_avg_sq"])
+        moments = (rows_of(state[name]) for name in MOMENTS)
         numbers = state["step"].item(), rate, betas, eps, decay, options["decoupled_weight_decay"]
         _change(weight, fused.adam, rows, grad, *moments, *numbers)
 
     return update
+
+
+def _check_moments(name: str, moments: object, weight: Tensor) -> None:
+    """Refuse what cannot be gone on with."""
+    if not isinstance(moments, Tensor) or moments.layout is not torch.strided or moments.device.type != "cpu":
+        got = repr(moments)
+    elif (moments.shape, moments.dtype) != (weight.shape, weight.dtype):
+        got = f"{moments.dtype} {list(moments.shape)}"
+    else:
+        return
+    raise ValueError(
+        f"optimizer must keep {name} as its weights, {weight.dtype} {list(weight.shape)}, got {got}"
+    )
 
 
 def _change(weight: Tensor, kernel: Callable[..., None], rows: np.ndarray, *arguments: Any) -> None:
@@ -274,7 +292,8 @@ def _checked(network: SpikeSequential) -> list[Layer]:
             continue
         if type(layer) not in (SpikeLinear, SpikeConv2d):
             raise TypeError(
-                f"network[{number}] must be a SpikeLinear or a SpikeConv2d, got {type(layer).__name__}"
+                f"network[{number}] must be a SpikeLinear, a SpikeConv2d or a SpikeFlatten of all features, "
+                f"got {type(layer).__name__}"
             )
         layers.append(layer)  # type: ignore[arg-type]
         if missing := _missing(layers[-1], layers[-1].weight):
@@ -282,10 +301,7 @@ def _checked(network: SpikeSequential) -> list[Layer]:
         layers[-1]._neuron.check(layers[-1].t_max)
         if layers[-1]._neuron.jumps:
             _checks.distinct_bins(layers[-1].t_max, layers[-1].weight.dtype)
-    kinds = "".join(
-        "F" if _flattens(layer) else "L" if type(layer) is SpikeLinear else "C" for layer in network
-    )
-    if not re.fullmatch("C+FL*|L*", kinds):
+    if not re.fullmatch("C+FL*|L*", "".join(map(_letter, network))):
         raise ValueError(
             "network must be fully connected layers, or convolutions, one SpikeFlatten and fully connected "
             f"layers, in this order, got {network!r}"
@@ -334,7 +350,7 @@ def _missing(layer: Layer, weight: Tensor) -> str | None:
 
 
 def _refuse_hooks(name: str, owner: nn.Module | torch.optim.Optimizer) -> None:
-    if any(map(vars(owner).get, HOOKS)):
+    if any(map(vars(owner).get, HOOKS)) or _has_any_global_hook():  # type: ignore[no-untyped-call]
         raise ValueError(
             f"{name} must have no hooks and no forward of its own, which a fused step would not call"
         )
@@ -362,6 +378,8 @@ def _check_data(times: Tensor, labels: Tensor, first: Layer) -> None:
     weight, image = first.weight, ", height, width" if first.weight.ndim > 2 else ""
     if times.ndim != weight.ndim or not len(times) or times.shape[1] != weight.shape[1]:
         raise ValueError(f"times must have shape [batch, {weight.shape[1]}{image}], got {list(times.shape)}")
+    if times.requires_grad:
+        raise ValueError("times must need no gradient, which a fused step would not give them")
     if times.dtype != weight.dtype:
         raise TypeError(f"times must be {weight.dtype}, as the weights, got {times.dtype}")
     if labels.shape != times.shape[:1]:

@@ -213,7 +213,7 @@ def hooked_flatten(net):
         (lambda net: net.pop(2), "or convolutions, one SpikeFlatten and fully connected"),
         (
             lambda net: setattr(net[2], "start_dim", 2),
-            r"network\[2\] must be a SpikeLinear or a SpikeConv2d, got",
+            "a SpikeConv2d or a SpikeFlatten of all features",
         ),
         (hooked_flatten, r"network\[2\] must have no hooks"),
         (other_layout, r"network\[0\] must have a weight of float32 or float64 on the CPU"),
@@ -260,6 +260,99 @@ def test_images_that_do_not_fit_are_refused_and_change_nothing(change, message):
     before = copy.deepcopy(weights_of(net))
     with pytest.raises(ValueError, match=message):
         step(change(times), labels)
+    assert all(map(torch.equal, weights_of(net), before))
+
+
+def resized(net, kernel):
+    """The first convolution with another kernel, which the plain lines take from its weights."""
+    weight = net[0].weight.detach()
+    net[0].weight = nn.Parameter(kernel(weight).contiguous())
+    return net
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        lambda w: w[:, :, :2],
+        lambda w: nn.functional.pad(w, (0, 1, 0, 1), value=0.1),
+        lambda w: torch.cat([w, w.flip(3)]),
+    ],
+    ids=["smaller", "larger", "more outputs"],
+)
+def test_weights_say_how_large_a_kernel_is(kernel):
+    nets = []
+    for _ in range(2):
+        net = resized(SpikeSequential(convolutional({})[0], SpikeFlatten()), kernel)
+        nets.append(net)
+    loss = SingleTargetLoss(4, T_MAX)
+    plain, fused = (torch.optim.SGD(net.parameters(), lr=0.1) for net in nets)
+    step = FusedStep(nets[1], loss, fused)
+    for times, labels in images(2):
+        assert step(times, labels) == pytest.approx(plainly(nets[0], loss, plain, times, labels, True))
+    torch.testing.assert_close(nets[1][0].weight, nets[0][0].weight)
+
+
+def test_a_stride_that_is_changed_in_place_is_seen():
+    net = SpikeSequential(convolutional({"padding": 1})[0], SpikeFlatten())
+    net[0].padding = [1, 1]
+    step = FusedStep(net, SingleTargetLoss(4, T_MAX), torch.optim.SGD(net.parameters(), lr=1e-9))
+    ((times, labels),) = images(1)
+    step(times, labels)
+    net[0].padding[:] = [0, 0]
+    assert step(times, labels) == pytest.approx(step.loss(net(times), labels).item())
+
+
+def test_the_name_of_a_rule_is_as_good():
+    net = convolutional({})
+    net[0].gradient = "latency"
+    step = FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.SGD(net.parameters(), lr=0.1))
+    assert step(*next(images(1))) >= 0
+
+
+def test_times_that_learn_are_refused():
+    net = network(12, 4)
+    step = FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.SGD(net.parameters(), lr=0.1))
+    ((times, labels),) = batches(1)
+    with pytest.raises(ValueError, match="times must need no gradient"):
+        step(times.requires_grad_(), labels)
+
+
+def test_hooks_of_all_modules_are_refused():
+    net = network(12, 4)
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(lambda *args: None)
+    try:
+        with pytest.raises(ValueError, match="which a fused step would not call"):
+            FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.SGD(net.parameters(), lr=0.1))
+    finally:
+        handle.remove()
+
+
+def test_an_error_that_is_no_number_spoils_the_weights_as_torchs_adam_does():
+    plain = network(12, 4)
+    fused = copy.deepcopy(plain)
+
+    def loss(times, labels):
+        return (times.clamp(max=16) * 0).sqrt().mean()
+
+    optimizers = [OPTIMIZERS["adam"](net.parameters()) for net in (plain, fused)]
+    step = FusedStep(fused, loss, optimizers[1], normalize=False)
+    ((times, labels),) = batches(1)
+    plainly(plain, loss, optimizers[0], times, labels, False)
+    step(times, labels)
+    torch.testing.assert_close(fused[0].weight, plain[0].weight, equal_nan=True)
+    assert plain[0].weight.isnan().any()
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
+def test_a_state_that_lacks_something_is_refused_before_a_weight_is_changed(name):
+    net = network(12, 20, 4)
+    step = FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.Adam(net.parameters(), lr=0.1))
+    first, second = batches(2)
+    step(*first)
+    del step.optimizer.state[net[1].weight][name]
+    before = copy.deepcopy(weights_of(net))
+    with pytest.raises(ValueError, match="optimizer must"):
+        step(*second)
     assert all(map(torch.equal, weights_of(net), before))
 
 
@@ -778,7 +871,7 @@ class Subclass(SpikeSequential):
         (Subclass(layer()), "network must be a SpikeSequential, got Subclass"),
         (SpikeSequential(nn.Flatten(), layer()), "network must be fully connected layers, or"),
         (SpikeSequential(SpikeConv2d(1, 2, 3, IF(), t_max=T_MAX)), "network must be fully connected layers"),
-        (SpikeSequential(nn.ReLU(), layer()), r"network\[0\] must be a SpikeLinear or a SpikeConv2d, got"),
+        (SpikeSequential(nn.ReLU(), layer()), r"network\[0\] must be a SpikeLinear, a SpikeConv2d or"),
         (SpikeSequential(layer(WindowedRamp(start=4.0))), r"network\[0\] must have neurons that"),
         (SpikeSequential(layer(Bare())), r"network\[0\] must have neurons that the compiled kernels run"),
         (SpikeSequential(layer(IF(torch.ones(4)))), r"network\[0\] must have numbers as thresholds"),
@@ -849,14 +942,21 @@ def test_a_loss_may_keep_and_change_the_times():
     assert not torch.equal(kept[0], kept[2])
 
 
+HEAD = nn.Linear(4, 4).double()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (
             lambda net: lambda t, y: t.clamp(max=9).mean() + net[0].weight.sum(),
-            "loss must depend on the times of the outputs alone, got one of the weights too",
+            r"loss must depend on the times of the outputs alone, got one of tensors \[\[20, 12\]\] that",
         ),
-        (lambda net: lambda t, y: net[0].weight.sum(), "alone, got one of the weights too"),
+        (
+            lambda net: lambda t, y: net[0].weight.sum(),
+            r"alone, got one of tensors \[\[20, 12\]\] that learn",
+        ),
+        (lambda net: lambda t, y: HEAD(t.clamp(max=9)).mean(), r"tensors \[\[4, 4\], \[4\]\] that learn too"),
         (lambda net: lambda t, y: t.detach().clamp(max=9).mean(), "outputs, got one that does not"),
     ],
 )

@@ -105,7 +105,8 @@ def fire(rows, when, limit, n, weights, registers, n_out, to, fired, potential):
     number = weights.dtype.type
     none, silent = splat(number(0), registers), splat(number(np.inf), registers)
     for lane in range(0, n_out, len(none)):
-        v, level, at = none, none, silent
+        outputs = leading(none, n_out - lane)
+        v, level, at = none, none, where(outputs, silent, none)
         for begin in range(0, n, AT_A_TIME):
             for k in range(begin, begin + AT_A_TIME):
                 v = v + load(weights, np.int64(rows[np.uintp(k)]) + lane, registers)
@@ -114,7 +115,6 @@ def fire(rows, when, limit, n, weights, registers, n_out, to, fired, potential):
                 at = where(v > splat(limit[np.uintp(k)], registers), earlier, at)
             if begin % LOOK_AFTER == LOOK_AFTER - AT_A_TIME and not any_of(silent <= at):
                 break
-        outputs = leading(none, n_out - lane)
         store_where(outputs, fired, to + lane, at)
         store_where(outputs, potential, to + lane, level)
 
@@ -125,7 +125,8 @@ def cross(rows, when, limit, n, weights, registers, n_out, to, fired):
     number = weights.dtype.type
     none, silent = splat(number(0), registers), splat(number(np.inf), registers)
     for lane in range(0, n_out, len(none)):
-        v, at = none, silent
+        outputs = leading(none, n_out - lane)
+        v, at = none, where(outputs, silent, none)
         for begin in range(0, n, AT_A_TIME):
             for k in range(begin, begin + AT_A_TIME):
                 v = v + load(weights, np.int64(rows[np.uintp(k)]) + lane, registers)
@@ -134,4 +135,4 @@ def cross(rows, when, limit, n, weights, registers, n_out, to, fired):
             if begin % LOOK_AFTER == LOOK_AFTER - AT_A_TIME and not any_of(silent <= at):
                 break
         at = where((silent <= at) & ~(v <= silent), v, at)
-        store_where(leading(none, n_out - lane), fired, to + lane, at)
+        store_where(outputs, fired, to + lane, at)

@@ -56,8 +56,8 @@ def adam(first, end, weights, grads, means, squares, step, rate, betas, eps, dec
             grad = grads[i, j] + coupled * weights[i, j]
             mean = old_mean * means[i, j] + new_mean * grad
             square = old_square * squares[i, j] + new_square * grad * grad
-            means[i, j] = mean if abs(mean) >= smallest_mean else number(0)
-            squares[i, j] = square if square >= smallest else number(0)
+            means[i, j] = number(0) if abs(mean) < smallest_mean else mean
+            squares[i, j] = number(0) if square < smallest else square
             weights[i, j] = kept * weights[i, j] - length * means[i, j] / (
                 math.sqrt(squares[i, j]) / root + eps
             )
