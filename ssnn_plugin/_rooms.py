@@ -99,9 +99,11 @@ class LinearRoom(Room):
 class LatencyErrors:
     """Errors of `IF` neurons without leak by the rule "latency": those of the spike times, as they are."""
 
+    errors: np.ndarray
+
     def __init__(self, crossings: np.ndarray, dtype: torch.dtype) -> None:
         self.crossings = crossings
-        self.errors, self.until = (torch.empty(crossings.shape, dtype=dtype).numpy() for _ in range(2))
+        self.unit, self.until = (torch.empty(crossings.shape, dtype=dtype).numpy() for _ in range(2))
 
     def take(self, grads: np.ndarray, normalize: bool, end: float, silent: bool) -> None:
         """Of gradients [batch, out] that come in; silent neurons listen to theirs, or do not."""
@@ -109,8 +111,9 @@ class LatencyErrors:
         # The crossing of a silent neuron: the last time of the window, at which all inputs count; or never.
         last = np.nextafter(number(end), number(0)) if silent else number(np.inf)
         until = self.until, self.until.view(f"i{self.until.itemsize}")
-        arrays = grads, normalize, 1 / len(grads), self.errors, self.crossings, last, *until
+        arrays = grads, normalize, 1 / len(grads), self.unit, self.crossings, last, *until
         share_out(len(grads), grads.size, fused.take_errors, *arrays)
+        self.errors = self.unit if normalize else grads
 
 
 class LatencyRoom(LinearRoom):

@@ -54,7 +54,7 @@ from .patches import by_position
 ONE, TWO = (0,), (0,) * 2
 OF_INPUTS = (ONE, TWO, TILES[-1]) if REGISTER == 64 else (ONE, TWO)
 #: of so many locations one is looked at to tell whether errors or spikes are fewer
-ONE_OF = 31
+ONE_OF = 67
 
 
 class Runs(NamedTuple):

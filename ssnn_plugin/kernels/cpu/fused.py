@@ -10,15 +10,13 @@ from .errors import MOST, normalize_rows
 
 @jit
 def take_errors(first, end, grads, normalize, norm, errors, crossings, last, until, bits):
-    """Write the gradients of spike times as errors, of this norm if so asked, and before when inputs count.
+    """Write before when inputs count, and, if so asked, the gradients of spike times as errors of this norm.
 
-    That as `IF.until`: `last` stands for the crossing of a silent neuron, `bits` are the whole numbers in the
+    The first as `IF.until`: `last` stands for the crossing of a silent neuron, `bits` are the whole numbers in the
     memory of `until`.
     """
     if normalize:
         normalize_rows(grads[first:end], norm, errors[first:end])
-    else:
-        errors[first:end] = grads[first:end]
     for b in range(first, end):
         for j in range(crossings.shape[1]):
             until[b, j] = abs(min(crossings[b, j], last))
