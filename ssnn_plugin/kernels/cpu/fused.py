@@ -12,8 +12,8 @@ from .errors import MOST, normalize_rows
 def take_errors(first, end, grads, normalize, norm, errors, crossings, last, until, bits):
     """Write before when inputs count, and, if so asked, the gradients of spike times as errors of this norm.
 
-    The first as `IF.until`: `last` stands for the crossing of a silent neuron, `bits` are the whole numbers in the
-    memory of `until`.
+    The first as `IF.until`: `last` stands for the crossing of a silent neuron, `bits` are the whole numbers
+    in the memory of `until`.
     """
     if normalize:
         normalize_rows(grads[first:end], norm, errors[first:end])
