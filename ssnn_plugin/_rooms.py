@@ -226,24 +226,21 @@ class ConvolutionRoom(Room):
             batch, locations, channels = self.crossings.shape
             grads = _as_rows(torch.from_numpy(grads).view(batch, channels, locations).transpose(1, 2))
         self.kept.take(grads, normalize, self.end, self.silent)
+        arrays = self.kept.errors, self.kept.until
+        errors, until = (torch.from_numpy(array).view(self.crossings.shape) for array in arrays)
+        factors = Factors(errors, None, until, None, None)
+        self.backward = conv2d_gradients.prepared(factors, self.seen, self.kernel_size, self.geometry)
 
     def weight_grad(self, times: np.ndarray) -> np.ndarray:
-        return _as_rows(
-            conv2d_gradients.weight_grad(self._factors(), self.seen, self.kernel_size, self.geometry)
-        )
+        size = len(self.weight), self.kernel_size, self.geometry.groups
+        return _as_rows(conv2d_gradients.weight_grad_of(self.backward, self.seen, *size))
 
     def input_grad(self, times: np.ndarray) -> np.ndarray:
-        grad = conv2d_gradients.input_grad(self._factors(), self.seen, self.weight, self.geometry)
+        groups = self.geometry.groups
+        grad = conv2d_gradients.input_grad_of(self.backward, self.seen, self.weight, groups)
         left, _, top, _ = self.border
         height, width = self.image
         return _as_rows(grad[:, :, top : top + height, left : left + width].permute(0, 2, 3, 1))
-
-    def _factors(self) -> Factors:
-        errors, until = (
-            torch.from_numpy(array).view(self.crossings.shape)
-            for array in (self.kept.errors, self.kept.until)
-        )
-        return Factors(errors, None, until, None, None)
 
     def _images(self, times: np.ndarray) -> Tensor:
         """[batch, channels, height, width], with what is silent around them."""

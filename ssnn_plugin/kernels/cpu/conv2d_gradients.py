@@ -80,11 +80,51 @@ def runs_of(height: int, width: int, channels: int, *kernel: int) -> Runs:
     return Runs(first.reshape(-1) * channels, run.reshape(-1) * channels, together * channels)
 
 
+class Backward(NamedTuple):
+    """What both gradients are made of: factors and times, and which side is followed, as it has fewer."""
+
+    #: p, q, until, a, b and times; what a response does not have is None
+    arrays: tuple[Any, ...]
+    runs: Runs
+    along_errors: bool
+    #: about how many additions
+    work: int
+
+
 def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Tensor:
     """See `kernels.ops.weight_grad`."""
-    out, in_group, *_ = geometry.weight_shape(times, factors.p.shape[2], kernel_size)
-    arrays, runs, along_errors, work = _prepared(factors, times, kernel_size, geometry)
-    groups, n_runs, n_out = geometry.groups, runs.run.size, out // geometry.groups
+    backward = prepared(factors, times, kernel_size, geometry)
+    return weight_grad_of(backward, times, factors.p.shape[2], kernel_size, geometry.groups)
+
+
+def input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """See `kernels.ops.input_grad`; in memory channels come last within a group."""
+    backward = prepared(factors, times, weight.shape[2:], geometry)
+    return input_grad_of(backward, times, weight, geometry.groups)
+
+
+def prepared(factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Backward:
+    """Of these factors of outputs [batch, locations, out]."""
+    stride, dilation, groups = geometry
+    out = factors.p.shape[2]
+    outputs = optional_arrays(*(x if x is None else x.flatten() for x in factors[:3]))
+    inputs = optional_arrays(
+        *(x if x is None else by_position(x, groups) for x in (factors.a, factors.b, times))
+    )
+    runs = runs_of(*times.shape[2:], times.shape[1] // groups, *kernel_size, *stride, *dilation)
+    along_errors, along_spikes = compare_directions(
+        *outputs, inputs[2], runs, out // groups, width_of(ONE, times.itemsize)
+    )
+    work = 2 * ONE_OF * min(along_errors, along_spikes)
+    return Backward((*outputs, *inputs), runs, along_errors <= along_spikes, work)
+
+
+def weight_grad_of(
+    backward: Backward, times: Tensor, out: int, kernel_size: Sequence[int], groups: int
+) -> Tensor:
+    """[out, in / groups, *kernel_size]."""
+    (arrays, runs, along_errors, work), in_group = backward, times.shape[1] // groups
+    n_runs, n_out = runs.run.size, out // groups
     if along_errors:
         tile = _tile_of_inputs(runs.length, times.itemsize)
         grad = times.new_zeros(out, n_runs, runs.length + -runs.length % width_of(tile, times.itemsize))
@@ -100,19 +140,15 @@ def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geo
     return rows.permute(0, 4, 3, 1, 2).reshape(out, in_group, *kernel_size)
 
 
-def input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """See `kernels.ops.input_grad`; in memory channels come last within a group."""
+def input_grad_of(backward: Backward, times: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """Of the shape of the times."""
     batch, channels, height, width = times.shape
-    groups, (out, *_) = geometry.groups, weight.shape
-    arrays, runs, along_errors, work = _prepared(factors, times, weight.shape[2:], geometry)
+    (arrays, runs, along_errors, work), out = backward, len(weight)
     if along_errors:
-        kernel, rows = (
-            _times_along_errors,
-            weight.permute(0, 2, 3, 1).reshape(out, runs.run.size, runs.length),
-        )
+        kernel, tile = _times_along_errors, _tile_of_inputs(runs.length, times.itemsize)
+        rows = weight.permute(0, 2, 3, 1).reshape(out, runs.run.size, runs.length)
     else:
-        kernel, rows = _times_along_spikes, weight_rows(weight, groups).flatten(1, 2)
-    tile = _tile_of_inputs(runs.length, times.itemsize) if along_errors else TWO
+        kernel, tile, rows = _times_along_spikes, TWO, weight_rows(weight, groups).flatten(1, 2)
     rows = whole_lanes(rows, width_of(tile, times.itemsize))
     grad = torch.zeros_like(by_position(times, groups), memory_format=torch.contiguous_format)
     share_out(batch, work, kernel, *arrays, *as_arrays(rows, grad), runs, out // groups, tile)
@@ -123,24 +159,6 @@ def input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geomet
 def _tile_of_inputs(length: int, itemsize: int) -> tuple[int, ...]:
     """That goes through a run of so many in the least time: a tile costs about two registers by itself."""
     return min(OF_INPUTS, key=lambda tile: -(-length // width_of(tile, itemsize)) * (len(tile) + 2))
-
-
-def _prepared(
-    factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry
-) -> tuple[tuple[Any, ...], Runs, bool, int]:
-    """Arrays of factors and times, where they lie, whether errors are fewer, and about how many additions."""
-    stride, dilation, groups = geometry
-    out = factors.p.shape[2]
-    outputs = optional_arrays(*(x if x is None else x.flatten() for x in factors[:3]))
-    inputs = optional_arrays(
-        *(x if x is None else by_position(x, groups) for x in (factors.a, factors.b, times))
-    )
-    runs = runs_of(*times.shape[2:], times.shape[1] // groups, *kernel_size, *stride, *dilation)
-    along_errors, along_spikes = compare_directions(
-        *outputs, inputs[2], runs, out // groups, width_of(ONE, times.itemsize)
-    )
-    work = 2 * ONE_OF * min(along_errors, along_spikes)
-    return (*outputs, *inputs), runs, along_errors <= along_spikes, work
 
 
 @jit
