@@ -155,8 +155,8 @@ def test_the_cheaper_direction_is_taken():
     for share_of_spikes, share_of_errors, along_errors in ((1.0, 0.01, True), (0.1, 1.0, False)):
         spikes = times.masked_fill(times > share_of_spikes, INF)
         factors = Factors(error * (error < share_of_errors), None, until)
-        found = conv2d_gradients._prepared(factors, spikes, [3, 3], Geometry([1, 1], [1, 1]))
-        assert found[2] == along_errors
+        found = conv2d_gradients.prepared(factors, spikes, [3, 3], Geometry([1, 1], [1, 1]))
+        assert found.along_errors == along_errors
 
 
 def test_silence_makes_no_tile_spike():
