@@ -219,6 +219,6 @@ def test_errors_name_what_is_wrong(tmp_path):
 def test_the_page_of_all_recorded_runs_is_small_and_valid(tmp_path):
     report.write(records.RESULTS, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert len(text.encode()) <= 5_000_000
+    assert len(text.encode()) <= 6_000_000  # of 340 records, most of them times of an example
     assert len(_unpacked(PARSER.parse(text), "records")) == len(list(records.RESULTS.glob("*.json")))
     assert not re.search(r"\bnan\b|\bNone\b", re.sub(r"(?s)<script.*?</script>", "", text))
