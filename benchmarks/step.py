@@ -133,14 +133,6 @@ def table(batches: Batches, steps: int) -> Table:
     return found
 
 
-def with_adam(spiking: nn.Module, loss: nn.Module, dense: nn.Module, rate: float = 1e-3) -> tuple[Step, Step]:
-    """Training steps of a network on spike times and of a ReLU network, by the same optimiser."""
-    return (
-        step_with_adam(spiking, loss, rate=rate),
-        step_with_adam(dense, nn.CrossEntropyLoss(), of_images, rate),
-    )
-
-
 def of_times(batch: Batch) -> Tensor:
     """What a network on spike times takes."""
     return batch.times

@@ -101,9 +101,9 @@ class LatencyErrors:
 
     errors: np.ndarray
 
-    def __init__(self, crossings: np.ndarray, dtype: torch.dtype) -> None:
-        self.crossings = crossings
-        self.unit, self.until = (torch.empty(crossings.shape, dtype=dtype).numpy() for _ in range(2))
+    def __init__(self, crossings: Tensor) -> None:
+        self.crossings = crossings.numpy()
+        self.unit, self.until = (torch.empty_like(crossings).numpy() for _ in range(2))
 
     def take(self, grads: np.ndarray, normalize: bool, end: float, silent: bool) -> None:
         """Of gradients [batch, out] that come in; silent neurons listen to theirs, or do not."""
@@ -121,7 +121,10 @@ class LatencyRoom(LinearRoom):
 
     def __init__(self, batch: int, dtype: torch.dtype, n_out: int, n_in: int) -> None:
         super().__init__(batch, dtype, n_out, n_in)
-        self.kept, self.errors_of_inputs = LatencyErrors(self.crossings, dtype), self._empty(batch, n_in)
+        self.kept, self.errors_of_inputs = (
+            LatencyErrors(torch.from_numpy(self.crossings)),
+            self._empty(batch, n_in),
+        )
 
     def fire(self, layer: SpikeLinear, times: np.ndarray) -> np.ndarray:
         self._cross(layer, times, self.unwritten, self.none)
@@ -206,7 +209,7 @@ class ConvolutionRoom(Room):
         shape = batch, math.prod(size), len(layer.weight)
         self.size, self.crossings = size, torch.empty(shape, dtype=dtype)
         self.spikes, self.unwritten = torch.empty_like(self.crossings), self.crossings[:0]
-        self.kept = LatencyErrors(self.crossings.flatten(1).numpy(), dtype)
+        self.kept = LatencyErrors(self.crossings.flatten(1))
 
     def fire(self, layer: SpikeConv2d, times: np.ndarray) -> np.ndarray:
         neuron, weight = layer._neuron, layer.weight.detach()

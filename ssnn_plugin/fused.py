@@ -22,6 +22,7 @@ from .kernels.cpu.parallel import share_out
 from .losses import RelativeTargetLoss
 from .neurons.base import SeparableNeuron
 from .nn import SpikeConv2d, SpikeFlatten, SpikeLinear, SpikeSequential
+from .nn.decision import flattens_samples
 
 MOMENTS = "exp_avg", "exp_avg_sq"
 OPTIMIZERS = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
@@ -290,17 +291,17 @@ def _checked(network: SpikeSequential) -> list[Layer]:
         if _flattens(layer):
             _refuse_hooks(f"network[{number}]", layer)
             continue
-        if type(layer) not in (SpikeLinear, SpikeConv2d):
+        if type(layer) is not SpikeLinear and type(layer) is not SpikeConv2d:
             raise TypeError(
                 f"network[{number}] must be a SpikeLinear, a SpikeConv2d or a SpikeFlatten of all features, "
                 f"got {type(layer).__name__}"
             )
-        layers.append(layer)  # type: ignore[arg-type]
-        if missing := _missing(layers[-1], layers[-1].weight):
+        if missing := _missing(layer, layer.weight):
             raise ValueError(f"network[{number}] must have {missing}, got {layer!r}")
-        layers[-1]._neuron.check(layers[-1].t_max)
-        if layers[-1]._neuron.jumps:
-            _checks.distinct_bins(layers[-1].t_max, layers[-1].weight.dtype)
+        layer._neuron.check(layer.t_max)
+        if layer._neuron.jumps:
+            _checks.distinct_bins(layer.t_max, layer.weight.dtype)
+        layers.append(layer)
     if not re.fullmatch("C+FL*|L*", "".join(map(_letter, network))):
         raise ValueError(
             "network must be fully connected layers, or convolutions, one SpikeFlatten and fully connected "
@@ -322,9 +323,7 @@ def _letter(layer: nn.Module) -> str:
 
 def _flattens(layer: nn.Module) -> bool:
     """Whether it makes [batch, all] of outputs, and does nothing else."""
-    if type(layer) is not nn.Flatten and type(layer) is not SpikeFlatten:
-        return False
-    return (layer.start_dim, layer.end_dim) == (1, -1)
+    return type(layer) in (nn.Flatten, SpikeFlatten) and flattens_samples(layer)
 
 
 def _missing(layer: Layer, weight: Tensor) -> str | None:
