@@ -112,9 +112,20 @@ def test_each_hidden_layer_may_have_a_price_of_its_own():
         build(training={"spike_price": [0.1, 0.1]})
 
 
-def test_a_price_that_half_precision_would_round_away_is_refused():
-    with pytest.raises(SuiteError, match=r"spike_price must be 0 with precision 'bfloat16'.*got 0.001"):
-        build(training={"spike_price": 1e-3, "precision": "bfloat16"})
+@pytest.mark.parametrize("normalize", ["all", "pooled"])
+def test_half_precision_does_not_round_a_price_away(normalize):
+    times, labels = samples(n=8)
+    price, found = 1e-6, {}
+    for prices in ((price, 0, 0), 0):
+        training = {"precision": "bfloat16", "spike_price": prices, "learning_rates": [1e-9]}
+        method = build(network={"normalize": normalize}, training=training)
+        learn(method, times, labels, epochs=1)
+        first = method.stages[0]
+        found[prices] = first.norm.bias.grad.double()
+    activations = first.learn(method.images(times)).activations
+    fired = (activations > 0).sum((0, 2, 3)).double()
+    paid, free = found.values()
+    torch.testing.assert_close(paid - free, price / len(labels) * fired, rtol=0.02, atol=0)
 
 
 def test_the_exponential_mean_is_updated_once_a_step():

@@ -115,15 +115,6 @@ class Training(MixedPrecision, minibatch.Training):
         return not self.mean_decay and super().averages(epoch)
 
     @model_validator(mode="after")
-    def _digits_of_a_price(self) -> Training:
-        if self.spike_price and self.precision == "bfloat16":
-            raise ValueError(
-                f"spike_price must be 0 with precision 'bfloat16', in which it is rounded away, "
-                f"got {self.spike_price}"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _one_mean(self) -> Training:
         if self.mean_decay and self.average_last > 1:
             raise ValueError(f"average_last goes without mean_decay, got {self.average_last}")
@@ -172,14 +163,17 @@ class Rectified(Stage):
         return self.learn(values).passed_on
 
     def learn(self, values: Tensor) -> Activity:
-        """What it does while it learns."""
+        """What it does while it learns.
+
+        Normalised in single precision, in which alone a price is not lost beside the gradient it is added to.
+        """
         connection, (norm, relu) = self.neurons[:-2], self.neurons[-2:]
         potentials = connection(values)
         if self.pooled_first:
             pooled, winners = self._pool(potentials)
-            activations = passed_on = relu(norm(pooled))
+            activations = passed_on = relu(norm(pooled.float()))
         else:
-            activations = relu(norm(potentials))
+            activations = relu(norm(potentials.float()))
             passed_on, winners = self._pool(activations)
         costly = passed_on if self.inhibits else activations
         return Activity(potentials, activations, costly, passed_on, winners)
