@@ -427,6 +427,9 @@ def search(
         mark = "*" if trial.number == chosen.number else ""
         shown.add_row(f"{trial.number}{mark}", f"{accuracy:.2%}", f"{spikes:.1f}", Text(values))
     console.print(shown)
+    complete, diverged = searching.counted(study)
+    if diverged:
+        console.print(f"{diverged} of {complete + diverged} trials diverged")
     console.print(f"chosen: trial {chosen.number}, written to {output}", soft_wrap=True, markup=False)
 
 

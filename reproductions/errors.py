@@ -16,6 +16,10 @@ class SuiteError(Exception):
     """Something the user can mend: a config, a data folder, a record, a results folder."""
 
 
+class Diverged(SuiteError):
+    """Training came to numbers that are not finite."""
+
+
 def run_command_line(app: Callable[[], object]) -> None:
     """Run a command line; what the user can mend ends it with a message and exit code 2.
 

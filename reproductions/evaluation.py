@@ -18,7 +18,7 @@ from ssnn_plugin import decode, metrics
 
 from .config import Config
 from .datasets import Images
-from .errors import SuiteError
+from .errors import Diverged
 from .records import Evaluation, Example
 
 BATCH = 2000
@@ -160,7 +160,7 @@ class _TotalsTally:
         scores = torch.cat([part.scores.cpu() for part in self.parts])
         spikes = torch.cat([part.spikes.cpu() for part in self.parts])
         if not bool(scores.isfinite().all()):
-            raise SuiteError("training diverged: the network gives scores that are no finite numbers")
+            raise Diverged("training diverged: the network gives scores that are no finite numbers")
         best = scores == scores.max(dim=1, keepdim=True).values
         silent, tied = best.all(1) & (spikes[:, -1] == 0), best.sum(1) > 1
         of_label = best.gather(1, labels.long().unsqueeze(1)).squeeze(1)

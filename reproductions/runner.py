@@ -19,7 +19,7 @@ from . import datasets, methods, records, trained
 from .allocator import keep_freed_memory
 from .config import Config
 from .datasets import Images
-from .errors import SuiteError, must_fit
+from .errors import Diverged, SuiteError, must_fit
 from .evaluation import evaluate
 from .features import Pipeline
 from .locks import locked
@@ -202,7 +202,7 @@ def _train(
             started = time.perf_counter()
             learned = method.train_epoch(state.epoch, times, training.y, progress.advance)
             if not math.isfinite(learned.loss):
-                raise SuiteError(f"training diverged in epoch {state.epoch + 1}: the loss is {learned.loss}")
+                raise Diverged(f"training diverged in epoch {state.epoch + 1}: the loss is {learned.loss}")
             accuracies = {
                 part: evaluate(method, run.config, images).accuracy
                 for part, images in looked_at.items()

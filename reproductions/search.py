@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from . import catalog
 from .config import Config, Fraction, Strict, parsed, read_toml
-from .errors import SuiteError
+from .errors import Diverged, SuiteError
 from .locks import locked
 from .records import atomic_write, require_writable
 from .runner import Run, validate
@@ -191,8 +191,8 @@ def _work(
     number: int, search: Search, content: dict[str, Any], path: Path, folder: Path, data_root: Path | None
 ) -> str | None:
     """Trials of a worker, until there are as many as asked for; return what is wrong, if anything."""
+    import optuna
     from optuna.study import MaxTrialsCallback
-    from optuna.trial import TrialState
 
     study = _study(path, folder)
     study.sampler = _sampler(study, search.seed, number)
@@ -208,19 +208,36 @@ def _work(
         with locked(folder / f"{run.name}.lock"):
             held_out = _known(study, trial.params)
             if held_out is None:
-                found = validate(run, FileProgress(run))
+                try:
+                    found = validate(run, FileProgress(run))
+                except Diverged as error:
+                    run.checkpoint.unlink(missing_ok=True)
+                    raise optuna.TrialPruned from error
                 held_out = json.loads(found.model_dump_json(exclude={"example"}))
             trial.set_user_attr("held_out", held_out)
         return objectives(held_out)
 
-    done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-    if done >= search.trials:
+    if sum(counted(study)) >= search.trials:
         return None
     try:
-        study.optimize(objective, callbacks=[MaxTrialsCallback(search.trials, states=(TrialState.COMPLETE,))])
+        study.optimize(objective, callbacks=[MaxTrialsCallback(search.trials, states=_ended())])
     except SuiteError as error:
         return str(error)
     return None
+
+
+def _ended() -> tuple[optuna.trial.TrialState, optuna.trial.TrialState]:
+    """States of a trial that came to its end, and of one that diverged, which the sampler takes for bad."""
+    from optuna.trial import TrialState
+
+    return TrialState.COMPLETE, TrialState.PRUNED
+
+
+def counted(study: optuna.Study) -> tuple[int, int]:
+    """How many trials came to their end, and how many diverged."""
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    complete, diverged = (states.count(state) for state in _ended())
+    return complete, diverged
 
 
 def _known(study: optuna.Study, params: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -244,15 +261,23 @@ def choose(trials: Sequence[optuna.trial.FrozenTrial], give_up: float) -> optuna
 
 
 def write_chosen(path: Path, study: optuna.Study, output: Path) -> optuna.trial.FrozenTrial:
-    """Write the config that a search chose, for `run --config`; return its trial."""
+    """Write the config that a search chose, for `run --config`; return its trial.
+
+    Raises:
+        SuiteError: no trial came to its end.
+    """
     search, content = read(path)
+    complete, diverged = counted(study)
+    if not complete:
+        raise SuiteError(
+            f"{path}: all of {diverged} trials diverged; give it lower learning rates to choose from"
+        )
     trial = choose(study.best_trials, search.give_up)
     accuracy, spikes = trial.values
-    trials = sum(each.state.name == "COMPLETE" for each in study.get_trials(deepcopy=False))
     chosen = with_values(content, trial.params, str(path)).model_dump(mode="json", exclude_unset=True)
     chosen["description"] = (
-        f"{content['description']}; found by a search of {trials} trials: {accuracy:.2%} on held-out "
-        f"images with {spikes:.0f} spikes"
+        f"{content['description']}; found by a search of {complete + diverged} trials: {accuracy:.2%} on "
+        f"held-out images with {spikes:.0f} spikes"
     )
     with atomic_write(output) as file:
         file.write(to_toml(chosen))

@@ -11,7 +11,7 @@ from tiny_runs import Interrupted, content, execute, write_toml
 from reproductions import catalog, datasets, runner, search
 from reproductions.__main__ import app
 from reproductions.config import read_toml
-from reproductions.errors import SuiteError
+from reproductions.errors import Diverged, SuiteError
 from reproductions.locks import locked
 from reproductions.runner import Run
 from reproductions.sweep import Engine
@@ -120,6 +120,45 @@ def test_the_config_that_is_written_has_the_numbers_of_its_trial(ranges, tmp_pat
     assert "found by a search of 4 trials" in catalog.read(tmp_path / "chosen.toml").description
     record = execute(Run(chosen, "chosen", results=tmp_path / "results"))
     assert record.history[-1].validation["potential"] == pytest.approx(trial.values[0])
+
+
+@pytest.fixture
+def diverging(monkeypatch):
+    """A suite whose training diverges at learning rates above a limit that the test may set."""
+    train, limit = runner._train, [0.1]
+
+    def trained(run, *rest):
+        if run.config.training.learning_rates[0] > limit[0]:
+            run.checkpoint.touch()
+            raise Diverged("training diverged in epoch 1: the loss is nan")
+        return train(run, *rest)
+
+    monkeypatch.setattr(runner, "_train", trained)
+    return limit
+
+
+def test_a_search_goes_on_when_trials_diverge(ranges, tmp_path, diverging, capsys):
+    chosen, trials = tmp_path / "chosen.toml", tmp_path / "trials"
+    app(
+        ["search", str(ranges(trials=12)), "--output", str(chosen), "--storage-dir", str(trials)],
+        standalone_mode=False,
+    )
+    complete, diverged = search.counted(search._study(ranges(), trials))
+    assert complete + diverged == 12
+    assert complete
+    assert diverged
+    assert f"{diverged} of 12 trials diverged" in capsys.readouterr().out
+    assert catalog.read(chosen).training.learning_rates[0] <= 0.1
+    assert "found by a search of 12 trials" in catalog.read(chosen).description
+    assert not list(trials.rglob("*.pt"))
+    assert sum(search.counted(search.find(ranges(trials=12), trials, Engine()))) == 12
+
+
+def test_a_search_of_which_nothing_comes_says_so(ranges, tmp_path, diverging):
+    diverging[0] = 0.0
+    study = search.find(ranges(), tmp_path / "trials", Engine())
+    with pytest.raises(SuiteError, match=r"tiny\.toml: all of 4 trials diverged"):
+        search.write_chosen(ranges(), study, tmp_path / "chosen.toml")
 
 
 def test_a_search_that_another_process_is_at_is_refused(ranges, tmp_path):
