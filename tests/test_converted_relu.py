@@ -108,7 +108,7 @@ def test_each_hidden_layer_may_have_a_price_of_its_own():
     torch.testing.assert_close(alike, one)
     assert (dear[0] > free[0] + 1).all()
     torch.testing.assert_close(dear[1:], free[1:])
-    with pytest.raises(SuiteError, match="spike_price must be one number, or 3, one per hidden layer, got 2"):
+    with pytest.raises(SuiteError, match="must hold one number, or 3, one per hidden layer, got 2"):
         build(training={"spike_price": [0.1, 0.1]})
 
 

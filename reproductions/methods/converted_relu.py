@@ -42,6 +42,7 @@ from .minibatch import (
     MixedPrecision,
     Stage,
     in_a_row,
+    one_each,
     refuse_a_single_sample,
     spread,
 )
@@ -231,7 +232,9 @@ class ConvertedReLU(Minibatch):
         )
         super().__init__(settings, stages, shape, seed, device)
         self.network.to(memory_format=torch.channels_last)
-        self.prices = _one_each(settings.training.spike_price, len(stages) - 1)
+        price = settings.training.spike_price
+        prices = price if isinstance(price, tuple) else (price,)
+        self.prices = one_each(prices, len(stages) - 1, "training.spike_price", "hidden layer")
         if settings.training.mean_decay:
             mean = get_ema_multi_avg_fn(settings.training.mean_decay)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.network, multi_avg_fn=mean)
@@ -398,16 +401,6 @@ def _convolution(channels: int, layer: Convolution, whitening: bool) -> tuple[nn
         return convolution, nn.Identity()
     nn.init.dirac_(convolution.weight.data[:channels])
     return convolution, _without_gain(nn.BatchNorm2d(layer.channels))
-
-
-def _one_each(price: float | tuple[float, ...], layers: int) -> tuple[float, ...]:
-    """The price of each of so many hidden layers."""
-    prices = price if isinstance(price, tuple) else (price,) * layers
-    if len(prices) != layers:
-        raise SuiteError(
-            f"training.spike_price must be one number, or {layers}, one per hidden layer, got {len(prices)}"
-        )
-    return prices
 
 
 def _charge(activations: Tensor, price: float) -> None:

@@ -156,6 +156,20 @@ def spread(times: Tensor, count: int) -> Tensor:
     return times[torch.arange(count) * len(times) // count]
 
 
+def one_each(values: Sequence[float], layers: int, key: str, kind: str = "layer") -> list[float]:
+    """The value of each of so many layers, of which one may be given for all.
+
+    >>> one_each([0.1], 3, "training.learning_rates")
+    [0.1, 0.1, 0.1]
+
+    Raises:
+        SuiteError: another number of values.
+    """
+    if len(values) not in (1, layers):
+        raise SuiteError(f"{key} must hold one number, or {layers}, one per {kind}, got {len(values)}")
+    return list(values) * layers if len(values) == 1 else list(values)
+
+
 def restore_average(average: AveragedModel, state: dict[str, Any]) -> None:
     """Take up a mean of weights from a checkpoint; those of the suite's first versions hold sums."""
     if "sums" in state:
@@ -249,13 +263,7 @@ class Minibatch:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters and learning rates for the optimiser, one group per stage."""
-        rates = self.training.learning_rates
-        rates = rates * len(self.stages) if len(rates) == 1 else rates
-        if len(rates) != len(self.stages):
-            raise SuiteError(
-                f"training.learning_rates must hold one number, or {len(self.stages)}, one per layer, "
-                f"got {len(rates)}"
-            )
+        rates = one_each(self.training.learning_rates, len(self.stages), "training.learning_rates")
         return [{"params": list(s.parameters()), "lr": lr} for s, lr in zip(self.stages, rates, strict=True)]
 
     def forward(self, times: Tensor) -> tuple[list[Tensor], Tensor]:
