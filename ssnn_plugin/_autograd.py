@@ -33,3 +33,26 @@ class Function(torch.autograd.Function):
     def fit(cls, *tensors: Tensor) -> type[torch.autograd.Function]:
         """Itself, or its faster twin if none of these tensors is transformed."""
         return cls.eager if all(map(plain, tensors)) else cls
+
+
+def call_once(operator: Any, *arguments: Any, what: str = "a spike time") -> Any:
+    """An operator of the backward pass of what has no second derivative."""
+    if torch.is_grad_enabled():
+        return _Once.apply(what, operator, *arguments)
+    return operator(*arguments)
+
+
+class _Once(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(what: str, operator: Any, *arguments: Any) -> Any:
+        return operator(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.what = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        raise NotImplementedError(f"{ctx.what} has no second derivative")

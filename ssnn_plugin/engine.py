@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._autograd import Function
+from ._autograd import Function, call_once
 from .kernels import ops
 from .kernels.backends import BACKENDS, select
 from .kernels.geometry import Geometry
-from .rules import Crossing, Rule, call_once, error_of, has_own_input_grad, of_fired
+from .rules import Crossing, Rule, error_of, has_own_input_grad, of_fired
 
 if TYPE_CHECKING:
     from .neurons.base import SeparableNeuron

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._autograd import call_once
 from .kernels import ops
 from .kernels.backends import BACKENDS, Factors
 from .kernels.geometry import Geometry
@@ -285,26 +286,3 @@ def of_fired(values: Tensor, at: Tensor) -> Tensor:
     A mask, which a processor cannot foresee, would take ten times as long as this comparison with numbers.
     """
     return torch.ops.aten.threshold_backward(values, -at, -math.inf)  # type: ignore[no-any-return]
-
-
-def call_once(operator: Any, *arguments: Any, what: str = "a spike time") -> Any:
-    """An operator of the backward pass of what has no second derivative."""
-    if torch.is_grad_enabled():
-        return _Once.apply(what, operator, *arguments)
-    return operator(*arguments)
-
-
-class _Once(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(what: str, operator: Any, *arguments: Any) -> Any:
-        return operator(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.what = inputs[0]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        raise NotImplementedError(f"{ctx.what} has no second derivative")

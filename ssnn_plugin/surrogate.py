@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from . import _checks
+from ._autograd import call_once
 from .kernels import latch as operators
 
 
@@ -47,7 +49,7 @@ class Surrogate(LatchGradient):
         raise NotImplementedError
 
     def potential_grad(self, potentials: Tensor, grad: Tensor, threshold: float) -> Tensor:
-        return operators.latch_grad(potentials, grad) * self.derivative(potentials - threshold)
+        return _gradient(operators.latch_grad, potentials, grad) * self.derivative(potentials - threshold)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Arctan(Surrogate):
         return 0.5 * self.sharpness / (1 + (0.5 * math.pi * self.sharpness * distance).square())
 
     def potential_grad(self, potentials: Tensor, grad: Tensor, threshold: float) -> Tensor:
-        return operators.latch_grad_arctan(potentials, grad, threshold, self.sharpness)
+        return _gradient(operators.latch_grad_arctan, potentials, grad, threshold, self.sharpness)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Triangle(Surrogate):
         return (1 - distance.abs() / self.width).relu() / self.width
 
     def potential_grad(self, potentials: Tensor, grad: Tensor, threshold: float) -> Tensor:
-        return operators.latch_grad_triangle(potentials, grad, threshold, self.width)
+        return _gradient(operators.latch_grad_triangle, potentials, grad, threshold, self.width)
 
 
 @dataclass(frozen=True)
@@ -140,4 +142,8 @@ class EscapeNoise(LatchGradient):
         _checks.positive("width", self.width)
 
     def potential_grad(self, potentials: Tensor, grad: Tensor, threshold: float) -> Tensor:
-        return operators.latch_grad_escape(potentials, grad, threshold, self.width)
+        return _gradient(operators.latch_grad_escape, potentials, grad, threshold, self.width)
+
+
+def _gradient(operator: Any, *arguments: Any) -> Tensor:
+    return call_once(operator, *arguments, what="the latch")  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
 
-from ssnn_plugin import IF, ExpPSP, ReLPSP, WindowedRamp, encode, to_event_driven
+from ssnn_plugin import IF, ExpPSP, ReLPSP, WindowedRamp, encode, surrogate, to_event_driven
 from ssnn_plugin.decode import first_spikes
 from ssnn_plugin.functional import (
     bins_to_times,
@@ -18,7 +18,14 @@ from ssnn_plugin.functional import (
 )
 from ssnn_plugin.functional.bins import integrate
 from ssnn_plugin.losses import RelativeTargetLoss, SingleTargetLoss
-from ssnn_plugin.nn import SpikeConv2d
+from ssnn_plugin.nn import (
+    EarliestSpikePool2d,
+    InBins,
+    SpikeConv2d,
+    SpikeFlatten,
+    SpikeLinear,
+    SpikeSequential,
+)
 from ssnn_plugin.snntorch import SingleSpike, latency
 
 T = 12
@@ -130,6 +137,48 @@ def test_gradients_of_each_sample_of_a_window():
         latency(_image(), T),
         1,
     )
+
+
+RULES = [surrogate.Arctan(), surrogate.Triangle(), surrogate.EscapeNoise()]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("beta", [1.0, 0.9])
+def test_gradients_of_each_sample_of_a_network_in_bins(rule, beta):
+    torch.manual_seed(0)
+    network = SpikeSequential(
+        SpikeConv2d(2, 3, 3, IF(beta=beta), t_max=T, bias=True, init_range=(-0.1, 0.4)),
+        EarliestSpikePool2d(2),
+        SpikeFlatten(),
+        SpikeLinear(12, 4, IF(beta=beta), t_max=T, init_range=(-0.5, 1.0)),
+    ).double()
+    learning = InBins(network, rule)
+    image = torch.rand(4, 2, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    times = encode.latency(image, T)
+    _same_per_sample(
+        lambda p, x: _loss(functional_call(learning, p, (x.unsqueeze(0),))),
+        dict(learning.named_parameters()),
+        times,
+        0,
+    )
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_a_latch_and_its_gradient_are_mapped(rule, axis):
+    potentials = torch.randn(T, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    later = torch.arange(T, dtype=torch.float64)
+
+    def weighted(v):
+        return torch.tensordot(later[: len(v)], latch(v, 0.5, rule), 1).sum()
+
+    found = vmap(grad(weighted), axis, axis)(potentials)
+    expected = [grad(weighted)(v) for v in potentials.unbind(axis)]
+    torch.testing.assert_close(found, torch.stack(expected, axis))
+    mapped = vmap(lambda v: latch(v, 0.5, rule), axis, axis)(potentials)
+    assert torch.equal(mapped, torch.stack([latch(v, 0.5, rule) for v in potentials.unbind(axis)], axis))
+    with pytest.raises(NotImplementedError, match="the latch has no second derivative"):
+        grad(lambda v: grad(weighted)(v).sum())(potentials)
 
 
 def test_the_latency_rule_has_no_second_derivative():

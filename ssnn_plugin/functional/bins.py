@@ -169,6 +169,8 @@ def latch(
 
 
 class _Latch(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(potentials: Tensor, threshold: float, gradient: LatchGradient) -> Tensor:
         return operators.latch(potentials, threshold)
@@ -208,6 +210,8 @@ def integrate(currents: Tensor, t_max: int, bias: Tensor | None = None, beta: fl
 
 
 class _LeakySum(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(currents: Tensor, beta: float) -> Tensor:
         return leaky_sum(currents, beta)  # type: ignore[no-any-return]
@@ -254,7 +258,12 @@ def potential_at_crossing(potentials: Tensor, activations: Tensor, delay: int = 
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """Images [batch, channels, height, width] in the layout in which dense convolutions are fast."""
+    """Images [batch, channels, height, width] in the layout in which dense convolutions are fast.
+
+    `vmap` knows no layouts: there they stay as they are.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return images
     images = images.contiguous(memory_format=torch.channels_last)
     channels, height, width = images.shape[1:]
     # One channel has either layout; its strides say which one the output gets.

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .._autograd import call_once
 from ..kernels.precision import under_autocast
 from ..kernels.window import (
     accumulate,
@@ -26,7 +27,6 @@ from ..kernels.window import (
     single_spike_window,
     single_spike_window_grad,
 )
-from ..rules import call_once
 from ..surrogate import LatchGradient
 from .bins import delayed, latch
 from .connection import Size2d

@@ -23,7 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .registration import register
+from .registration import over_neurons, register
 
 COMPILED = torch.float32, torch.float64, torch.bfloat16
 
@@ -67,10 +67,8 @@ def output_like(potentials: Tensor) -> Tensor:
 
 
 def _register(reference: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
-    operator: Callable[..., Tensor] = register(
-        reference, name, "latch", COMPILED, lambda potentials, *args: output_like(potentials)
-    )
-    return operator
+    operator = register(reference, name, "latch", COMPILED, lambda potentials, *args: output_like(potentials))
+    return over_neurons(operator)  # type: ignore[no-any-return]
 
 
 latch = _register(_latch, "latch")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 def register(
@@ -35,4 +36,25 @@ def register(
 
     operator.register_kernel("cpu", on_cpu)
     operator.register_fake(fake)
+    return operator
+
+
+def over_neurons(operator: Any) -> Any:
+    """Let `vmap` map an operator on tensors [T, *] or [*], in which neurons do not see each other.
+
+    A batch of calls is one call with an axis more.
+    """
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        def last(argument: Any, axis: int | None) -> Any:
+            if not isinstance(argument, Tensor):
+                return argument
+            if axis is None:
+                return argument.unsqueeze(-1).expand(*argument.shape, info.batch_size)
+            return argument.movedim(axis, -1)
+
+        outputs = operator(*map(last, arguments, in_dims))
+        return outputs, tree_map(lambda output: output.ndim - 1, outputs)
+
+    torch.library.register_vmap(operator, rule)
     return operator

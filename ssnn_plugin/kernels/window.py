@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .registration import register
+from .registration import over_neurons, register
 
 
 def accumulate(currents: Tensor, start: Tensor, beta: Tensor | float) -> Tensor:
@@ -70,7 +70,7 @@ def _leaky_sum(currents: Tensor, beta: float) -> Tensor:
 
 
 def _register(reference: Callable[..., Any], name: str, fake: Callable[..., Any]) -> Any:
-    return register(reference, name, "window", _checks.DTYPES, fake)
+    return over_neurons(register(reference, name, "window", _checks.DTYPES, fake))
 
 
 def _room_like(tensor: Tensor) -> Tensor:
@@ -86,23 +86,3 @@ single_spike_window_grad = _register(
     lambda a, b, potentials, start, threshold: (_room_like(potentials), _room_like(start)),
 )
 leaky_sum = _register(_leaky_sum, "leaky_sum", lambda currents, beta: _room_like(currents))
-
-
-def _mapped_over_last_axis(operator: Any) -> Any:
-    """Neurons do not see each other: a batch of calls is one call with an axis more."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> Any:
-        moved = (
-            tensor.unsqueeze(-1).expand(*tensor.shape, info.batch_size)
-            if axis is None
-            else tensor.movedim(axis, -1)
-            for tensor, axis in zip(tensors, in_dims, strict=True)
-        )
-        outputs = operator(*moved)
-        return outputs, tuple(output.ndim - 1 for output in outputs)
-
-    return rule
-
-
-for _operator in (single_spike_window, single_spike_window_grad):
-    torch.library.register_vmap(_operator, _mapped_over_last_axis(_operator))
