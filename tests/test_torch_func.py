@@ -15,12 +15,15 @@ from ssnn_plugin.functional import (
     latch,
     normalize_error,
     single_spike_sequence,
+    times_to_bins,
 )
 from ssnn_plugin.functional.bins import integrate
 from ssnn_plugin.losses import RelativeTargetLoss, SingleTargetLoss
 from ssnn_plugin.nn import (
+    EachBin,
     EarliestSpikePool2d,
     InBins,
+    Latch,
     SpikeConv2d,
     SpikeFlatten,
     SpikeLinear,
@@ -161,6 +164,20 @@ def test_gradients_of_each_sample_of_a_network_in_bins(rule, beta):
         times,
         0,
     )
+
+
+def test_gradients_of_each_sample_of_torchs_own_layers_in_bins():
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        EachBin(nn.Conv2d(2, 3, 3)), Latch(), EachBin(nn.Flatten()), EachBin(nn.Linear(48, 4)), Latch()
+    ).double()
+    image = torch.rand(4, 2, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    times = encode.latency(image, T)
+
+    def loss(p, x):
+        return _loss(bins_to_times(functional_call(plain, p, (times_to_bins(x.unsqueeze(0), T).double(),))))
+
+    _same_per_sample(loss, dict(plain.named_parameters()), times, 0)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
