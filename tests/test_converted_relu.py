@@ -112,16 +112,25 @@ def test_each_hidden_layer_may_have_a_price_of_its_own():
         build(training={"spike_price": [0.1, 0.1]})
 
 
-@pytest.mark.parametrize("normalize", ["all", "pooled"])
-def test_half_precision_does_not_round_a_price_away(normalize):
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"normalize": "all"},
+        {"normalize": "pooled"},
+        {"layers": ["16C2", "6C3p1", "P2", "12"], "whiten": True},
+    ],
+    ids=["all", "pooled", "whiten"],
+)
+def test_half_precision_does_not_round_a_price_away(network):
     times, labels = samples(n=8)
     price, found = 1e-6, {}
     for prices in ((price, 0, 0), 0):
         training = {"precision": "bfloat16", "spike_price": prices, "learning_rates": [1e-9]}
-        method = build(network={"normalize": normalize}, training=training)
+        method = build(network=network, training=training)
         learn(method, times, labels, epochs=1)
         first = method.stages[0]
-        found[prices] = first.norm.bias.grad.double()
+        bias = first.norm.bias if first.normalizes else first.neurons[0].bias
+        found[prices] = bias.grad.double()
     activations = first.learn(method.images(times)).activations
     fired = (activations > 0).sum((0, 2, 3)).double()
     paid, free = found.values()

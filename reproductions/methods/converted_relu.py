@@ -164,12 +164,9 @@ class Rectified(Stage):
         return self.learn(values).passed_on
 
     def learn(self, values: Tensor) -> Activity:
-        """What it does while it learns.
-
-        Normalised in single precision, in which alone a price is not lost beside the gradient it is added to.
-        """
-        connection, (norm, relu) = self.neurons[:-2], self.neurons[-2:]
-        potentials = connection(values)
+        """What it does while it learns."""
+        norm, relu = self.neurons[-2:]
+        potentials = self._potentials(values)
         if self.pooled_first:
             pooled, winners = self._pool(potentials)
             activations = passed_on = relu(norm(pooled.float()))
@@ -178,6 +175,18 @@ class Rectified(Stage):
             passed_on, winners = self._pool(activations)
         costly = passed_on if self.inhibits else activations
         return Activity(potentials, activations, costly, passed_on, winners)
+
+    def _potentials(self, values: Tensor) -> Tensor:
+        """Values behind the connection; in half precision only if they are normalised.
+
+        A price is lost beside the gradient it is added to, unless a parameter sees their sum in single
+        precision, as the bias of a normalisation does.
+        """
+        connection = self.neurons[:-2]
+        if self.normalizes:
+            return connection(values)  # type: ignore[no-any-return]
+        with torch.autocast(values.device.type, enabled=False):
+            return connection(values)  # type: ignore[no-any-return]
 
     def _pool(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         """Values behind the pools, and where those come from that an inhibiting one lets through."""
