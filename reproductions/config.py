@@ -226,6 +226,10 @@ class Training(Strict):
             raise ValueError(
                 f"schedule.begin must be below epochs = {self.epochs}, got {self.schedule.begin}"
             )
+        if self.schedule.warm_up >= self.epochs:
+            raise ValueError(
+                f"schedule.warm_up must be below epochs = {self.epochs}, got {self.schedule.warm_up}"
+            )
         return self
 
     def averages(self, epoch: int) -> bool:
@@ -300,12 +304,14 @@ class Config(Strict):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def with_epochs(self, epochs: int | None) -> Config:
-        """The same config with another number of epochs."""
+        """The same config with another number of epochs, of which the warm-up takes at most half."""
         if epochs is None:
             return self
         content = self.model_dump(mode="python")
-        content["training"]["epochs"] = epochs
-        content["training"]["average_last"] = min(self.training.average_last, epochs)
+        training = content["training"]
+        training["epochs"] = epochs
+        training["average_last"] = min(self.training.average_last, epochs)
+        training["schedule"]["warm_up"] = min(self.training.schedule.warm_up, epochs / 2)
         return parsed(type(self), content, "--epochs")
 
 

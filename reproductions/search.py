@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
@@ -22,6 +24,10 @@ from .sweep_progress import FileProgress
 
 if TYPE_CHECKING:
     import optuna
+
+
+# What a trial may keep.
+HELD_OUT, DIVERGED = "held_out", "diverged"
 
 
 class Range(Strict):
@@ -77,32 +83,35 @@ def read(path: Path) -> tuple[Search, dict[str, Any]]:
     config = catalog.find(search.method, search.dataset)
     if not config.validation:
         raise SuiteError(f"{path}: the config of {search.method} on {search.dataset} holds out no images")
-    content = config.model_dump(mode="json", exclude_unset=True)
+    every = config.model_dump(mode="json")
     for key in search.ranges:
-        _placed(content, key, None, str(path))
-    return search, content
+        try:
+            functools.reduce(operator.getitem, _names(key), every)
+        except (LookupError, TypeError) as error:
+            raise SuiteError(f"{path}: ranges: the config has no {key}") from error
+    return search, config.model_dump(mode="json", exclude_unset=True)
 
 
-def _placed(content: Mapping[str, Any], key: str, value: Any, source: str) -> dict[str, Any]:
-    """The tables with another value under a key such as "training.learning_rates.0"."""
+def _names(key: str) -> list[Any]:
+    """Of the tables and the value that a key such as "training.learning_rates.0" leads to."""
+    return [int(part) if part.isdigit() else part for part in key.split(".")]
+
+
+def _placed(content: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The tables with another value under a key."""
     changed: Any = copy.deepcopy(dict(content))
     table = changed
-    names: list[Any] = [int(part) if part.isdigit() else part for part in key.split(".")]
-    try:
-        for name in names[:-1]:
-            table = table[name]
-        if isinstance(table, list):
-            table[names[-1]]
-        table[names[-1]] = value
-    except (LookupError, TypeError) as error:
-        raise SuiteError(f"{source}: ranges: the config has no {key}") from error
+    *outer, last = _names(key)
+    for name in outer:
+        table = table.setdefault(name, {}) if isinstance(table, dict) else table[name]
+    table[last] = value
     return changed  # type: ignore[no-any-return]
 
 
 def with_values(content: Mapping[str, Any], values: Mapping[str, Any], source: str) -> Config:
     """The config with these values."""
     for key, value in values.items():
-        content = _placed(content, key, value, source)
+        content = _placed(content, key, value)
     return catalog.validated(dict(content), source)
 
 
@@ -150,7 +159,7 @@ def _study(path: Path, folder: Path) -> optuna.Study:
         from optuna.storages.journal import JournalFileBackend
     except ModuleNotFoundError as error:
         raise SuiteError('a search needs Optuna: pip install "ssnn-plugin[search]"') from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(storage_path(path, folder))))
     study = optuna.create_study(
         storage=storage, study_name=path.stem, directions=["maximize", "minimize"], load_if_exists=True
@@ -206,16 +215,16 @@ def _work(
         )  # fmt: skip
         # Another worker may have drawn the same values: its numbers then stand for both.
         with locked(folder / f"{run.name}.lock"):
-            held_out = _known(study, trial.params)
-            if held_out is None:
-                try:
-                    found = validate(run, FileProgress(run))
-                except Diverged as error:
-                    run.checkpoint.unlink(missing_ok=True)
-                    raise optuna.TrialPruned from error
-                held_out = json.loads(found.model_dump_json(exclude={"example"}))
-            trial.set_user_attr("held_out", held_out)
-        return objectives(held_out)
+            try:
+                outcome = _known(study, trial.params) or _outcome(run)
+            except KeyboardInterrupt:
+                study.enqueue_trial(trial.params)
+                raise
+            for name, value in outcome.items():
+                trial.set_user_attr(name, value)
+        if DIVERGED in outcome:
+            raise optuna.TrialPruned
+        return objectives(outcome[HELD_OUT])
 
     if sum(counted(study)) >= search.trials:
         return None
@@ -240,12 +249,26 @@ def counted(study: optuna.Study) -> tuple[int, int]:
     return complete, diverged
 
 
-def _known(study: optuna.Study, params: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a trial of the same values did on the held-out images."""
+def _outcome(run: Run) -> dict[str, Any]:
+    """What a trial keeps: what it did on the held-out images, or how it diverged."""
+    try:
+        found = validate(run, FileProgress(run))
+    except Diverged as error:
+        run.checkpoint.unlink(missing_ok=True)
+        return {DIVERGED: str(error)}
+    return {HELD_OUT: json.loads(found.model_dump_json(exclude={"example"}))}
+
+
+def _known(study: optuna.Study, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The outcome of a trial of the same values, if there is one."""
     for trial in study.get_trials(deepcopy=False):
-        if trial.params == params and (held_out := trial.user_attrs.get("held_out")):
-            return held_out  # type: ignore[no-any-return]
-    return None
+        if trial.params == params and (outcome := _kept(trial)):
+            return outcome
+    return {}
+
+
+def _kept(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    return {name: value for name, value in trial.user_attrs.items() if name in (HELD_OUT, DIVERGED)}
 
 
 def objectives(held_out: Mapping[str, Any]) -> tuple[float, float]:

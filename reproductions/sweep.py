@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import re
 import threading
 import traceback
 import warnings
@@ -86,7 +86,7 @@ class Engine:
         """For torch in each process; None leaves them as they are."""
         if self.scheduler is not None or self.workers == 1:
             return None
-        return max(1, len(os.sched_getaffinity(0)) // self.workers)
+        return max(1, int(joblib.cpu_count()) // self.workers)
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,10 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         SuiteError: anything else.
     """
-    seeds: list[int] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            seeds += range(int(first), int(last or first) + 1)
-    except ValueError:
-        seeds = []
-    if not seeds or len(set(seeds)) < len(seeds) or max(seeds) >= 2**32:
+    parts = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
+    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) if part else range(0) for part in parts]
+    seeds = [seed for these in ranges for seed in these]
+    if not all(ranges) or len(set(seeds)) < len(seeds) or max(seeds) >= 2**32:
         raise SuiteError(f"--seeds must be numbers and ranges such as 0-4 or 0,2,5-7, got {text!r}")
     return seeds
 

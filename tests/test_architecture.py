@@ -39,7 +39,10 @@ def test_layers_are_read(written, layer):
     assert parse(written) == layer
 
 
-@pytest.mark.parametrize("written", ["", "0", "C5", "16c5", "16C5p1s2", "P", "M2", "5.0", "-3", "16C5 "])
+@pytest.mark.parametrize(
+    "written",
+    ["", "0", "C5", "16c5", "16C5p1s2", "P", "M2", "5.0", "-3", "16C5 ", "P0", "A0", "16C0", "0C3", "16C3s0"],
+)
 def test_other_writings_are_refused(written):
     with pytest.raises(ValueError, match="a layer must be written as '16C5'"):
         parse(written)

@@ -240,6 +240,11 @@ def test_with_epochs_changes_epochs_alone(tmp_path):
     assert (fewer.training.epochs, fewer.training.average_last) == (2, 2)
     assert fewer == _read(tmp_path, content(epochs=2, average_last=2))
     assert config.with_epochs(None) == config
+    warmed_up = _read(tmp_path, content(epochs=8, schedule={"warm_up": 3.0}))
+    assert warmed_up.with_epochs(7).training.schedule.warm_up == 3.0
+    assert warmed_up.with_epochs(2).training.schedule.warm_up == 1.0
+    with pytest.raises(SuiteError, match=r"schedule\.warm_up must be below epochs = 3, got 3\.0"):
+        _read(tmp_path, content(epochs=3, schedule={"warm_up": 3.0}))
     with pytest.raises(SuiteError, match=r"--epochs: training\.epochs: .*greater than 0, got 0"):
         config.with_epochs(0)
 

@@ -9,7 +9,7 @@ from torch import nn
 from reproductions import evaluation, methods
 from reproductions.catalog import validated
 from reproductions.datasets import Images
-from reproductions.errors import SuiteError
+from reproductions.errors import Diverged, SuiteError
 from reproductions.methods import converted_relu, minibatch
 from reproductions.methods.converted_relu import whiten
 from ssnn_plugin.functional import highest_in_windows2d
@@ -341,4 +341,13 @@ def test_what_can_only_be_known_later_is_refused_then():
     method = build(network={"t_max": 2.0})
     learn(method, times, labels, epochs=1)
     with pytest.raises(SuiteError, match=r"network.t_max must be at least .* got 2.0"):
+        method.predict(times)
+
+
+def test_weights_that_cannot_be_converted_have_diverged():
+    times, labels = samples()
+    method = build()
+    learn(method, times, labels, epochs=1)
+    nn.init.constant_(method.stages[-1].neurons[1].weight, math.nan)
+    with pytest.raises(Diverged, match="training diverged: the network cannot be converted"):
         method.predict(times)

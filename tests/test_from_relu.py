@@ -284,6 +284,18 @@ def test_inputs_out_of_range_are_refused():
     assert eight_bit.encode(torch.tensor([[[[255.0, 1.0, 0.0]]]])).tolist() == [[[[0.0, 254.0, torch.inf]]]]
 
 
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inputs_as_great_as_can_be_in_their_precision(signed, dtype):
+    extreme = torch.full((4, 2), 0.1, dtype=dtype)
+    inputs = torch.cat([extreme, -extreme]) if signed else extreme
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).to(dtype)
+    network = from_relu(model, calibrate_on=inputs, x_max=0.1, signed=signed)
+    times = network.encode(inputs)
+    assert (times[times.isfinite()] == 0).all()
+    torch.testing.assert_close(network(inputs), model(inputs))
+
+
 def _sequential(*layers):
     return nn.Sequential(nn.Conv2d(3, 4, 3), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 

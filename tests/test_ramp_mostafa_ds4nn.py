@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy, relu
 
 from reproductions import methods
@@ -193,9 +194,10 @@ def test_ds4nn_learns_with_every_gradient_rule_of_its_layers(gradient):
     assert not any(torch.equal(a, b.weight) for a, b in zip(before, method.connections, strict=True))
 
 
+@pytest.mark.parametrize("pool", ["P2", "A2"])
 @pytest.mark.parametrize("along", ["ones", "mean input"])
-def test_ds4nn_takes_the_common_shift_out_of_the_hidden_gradients(along):
-    method = _method("ds4nn", center_along=along)
+def test_ds4nn_takes_the_common_shift_out_of_the_hidden_gradients(along, pool):
+    method = _method("ds4nn", {"layers": ["3C3", pool, "7"]}, center_along=along)
     times = (64 * (1 - _images()[0])).floor().clamp(0, 63).float()
     method.before_epoch(0, times)
     for layer in method.connections:
@@ -203,8 +205,10 @@ def test_ds4nn_takes_the_common_shift_out_of_the_hidden_gradients(along):
     method.after_backward()
     convolution, hidden, output = method.connections
     fired, _ = method.forward(times)
-    pooled = method.stages[0].after(fired[0])
-    shift = pooled.isfinite().float().mean(0) if along == "mean input" else torch.ones(len(hidden.weight[0]))
+    spikes = method.stages[0].after(fired[0]).isfinite().float()
+    spikes = nn.functional.avg_pool2d(spikes, 2).flatten(1) if pool == "A2" else spikes
+    shift = spikes.mean(0) if along == "mean input" else torch.ones(len(hidden.weight[0]))
+    assert shift.any()
     assert convolution.weight.grad.flatten(1).mean(1).abs().max() < 1e-6
     assert (hidden.weight.grad @ shift).abs().max() < 1e-4
     assert output.weight.grad.min() >= 0

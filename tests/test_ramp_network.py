@@ -203,6 +203,16 @@ def test_a_state_is_of_networks_with_the_same_inputs_and_inhibition():
     from_relu(model, calibrate_on=x, inhibition=True).load_state_dict(state | {"_extra_state": old})
 
 
+def test_a_state_of_a_network_with_other_layers_names_them():
+    deep = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    x = torch.rand(8, 4)
+    network, flat = from_relu(deep, calibrate_on=x), from_relu(deep[2:], calibrate_on=x[:, :3])
+    with pytest.raises(
+        ValueError, match="the state must be of a network with the layers 1, 3, output, got 3, output"
+    ):
+        network.load_state_dict(flat.state_dict(), strict=False)
+
+
 def test_the_window_of_a_relu6_clips_without_a_warning():
     model = nn.Sequential(nn.Linear(1, 1), nn.ReLU6(), nn.Linear(1, 1)).double()
     with torch.no_grad():

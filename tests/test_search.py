@@ -226,6 +226,37 @@ def test_values_that_are_drawn_again_are_not_trained_again(ranges, tmp_path, mon
     assert len(done) == len({params["training.gamma"] for params, _ in _values(study)}) <= 2
 
 
+def test_values_that_diverged_are_not_trained_again(ranges, tmp_path, monkeypatch):
+    validate, done = runner.validate, []
+
+    def diverging(run, progress):
+        done.append(run.config.training.gamma)
+        if run.config.training.gamma == 3.0:
+            raise Diverged("training diverged in epoch 1: the loss is nan")
+        return validate(run, progress)
+
+    monkeypatch.setattr(search, "validate", diverging)
+    path = ranges(trials=8, ranges={"training.gamma": {"choices": [2.0, 3.0]}})
+    study = search.find(path, tmp_path / "trials", Engine())
+    assert sum(search.counted(study)) == 8
+    assert sorted(done) == [2.0, 3.0]
+
+
+def test_a_search_that_is_ended_takes_up_the_trial_it_was_at(ranges, tmp_path, monkeypatch):
+    validate = runner.validate
+
+    def ended(run, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "validate", ended)
+    with pytest.raises(KeyboardInterrupt):
+        search.find(ranges(), tmp_path / "trials", Engine())
+    (left,) = search._study(ranges(), tmp_path / "trials").get_trials(states=[optuna.trial.TrialState.FAIL])
+    monkeypatch.setattr(search, "validate", validate)
+    study = search.find(ranges(), tmp_path / "trials", Engine())
+    assert _values(study)[0][0] == left.params
+
+
 @pytest.mark.parametrize(
     ("give_up", "expected"), [(0.0, 0), (0.01, 1), (0.2, 2)], ids=["the best", "one per cent", "much"]
 )
@@ -237,6 +268,7 @@ def test_few_spikes_may_cost_some_accuracy(give_up, expected):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"ranges": {"training.gama": {"low": 1.0, "high": 6.0}}}, "ranges: the config has no training.gama"),
         ({"ranges": {"training.colour.0": {"choices": [1]}}}, "ranges: the config has no training.colour.0"),
         (
             {"ranges": {"training.learning_rates.9": {"low": 1, "high": 2}}},

@@ -273,7 +273,7 @@ def test_seeds_are_numbers_and_ranges(text, seeds):
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "-1", "3-1", "0,0", "1-2-3", str(2**32)])
+@pytest.mark.parametrize("text", ["", "a", "-1", "3-1", "0,3-1", "3-", "0,,1", "0,0", "1-2-3", str(2**32)])
 def test_what_is_no_list_of_seeds_is_named(text):
     with pytest.raises(SuiteError, match=r"--seeds must be numbers and ranges such as 0-4 .* got "):
         parse_seeds(text)

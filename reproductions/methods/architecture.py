@@ -43,10 +43,10 @@ def parse(layer: str) -> Convolution | Pool | int:
     Raises:
         ValueError: says how layers are written.
     """
-    if match := re.fullmatch(r"(\d+)C(\d+)(?:s(\d+))?(?:p(\d+))?", layer):
+    if match := re.fullmatch(r"([1-9]\d*)C([1-9]\d*)(?:s([1-9]\d*))?(?:p(\d+))?", layer):
         channels, kernel, stride, padding = match.groups()
         return Convolution(int(channels), int(kernel), int(stride or 1), int(padding or 0))
-    if match := re.fullmatch(r"([AP])(\d+)", layer):
+    if match := re.fullmatch(r"([AP])([1-9]\d*)", layer):
         return Pool(int(match[2]), int(match[2]), average=match[1] == "A")
     if re.fullmatch(r"[1-9]\d*", layer):
         return int(layer)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 from pydantic import model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssnn_plugin.functional import normalize_error
 from ssnn_plugin.nn import SpikeLinear
@@ -74,7 +74,16 @@ class Centered(Layered):
         directions = [torch.ones_like(weight[0]).flatten() for weight in self.learned[:-1]]
         if self.training.center_along == "mean input":
             for number, stage in enumerate(self.stages[:-1]):
-                if isinstance(self.connections[number], SpikeLinear):
-                    directions[number] = times.isfinite().to(directions[number]).mean(0)
+                layer = self.connections[number]
+                if isinstance(layer, SpikeLinear):
+                    directions[number] = _mean_input(layer, times)
                 times = stage.after(stage.neurons(times[:SAMPLE].to(self.device)))
-        return [direction / direction.norm() for direction in directions]
+        return [nn.functional.normalize(direction, dim=0) for direction in directions]
+
+
+def _mean_input(layer: SpikeLinear, times: Tensor) -> Tensor:
+    """How often each input of a layer spikes, as its weights see it: behind an average pool."""
+    spikes = times.isfinite().to(layer.weight)
+    if layer.input_pool is not None:
+        spikes = nn.functional.avg_pool2d(spikes, *layer.input_pool.window).flatten(1)
+    return spikes.mean(0)

@@ -25,11 +25,11 @@ from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from ssnn_plugin import RampNetwork, from_relu
+from ssnn_plugin import NoTimeMode, RampNetwork, from_relu
 from ssnn_plugin.relu import ClippedSpikesWarning
 
 from ..config import Config, Fraction, Linear
-from ..errors import SuiteError
+from ..errors import Diverged, SuiteError
 from ..evaluation import SpikesInWindow
 from ..records import EpochStatistics
 from . import layered, minibatch
@@ -332,13 +332,19 @@ class ConvertedReLU(Minibatch):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ClippedSpikesWarning)
             network = self.settings.network
-            converted = from_relu(
-                self.relu(), calibrate_on=self.sample, margin=network.margin, inhibition=network.inhibition
-            )
-        if converted.t_max > self.settings.network.t_max:
-            raise SuiteError(
-                f"network.t_max must be at least {converted.t_max:.4g}, where the last window ends, "
-                f"got {self.settings.network.t_max}"
+            try:
+                converted = from_relu(
+                    self.relu(),
+                    calibrate_on=self.sample,
+                    margin=network.margin,
+                    inhibition=network.inhibition,
+                )
+            except (NoTimeMode, ValueError) as error:  # of what `relu_stages` makes only for want of digits
+                raise Diverged(f"training diverged: the network cannot be converted ({error})") from error
+        if converted.t_max > network.t_max:
+            raise Diverged(
+                f"network.t_max must be at least {converted.t_max:.4g}, where the last window ends, unless "
+                f"training diverged, got {network.t_max}"
             )
         self.converted = converted
         return converted

@@ -279,6 +279,9 @@ class RampNetwork(nn.Module):
         for name, value in self._fixed().items():
             if name in state and state[name] != value:
                 raise ValueError(f"the state must be of a network with {name}={value}, got {state[name]}")
+        if state["windows"].keys() != self.sources.keys():
+            own, others = (", ".join(names) for names in (self.sources, state["windows"]))
+            raise ValueError(f"the state must be of a network with the layers {own}, got {others}")
         self._set(state["windows"], state["shift"])
 
     def _fixed(self) -> dict[str, Any]:
@@ -294,8 +297,10 @@ class RampNetwork(nn.Module):
         if not _checks.has_values(inputs) or not inputs.numel():
             return
         low, high = (float(extreme) for extreme in inputs.detach().aminmax())
-        least = -self.x_max if self.signed else 0.0
-        if not (least <= low and high <= self.x_max):
+        # 0.1 is more in single precision.
+        greatest = max(self.x_max, torch.tensor(self.x_max, dtype=inputs.dtype).item())
+        least = -greatest if self.signed else 0.0
+        if not (least <= low and high <= greatest):
             raise ValueError(
                 f"inputs must lie in {least:g} ... {self.x_max:g}, as a spike at t = x_max - x can say, got "
                 f"values in {low:.4g} ... {high:.4g}. Pass x_max=, and signed=True or normalize=(mean, std), "
