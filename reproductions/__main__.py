@@ -67,7 +67,7 @@ def list_(results_dir: ResultsDir = records.RESULTS) -> None:
         rows.append((method, dataset, ", ".join(shown) or "-", config.description))
     names = "method", "data set", "seeds"
     widths = [max(map(len, column)) for column in zip(names, *(row[:3] for row in rows), strict=True)]
-    # One line each: what does not fit beside them, with the frame, is left out.
+    # One line each: of a description what does not fit beside the others, with the frame, is left out.
     room = max(console.width - sum(widths) - 13, LEAST_DESCRIPTION)
     table = Table()
     for name, width in zip(names, widths, strict=True):
@@ -75,7 +75,7 @@ def list_(results_dir: ResultsDir = records.RESULTS) -> None:
     table.add_column("description", no_wrap=True)
     for row in rows:
         table.add_row(*row[:3], textwrap.shorten(row[3], room, placeholder=" …"))
-    console.print(table)
+    Console(width=sum(widths) + 13 + room, file=console.file).print(table)
 
 
 @app.command()
@@ -227,7 +227,7 @@ def few_labels(
         record = study.study(dataset, form, features, settings, seeds, data_root, cache, report)
         records.write_record(path, record)
     console.print(render(few_labels_table(record), "md"), soft_wrap=True, markup=False)
-    for file in (path, *draw_few_labels(record, results_dir)):
+    for file in (path, *draw_few_labels(record, path.parent)):
         console.print(f"written: {file}", soft_wrap=True, markup=False)
 
 

@@ -187,6 +187,7 @@ class Rates(Strict):
         return (x * (self.mean / mean)).clamp(max=1)
 
 
+SpikeTimes = Annotated[Latency | Linear | TwoTimes, Field(discriminator="kind")]
 Encoding = Annotated[Latency | Linear | TwoTimes | Direct | Rates, Field(discriminator="kind")]
 
 

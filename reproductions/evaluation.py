@@ -159,7 +159,7 @@ class _TotalsTally:
     def evaluation(self, labels: Tensor) -> Evaluation:
         scores = torch.cat([part.scores.cpu() for part in self.parts])
         spikes = torch.cat([part.spikes.cpu() for part in self.parts])
-        if not bool(scores.isfinite().all()):
+        if bool((scores.isnan() | scores.isposinf()).any()):  # -inf is of a class that cannot be
             raise Diverged("training diverged: the network gives scores that are no finite numbers")
         best = scores == scores.max(dim=1, keepdim=True).values
         silent, tied = best.all(1) & (spikes[:, -1] == 0), best.sum(1) > 1
@@ -211,8 +211,9 @@ def _response_histogram(output: Tensor, t_max: float) -> list[int]:
     A part is a bin; of a window in continuous time, the `PARTS`th part.
     """
     parts = t_max if isinstance(t_max, int) else PARTS
-    first = output.min(1).values.clamp(max=t_max).double()
-    return (first * (parts / t_max)).long().bincount(minlength=parts + 1).tolist()
+    first = output.min(1).values.double()
+    part = (first.clamp(max=t_max) * (parts / t_max)).long().clamp(max=parts - 1)
+    return part.masked_fill(first >= t_max, parts).bincount(minlength=parts + 1).tolist()
 
 
 def _example(images: Images, layers: tuple[Tensor, ...]) -> Example:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
@@ -54,6 +55,8 @@ MANY = [
     99.9,
 ]
 PERFECT = 100.01
+# Of a figure in inches, at least, and how many entries a column of its legend has at most.
+SIZE, MOST_ENTRIES = (8.5, 4.5), 45
 
 
 def draw_all(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -118,8 +121,10 @@ def learning_curves(runs: Sequence[Record]) -> Figure:
     axes.set(
         xlabel="epoch", ylabel="error (%), lenient rule", yscale="log", title=_title(runs, "learning curves")
     )
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else range(1, 10)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     _legend_beside(axes)
     return figure
 
@@ -131,7 +136,7 @@ def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
     goes on than is counted; a dotted line has no spikes. The front is drawn through the means over the seeds:
     no other network on the images themselves is both better and sparser.
     """
-    figure, axes = _figure(entries=len(by_config(runs, runs[0].dataset)) + 4)
+    figure, axes = _figure()
     _stretch(axes)
     means = []
     for color, name, group in _colored_groups(runs):
@@ -199,10 +204,9 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def decision_times(runs: Sequence[Record]) -> Figure:
     """Accuracy if stopped at time t: images whose first output spike has come, and is right."""
     figure, axes = _figure()
-    for color, name, group in _colored_groups(runs):
-        kept = [(run, run.test.right_histogram) for run in group if run.test.right_histogram]
-        for number, (run, histogram) in enumerate(kept):
-            right = np.cumsum(histogram[:-1]) / run.test.samples
+    for color, name, group in _colored_groups([run for run in runs if run.test.right_histogram]):
+        for number, run in enumerate(group):
+            right = np.cumsum((run.test.right_histogram or [])[:-1]) / run.test.samples
             moments = np.linspace(0, 1, len(right) + 1)
             label = name if number == 0 else None
             axes.step(moments, [0, *(100 * right)], where="post", color=color, lw=1, label=label)
@@ -292,23 +296,29 @@ def _save(figure: Figure, folder: Path, stem: str) -> list[Path]:
 
 
 def _legend_beside(axes: Axes) -> None:
-    """To the right of the axes, where it covers nothing that is drawn."""
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    """To the right of the axes, where it covers nothing that is drawn, on a figure with room for it."""
+    entries = len(axes.get_legend_handles_labels()[1])
+    columns = max(1, math.ceil(entries / MOST_ENTRIES))
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), ncols=columns)
+    (width, height), figure = SIZE, axes.get_figure(root=True)
+    assert figure is not None
+    figure.set_size_inches(width + 2.5 * (columns - 1), max(height, 0.21 * math.ceil(entries / columns)))
 
 
-def _figure(entries: int = 0) -> tuple[Figure, Axes]:
-    """Axes with room for that many entries of a legend beside them."""
-    return plt.subplots(figsize=(8.5, max(4.5, 0.21 * entries)), layout="constrained")
+def _figure() -> tuple[Figure, Axes]:
+    return plt.subplots(figsize=SIZE, layout="constrained")
 
 
 def _colored_groups(runs: Sequence[Record]) -> Iterator[tuple[str, str, list[Record]]]:
     """Color, name and runs of each config."""
-    shades, more = (
+    if not runs:
+        return
+    shades, more, last = (
         [to_hex(color) for color in colormaps[name].colors]  # type: ignore[attr-defined]
-        for name in ("tab20", "tab20b")
+        for name in ("tab20", "tab20b", "tab20c")
     )
-    # The ten usual colors, their lighter shades, then twenty others.
-    colors = itertools.cycle(shades[::2] + shades[1::2] + more)
+    # The ten usual colors, their lighter shades, then forty others.
+    colors = itertools.cycle(shades[::2] + shades[1::2] + more + last)
     for color, (name, group) in zip(colors, by_config(runs, runs[0].dataset), strict=False):
         yield color, name, group
 

@@ -397,19 +397,24 @@ def paths_of(results: Path) -> list[Path]:
 
 
 def read_all(results: Path) -> list[Record]:
-    """The records of `paths_of` a folder.
+    """The records of a folder, as `read_by_path`."""
+    return list(read_by_path(results).values())
+
+
+def read_by_path(results: Path) -> dict[Path, Record]:
+    """The records of `paths_of` a folder, and where they are.
 
     Raises:
         SuiteError: as `read_record`; two records of one run.
     """
     found: dict[object, Path] = {}
-    recorded = []
+    recorded = {}
     for path in paths_of(results):
         record = read_record(path)
         other = found.setdefault((record.dataset, record.seed, *record.made_of), path)
         if other != path:
             raise SuiteError(f"{other} and {path} are records of one run: keep one of them")
-        recorded.append(record)
+        recorded[path] = record
     return recorded
 
 

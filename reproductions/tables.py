@@ -271,7 +271,8 @@ def _escaped_for_latex(table: pd.DataFrame, cited: Mapping[str, str] | None) -> 
     if cited is not None and "method" in table:
 
         def with_citation(name: str) -> str:
-            return f"{name} {citations.command(cited.get(name, name))}".rstrip()
+            plain = name.replace(r"\_", "_")  # it comes escaped
+            return f"{name} {citations.command(cited.get(plain, plain))}".rstrip()
 
         style.format(with_citation, subset=["method"], escape="latex")
     return style
@@ -279,9 +280,7 @@ def _escaped_for_latex(table: pd.DataFrame, cited: Mapping[str, str] | None) -> 
 
 def _row(runs: Sequence[Record], depth: int) -> Row:
     first, tests = runs[0], [run.test for run in runs]
-    inputs, classes = (len(tests[0].example.times[layer]) for layer in (0, -1))
-    network = "-".join(filter(None, [str(inputs), first.network_name, str(classes)]))
-    row: Row = {"network": network}
+    row: Row = {"network": network_of(first)}
     row |= {"features": first.features, "neurons fire": tests[0].neurons_fire}
     row |= {"counts all spikes": first.counts_all_spikes, "seeds": len(runs), "epochs": len(first.history)}
     for rule in RULES:
@@ -300,13 +299,19 @@ def _row(runs: Sequence[Record], depth: int) -> Row:
         row |= _spread(columns.readout_column(name), [100 * (test.readouts or {})[name] for test in tests])
     row["ties %"] = 100 * mean(test.tied for test in tests)
     row["silent %"] = 100 * mean(test.silent for test in tests)
-    return row | _against_published(runs, network)
+    return row | _against_published(runs)
 
 
-def _against_published(runs: Sequence[Record], network: str) -> Row:
+def network_of(run: Record) -> str:
+    """A network as papers write it, inputs and outputs included."""
+    inputs, *_, outputs = map(len, run.test.example.times)
+    return "-".join(filter(None, [str(inputs), run.network_name, str(outputs)]))
+
+
+def _against_published(runs: Sequence[Record]) -> Row:
     """The number that the method's paper prints, and how ours compares under the papers' own rule.
 
-    Or with the authors' own readout, where there is another one besides.
+    Of the same network, if the paper has it; with the authors' own readout, where there is one besides.
     """
     table = published()
     method = _paper(runs[0].method, set(table["method"]))
@@ -314,8 +319,10 @@ def _against_published(runs: Sequence[Record], network: str) -> Row:
         (table["method"] == method) & (table["dataset"] == runs[0].dataset)
         & (table["metric"] == "accuracy") & (table["certainty"] != "M")
     ]  # fmt: skip
-    known = None if rows.empty else rows.iloc[0]
+    network = network_of(runs[0])
     alike = network, network.rpartition("-")[0]  # some leave the outputs out
+    rows = rows.sort_values("network", key=lambda written: ~written.isin(alike), kind="stable")
+    known = None if rows.empty else rows.iloc[0]
     ours = 100 * mean((run.test.readouts or {}).get("authors", run.test.accuracy["lenient"]) for run in runs)
     return {
         "published %": nan if known is None else float(known["value"]),
@@ -338,7 +345,7 @@ def _per_neuron(test: Evaluation) -> float:
     if test.neurons_fire == "never":
         return nan
     *hidden, outputs = map(len, test.example.times[1:])
-    return sum(test.total[1:]) / (sum(hidden) + (outputs if test.total[-1] else 0))
+    return sum(test.total[1:]) / (sum(hidden) + (outputs if test.total[-1] or not hidden else 0))
 
 
 def _spread(column: str, values: Sequence[float]) -> Row:

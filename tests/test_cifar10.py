@@ -1,6 +1,7 @@
 """CIFAR-10 in each of the forms in which people have it."""
 
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def test_image_files_in_folders_and_archives(tmp_path, packed):
         assert images.y.tolist() == [n % 10 for n in order]
         expected = np.stack([pixels(split, n).transpose(2, 0, 1) for n in order])
         assert torch.equal(images.x, torch.from_numpy(expected).flatten(1))
+
+
+def test_an_archive_of_one_split_beside_files_of_the_other(tmp_path):
+    write_tree(tmp_path)
+    expected = datasets.load("cifar10", "train", tmp_path, tmp_path / "cache").x
+    pack(tmp_path)
+    (tmp_path / "CIFAR-10" / "test.tar.gz").unlink()
+    shutil.rmtree(tmp_path / "CIFAR-10" / "train")
+    assert torch.equal(datasets.load("cifar10", "train", tmp_path, tmp_path / "cache").x, expected)
+    archive = tmp_path / "CIFAR-10" / "train.tar.gz"
+    archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
+    with pytest.raises(SuiteError, match=r"train\.tar\.gz: damaged or cut short"):
+        datasets.load("cifar10", "train", tmp_path, tmp_path / "cache")
 
 
 def test_what_was_decoded_is_kept_while_it_is_intact(tmp_path, monkeypatch):

@@ -84,6 +84,13 @@ def test_list_shows_every_config(call, tmp_path):
     assert all(list(known) in rows for known in catalog.available())
 
 
+def test_list_is_whole_on_a_narrow_terminal(call, tmp_path):
+    _, out, _ = call("list", "--results-dir", tmp_path, columns="60")
+    lines = out.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert all(line[-1] in "\u2513\u2503\u2529\u2502\u2518" for line in lines)
+
+
 @pytest.mark.usefixtures("tiny_suite")
 def test_list_shows_recorded_seeds(call, recorded):
     _, out, _ = call("list", "--results-dir", recorded)

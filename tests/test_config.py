@@ -111,6 +111,13 @@ def test_shipped_configs_are_valid_and_named_after_their_content(path, available
         ("online", "network.init", [{"uniform": [0, 1]}], "init must hold 2 entries, .*, got 1"),
         ("online", "network.init", [{"uniform": [0, 1]}, {"normal": [0, -1]}], "normal.1: .* 0, got -1"),
         ("online", "network.init", [{"uniform": [0, 1]}, {"uniform": [2, 1]}], r"init\.1.*uniform"),
+        (
+            "online",
+            "encoding",
+            {"kind": "direct"},
+            "encoding: .*'direct' .*'latency', 'linear', 'two-times'",
+        ),
+        ("ts4tl", "encoding", {"kind": "rates", "size": 8, "mean": 0.1}, "encoding: .*'two-times'"),
         ("online", "validation", -1, "validation: .* greater than or equal to 0, got -1"),
         ("online", "dataset", "cifar", "dataset: .*'digits', 'mnist', .*, got 'cifar'"),
         ("online", "images", {"size": [8, 8]}, "images goes with dataset eth80, .*, got 'digits'"),

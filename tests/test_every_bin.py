@@ -225,5 +225,5 @@ def test_settings_that_do_not_fit_are_refused(change, message):
 
 def test_times_that_have_no_bins_are_refused():
     content = settings_of().model_dump(mode="json") | {"encoding": {"kind": "linear", "scale": 1.0}}
-    with pytest.raises(SuiteError, match=r"encoding\.kind must be 'latency', got 'linear'"):
+    with pytest.raises(SuiteError, match=r"encoding\.kind: .*'latency'.*got 'linear'"):
         validated(content, "tiny")

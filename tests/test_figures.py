@@ -1,5 +1,7 @@
 """What the figures of a record say."""
 
+import matplotlib.pyplot as plt
+import pytest
 from tiny_runs import record
 
 from reproductions import figures, records
@@ -30,3 +32,40 @@ def test_a_raster_without_a_first_spike_that_decides_has_no_line():
     title, lines = _title_and_lines(repeatedly)
     assert title.endswith("label 3, decided after all steps")
     assert not lines
+
+
+DRAWN = [
+    figures.learning_curves,
+    figures.accuracy_against_spikes,
+    figures.response_times,
+    figures.decision_times,
+]
+
+
+@pytest.mark.parametrize("draw", DRAWN)
+@pytest.mark.parametrize("methods", [1, 29, 62])
+@pytest.mark.filterwarnings("error")
+def test_a_legend_of_many_methods_is_on_the_figure(draw, methods):
+    figure = draw([record(name=f"method-{number:02}-mnist") for number in range(methods)])
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    width, height = figure.canvas.get_width_height()
+    texts = axes.get_legend().get_texts()
+    assert len(texts) >= methods
+    for text in texts:
+        box = text.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= width
+        assert 0 <= box.y0 < box.y1 <= height
+    left, bottom, right, top = axes.get_window_extent().extents
+    assert right - left > 0.3 * width
+    assert top - bottom > 0.7 * height
+    plt.close(figure)
+
+
+def test_methods_that_are_drawn_have_colours_of_their_own():
+    runs = [record(name=f"method-{number:02}-mnist") for number in range(60)]
+    without = runs[0].test.model_copy(update={"right_histogram": None})
+    runs[::2] = [run.model_copy(update={"test": without}) for run in runs[::2]]
+    figure = figures.decision_times(runs)
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 30
+    plt.close(figure)

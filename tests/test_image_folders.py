@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -209,12 +211,13 @@ def test_what_is_downloaded_is_kept(eth80, known, tmp_path, monkeypatch):
     assert [path.name for path in cache.iterdir()] == ["ETH-80"]
 
 
-def test_a_download_that_fails_is_explained_and_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError, zipfile.BadZipFile, tarfile.ReadError, EOFError])
+def test_a_download_that_fails_is_explained_and_leaves_nothing(tmp_path, monkeypatch, error):
     def archive(address, root, filename):
-        raise OSError("no route to host")
+        raise error("cut short")
 
     monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", archive)
-    with pytest.raises(SuiteError, match=r"no route to host.*\n.*--data-root DIR. ETH-80"):
+    with pytest.raises(SuiteError, match=r"cut short.*\n.*--data-root DIR. ETH-80"):
         datasets.load("eth80", "train", None, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 

@@ -184,13 +184,36 @@ def test_scores_that_are_no_numbers_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("implementation", "network"), [("rate_backprop", {}), ("tebn", {"normalization": "each-step"})]
+    ("implementation", "network"),
+    [
+        ("rate_backprop", {}),
+        ("tebn", {"normalization": "each-step"}),
+        ("tebn", {"normalization": "batch", "layers": ["6"]}),
+        ("ltmd", {"layers": ["6", "5"]}),
+    ],
 )
 def test_a_last_batch_of_one_sample_is_refused_before_it_cannot_be_normalised(implementation, network):
     method = build(implementation, network, training={"batch_size": 8})
     images, labels = samples()
     with pytest.raises(SuiteError, match="must not leave a single one of 9 samples"):
         method.train_epoch(0, images[:9], labels[:9], lambda n: None)
+
+
+def test_statistics_of_one_image_are_refused():
+    images, labels = samples()
+    method = build("rate_backprop", {}, training={"batch_size": 8, "statistics_of": 9})
+    with pytest.raises(SuiteError, match="must not leave a single one of 9 samples"):
+        method.train_epoch(0, images, labels, lambda n: None)
+
+
+def test_a_class_without_a_chance_is_no_divergence():
+    class Chosen:
+        def predict(self, inputs):
+            first, scores = (torch.zeros(1, 2), torch.zeros(1, 1)), torch.tensor([[-math.inf, 0.0, -1.0]])
+            return evaluation.SpikeTotals(torch.ones(1, 2).long(), scores, first, 7)
+
+    images = Images(torch.zeros(1, 64), torch.tensor([1]), 1, 3, (1, 8, 8))
+    assert evaluation.evaluate(Chosen(), build("tebn").settings, images).accuracy["unique"] == 1
 
 
 def test_output_neurons_of_ltmd_stand_in_a_row():

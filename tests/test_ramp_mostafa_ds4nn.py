@@ -214,6 +214,28 @@ def test_ds4nn_takes_the_common_shift_out_of_the_hidden_gradients(along, pool):
     assert output.weight.grad.min() >= 0
 
 
+def test_what_does_not_fit_is_refused_before_training():
+    with pytest.raises(SuiteError, match=r"training\.gamma must be at most network\.t_max = 64, got 65\.0"):
+        _settings("ds4nn", gamma=65.0)
+    with pytest.raises(SuiteError, match=r"network\.firing: .*greater than 0, got 0"):
+        _settings("ds4nn", {"firing": 0.0})
+    with pytest.raises(SuiteError, match=r"network\.t_max must be at most 80 time constants, got 81\.0"):
+        _settings("mostafa", {"t_max": 81.0})
+    with pytest.raises(SuiteError, match=r"spike_price must be 0 with normalize_errors = true, .* got 0\.1"):
+        _settings("ds4nn", spike_price=0.1)
+    _settings("ds4nn", spike_price=0.1, normalize_errors=False)
+
+
+def test_inputs_of_sparse_ramps_come_before_the_first_window():
+    content = _settings("sparse_ramp").model_dump(mode="json", exclude_unset=True)
+    for encoding, message in (
+        ({"kind": "linear", "scale": 4.0}, r"encoding\.scale must be at most 1, .* got 4\.0"),
+        ({"kind": "latency"}, "encoding"),
+    ):
+        with pytest.raises(SuiteError, match=message):
+            validated(content | {"encoding": encoding}, "tiny")
+
+
 def test_center_along_needs_centred_gradients():
     with pytest.raises(SuiteError, match="center_along"):
         _settings("ds4nn", center_along="mean input", center_gradients=False)

@@ -75,6 +75,23 @@ def test_every_record_is_in_the_page_as_it_is_on_disk(tree, folder):
         )
 
 
+def test_two_records_of_one_run_are_refused(folder, tmp_path):
+    for name in ("one.json", "two.json"):
+        (tmp_path / name).write_text(next(folder.glob("*.json")).read_text(encoding="utf-8"))
+    with pytest.raises(SuiteError, match=r"one\.json and .*two\.json are records of one run"):
+        report.write(tmp_path, tmp_path / "report.html")
+
+
+def test_rows_are_found_by_method_and_network(tree):
+    section = tree.find(".//section[@id='data-mnist']")
+    recorded, every, published = (
+        {row.get("data-found").strip() for row in table.findall(".//tbody/tr")}
+        for table in section.findall(".//table")
+    )
+    assert "few 784-400-10" in recorded & every
+    assert "s4nn 784-400-10" in published
+
+
 def test_every_record_is_linked(tree):
     links = {link.get("href").removeprefix("#") for link in tree.findall(".//td/a")}
     assert links == {identity(run) for run in RUNS}
@@ -83,7 +100,7 @@ def test_every_record_is_linked(tree):
 def test_runs_are_listed_with_seed_config_and_commit(tree):
     rows = [[_text(cell) for cell in row] for row in _rows(tree, "digits", 1)]
     assert [row[0] for row in rows] == ["fast", "silent"]
-    assert rows[0][1] == "0"
+    assert rows[0][1:3] == ["784-400-10", "0"]
     assert rows[0][-2:] == ["c" * 12, "unknown"]
 
 

@@ -480,3 +480,13 @@ def test_what_a_killed_run_left_behind_is_swept_by_the_next(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
         ".tiny-seed1.json.abc.partial", "checkpoints", "tiny-seed0.json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("t_max", [0.7, 1.0, 2.3, 3.3, 4.6, 12.3, 16])
+def test_silence_is_no_late_response(t_max):
+    """Also where the window's end is less in single precision."""
+    last = torch.nextafter(torch.tensor(float(t_max)), torch.tensor(0.0)).item()
+    outputs = torch.tensor([[math.inf, math.inf], [math.inf, 0.0], [last - 1e-6 * t_max, math.inf]])
+    first, *others, late, silent = evaluation._response_histogram(outputs, t_max)
+    assert (first, late, silent) == (1, 1, 1)
+    assert not any(others)

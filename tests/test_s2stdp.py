@@ -132,6 +132,7 @@ def naive_epoch(method, times, labels):
         {"first_of_class": True},
         {"first_of_class": True, "thresholds": "two", "threshold_rate": 0.3},
         {"first_of_class": True, "thresholds": "one", "threshold_rate": 0.3, "non_target": 0},
+        {"first_of_class": True, "thresholds": "one", "threshold_rate": 30.0, "non_target": 0},
         {"normalize_weights": True, "first_of_class": True},
         {"rule": "sstdp"},
         {"rule": "s4nn", "first_of_class": True, "non_target": 0},
@@ -151,6 +152,16 @@ def test_an_epoch_is_that_of_the_published_rules(options):
         np.testing.assert_allclose(method.thresholds, raised, atol=1e-12)
     else:
         assert (method.thresholds == 1).all()
+
+
+@pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.5, 1.2])
+def test_a_threshold_may_be_negative(threshold):
+    times = np.array([0.5, 0.2, 0.1, 0.2])
+    out, v = np.empty(2), np.empty(2)
+    order = np.argsort(times, kind="stable")
+    competition.fire(order, times, np.full((2, 4), 0.3), np.full(2, threshold), out, v)
+    expected, _ = fire(times, np.full((4, 2), 0.3), [threshold] * 2)
+    assert out.tolist() == expected
 
 
 @pytest.mark.parametrize("rule", ["s2stdp", "r-stdp"])
@@ -175,6 +186,10 @@ def test_dropped_neurons_neither_win_nor_learn(rule):
         ({"rule": "r-stdp", "gap": 0.1}, "gap and first_of_class are no options"),
         ({"rule": "r-stdp", "first_of_class": True}, "gap and first_of_class are no options"),
         ({"threshold_annealing": 0.5}, "threshold_annealing goes with"),
+        (
+            {"thresholds": "two", "threshold_rate": 1.0, "non_target": 2},
+            "'two' needs two target neurons per class, .* got 1",
+        ),
         ({"average_last": 2}, "schedule and average_last are no options"),
         ({"schedule": {"kind": "cosine"}}, "schedule and average_last are no options"),
     ],

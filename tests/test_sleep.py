@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reproductions import evaluation, methods
+from reproductions import catalog, evaluation, methods
 from reproductions.catalog import validated
 from reproductions.compiled import sleep as compiled
 from reproductions.config import Rates
@@ -369,3 +369,14 @@ def test_images_are_drawn_by_the_seed():
 def test_settings_that_do_not_fit_are_refused(training, message):
     with pytest.raises(SuiteError, match=message):
         build(training)
+
+
+def test_a_sleep_shorter_than_what_is_applied_at_once_is_refused():
+    with pytest.raises(SuiteError, match="every must be at most the 8 steps of sleep, got 10"):
+        build({"sleep": {"interval": 40, "ratio": 0.2, "every": 10}})
+
+
+def test_features_are_refused():
+    content = catalog.find("sleep-20", "digits").model_dump(mode="json", exclude_unset=True)
+    with pytest.raises(SuiteError, match="features go with no sleeping network"):
+        validated(content | {"features": {"extractor": "raw"}}, "tiny")

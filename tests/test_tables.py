@@ -90,6 +90,28 @@ def test_a_published_number_of_another_network_is_marked():
     assert (row["network"], row["published %"]) == ("784-1000-10", "97.4 [P, 784-400-10]")
 
 
+def test_the_published_number_is_that_of_the_same_network_if_there_is_one(published):
+    with tables.PUBLISHED.open("a") as file:
+        file.write("s4nn,mnist,784-1000-10,accuracy,97.9,paper,P,\n")
+    for name, number in (("400", "97.4 [P]"), ("1000", "97.9 [P]"), ("50", "97.4 [P, 784-400-10]")):
+        assert _rows(record(network_name=name))[0]["published %"] == number
+
+
+def test_outputs_that_are_the_only_neurons_and_silent():
+    run = record()
+    example = run.test.example.model_copy(update={"times": [[1.0] * 784, [None] * 10]})
+    silent = {"total": [150.0, 0.0], "until_decision": [150.0, 0.0], "example": example, "silent": 1.0}
+    run = run.model_copy(update={"network_name": "", "test": run.test.model_copy(update=silent)})
+    assert _rows(run)[0]["spikes per neuron"] == "0"
+
+
+def test_a_method_with_an_underscore_is_cited(published):
+    table = pd.DataFrame({"method": ["own_method", "s4nn"]})
+    text = tables.render(table, "tex", cited={"own_method": "s4nn"})
+    assert text.count("kheradpisheh") == 2
+    assert r"own\_method \cite{" in text
+
+
 @pytest.mark.parametrize(("name", "network"), [("", "784-10"), ("16C5s2-128", "784-16C5s2-128-10")])
 def test_a_network_is_named_from_inputs_to_outputs(name, network):
     assert _rows(record(network_name=name))[0]["network"] == network

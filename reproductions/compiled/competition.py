@@ -70,7 +70,7 @@ def fire(order, times, weight, thresholds, out, v):
     last = len(order) - 1
     for j in range(len(out)):
         potential, threshold, of_neuron = 0.0, thresholds[j], weight[j]
-        out[j], current = WINDOW, WINDOW
+        out[j], current = WINDOW, times[order[0]] if len(order) else WINDOW
         for n in range(len(order)):
             t = times[order[n]]
             if potential > threshold and (t != current or n == last):

@@ -100,10 +100,13 @@ def _digest(folder: Path) -> str:
 
 def _origin(root: Path) -> str:
     """Hash of the archives, or of the files' contents."""
-    paths = [_archive(root, split) for split in SIZES]
-    if all(path.is_file() for path in paths):
-        return sha256(*paths)
-    return sha256(*(path for split in SIZES for path in _paths(root, split)))
+    return sha256(*(path for split in SIZES for path in _sources(root, split)))
+
+
+def _sources(root: Path, split: str) -> list[Path]:
+    """The archive of a split, or else its files."""
+    archive = _archive(root, split)
+    return [archive] if archive.is_file() else _paths(root, split)
 
 
 def _archive(root: Path, split: str) -> Path:

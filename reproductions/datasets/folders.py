@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import tarfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,7 +117,7 @@ def _downloaded(kind: Kind, cache: Path) -> Path:
         try:
             kind.download(folder)
             (folder / kind.folder / DIGEST).write_text(_digest(kind, folder))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile) as error:
             raise SuiteError(
                 f"downloading it to {cache} failed ({type(error).__name__}: {error}).\n"
                 f"Without a network, name a folder with --data-root DIR. {LAYOUTS[kind.folder]}"

@@ -2,7 +2,9 @@
 
 The neurons see alpha * sign(w), with one learned factor alpha per layer; the gradient passes the
 sign straight through to the real weights w. Unlike the authors, who learn from one sample at a
-time, we take mini-batches, and errors travel back through the binary weights, not the real ones.
+time, we take mini-batches, and errors travel back through the binary weights, not the real ones;
+black pixels are silent, not spikes in the last bin; and where all outputs are silent the label is
+wanted `gamma` before the end of the window, where the authors have no error.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import s4nn
-from .layered import check_one_per_layer
+from .layered import check_gamma, check_one_per_layer
 
 
 class Network(s4nn.Network):
@@ -44,7 +46,7 @@ class Settings(s4nn.BaseSettings):
 
     @model_validator(mode="after")
     def _gamma_within_window(self) -> Settings:
-        s4nn.check_gamma(self.training.gamma, self.network)
+        check_gamma(self.training.gamma, self.network)
         return self
 
 

@@ -36,6 +36,15 @@ class Training(layered.Training):
             raise ValueError(f"center_along needs center_gradients = true, got {self.center_along!r}")
         return self
 
+    @model_validator(mode="after")
+    def _a_price_keeps_its_size(self) -> Training:
+        if self.spike_price and self.normalize_errors:
+            raise ValueError(
+                "spike_price must be 0 with normalize_errors = true, which makes errors of any price equally "
+                f"long, got {self.spike_price}"
+            )
+        return self
+
 
 class Centered(Layered):
     """A method defines its layers and its loss; a subclass that defines `before_epoch` calls this one's."""

@@ -2,23 +2,24 @@
 
 Convolutional integrate-and-fire neurons that fire at most once, a surrogate for dt/dV at the firing
 time, and desired firing times relative to the other outputs. Network, thresholds, learning rate and
-the exact relative encoding are not in the text that we could read: S4NN's relative targets
-are our reading, `gradient` and `reference` offer others, the rest was chosen on held-out images.
+the exact relative encoding are not in the text that we could read: S4NN's relative targets, and
+spikes in the bin of their crossing, without S4NN's delay of one bin, are our reading; `gradient` and
+`reference` offer others, the rest was chosen on held-out images.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from ssnn_plugin import IF
 from ssnn_plugin.losses import RelativeTargetLoss
 
-from ..config import Config, Fraction
 from . import centered, layered
 from .centered import Centered
+from .layered import check_gamma
 
 
 class Network(layered.Network):
@@ -30,7 +31,7 @@ class Network(layered.Network):
 
     t_max: PositiveInt
     init_mean: float = 0.2
-    firing: Fraction = 0.5
+    firing: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
 
 class Training(centered.Training):
@@ -42,9 +43,14 @@ class Training(centered.Training):
     center_gradients: bool = True
 
 
-class Settings(Config):
+class Settings(layered.Settings):
     network: Network
     training: Training
+
+    @model_validator(mode="after")
+    def _gamma_within_window(self) -> Settings:
+        check_gamma(self.training.gamma, self.network)
+        return self
 
 
 class DS4NN(Centered):

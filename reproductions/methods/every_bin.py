@@ -26,7 +26,7 @@ from ssnn_plugin.losses import RelativeTargetLoss, SingleTargetLoss, TemporalCro
 from ssnn_plugin.nn.bins import in_bins
 
 from ..compiled.standardized import Standardize
-from ..config import Config, Fraction, Latency, Strict
+from ..config import Config, Latency, Strict
 from . import layered
 from .architecture import neuron_layers
 from .layered import Layered
@@ -87,7 +87,7 @@ class Network(layered.Network):
     """
 
     t_max: PositiveInt
-    firing: Fraction = 0.15
+    firing: Annotated[float, Field(gt=0, lt=1)] = 0.15
     output_current: NonNegativeFloat = 0.0
     weights: Literal["standardized", "binary"] = "standardized"
 
@@ -112,19 +112,17 @@ class Training(MixedPrecision, layered.Training):
 
 
 class Settings(Config):
+    encoding: Latency = Latency(kind="latency")
     network: Network
     training: Training
 
     @property
     def bins(self) -> int:
         """Of the inputs and hidden layers."""
-        assert isinstance(self.encoding, Latency)
         return self.encoding.bins or self.network.t_max
 
     @model_validator(mode="after")
     def _bins_within_window(self) -> Settings:
-        if not isinstance(self.encoding, Latency):
-            raise ValueError(f"encoding.kind must be 'latency', got {self.encoding.kind!r}")
         if self.bins > self.network.t_max:
             raise ValueError(
                 f"encoding.bins must be at most network.t_max = {self.network.t_max}, got {self.bins}"

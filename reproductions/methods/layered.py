@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ssnn_plugin.nn import AveragePool, SpikeConv2d, SpikeLinear, calibrate
 
 from .. import config
-from ..config import Config, Fraction, Strict
+from ..config import Config, Fraction, Latency, SpikeTimes, Strict
+from ..errors import SuiteError
 from . import minibatch
 from .architecture import Convolution, Layers, build_stages, neuron_layers
 from .minibatch import Minibatch, in_a_row
@@ -57,6 +58,12 @@ class Normal(Strict):
         return random.normal(*self.normal, shape)
 
 
+class Settings(Config):
+    """Of a method whose neurons take spike times."""
+
+    encoding: SpikeTimes = Latency(kind="latency")
+
+
 class Network(config.Network):
     """The hidden layers, as `architecture` reads them; the output layer comes from the data set."""
 
@@ -83,6 +90,12 @@ class Drawn(Network):
         content = super().hashed()
         widths = [int(layer) if layer.isdigit() else layer for layer in content.pop("layers")]
         return content | {"hidden": widths}
+
+
+def check_gamma(gamma: float, network: config.Network) -> None:
+    """The wanted gap has to fit the window."""
+    if gamma > network.t_max:
+        raise ValueError(f"training.gamma must be at most network.t_max = {network.t_max}, got {gamma}")
 
 
 def check_one_per_layer(name: str, values: list[Any], layers: Layers) -> None:
@@ -148,8 +161,15 @@ class Layered(Minibatch):
         return self.training.spike_price * sum(leads) / len(layers[-1])
 
     def calibrate(self, times: Tensor, firing: float) -> None:
-        """Scale the weights so that a fraction of each layer's neurons fires on the first samples."""
-        calibrate(in_a_row(self.stages), times[:SAMPLE].to(self.device), firing)
+        """Scale the weights so that a fraction of each layer's neurons fires on the first samples.
+
+        Raises:
+            SuiteError: no weights let so many fire.
+        """
+        try:
+            calibrate(in_a_row(self.stages), times[:SAMPLE].to(self.device), firing)
+        except ValueError as error:
+            raise SuiteError(f"network.firing: {error}") from error
 
     def _linear(
         self, number: int, in_features: int, out_features: int, pool: AveragePool | None

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from ssnn_plugin import ExpPSP
 from ssnn_plugin.functional import weight_sum_cost
 from ssnn_plugin.losses import ExponentialCrossEntropyLoss
 
-from ..config import Config
 from . import layered
 from .layered import Drawn, Layered
+
+# Of a window, in time constants: z = exp(t) of a later spike leaves no digits for the others.
+LONGEST = 80
 
 
 class Training(layered.Training):
@@ -31,11 +33,19 @@ class Training(layered.Training):
     max_norm: PositiveFloat
 
 
-class Settings(Config):
+class Settings(layered.Settings):
     """Neurons of threshold 1 and time constant 1, as in the paper; a spike after `t_max` is none."""
 
     network: Drawn
     training: Training
+
+    @model_validator(mode="after")
+    def _exponentials_have_room(self) -> Settings:
+        if self.network.t_max > LONGEST:
+            raise ValueError(
+                f"network.t_max must be at most {LONGEST} time constants, got {self.network.t_max}"
+            )
+        return self
 
 
 class Mostafa(Layered):

@@ -23,7 +23,7 @@ from ..config import Config, Direct, Fraction
 from ..evaluation import SpikeTotals
 from . import layered, minibatch
 from .architecture import Convolution, Layers, Pool, build_stages, neuron_layers, parse, size_behind
-from .minibatch import Done, Minibatch, MixedPrecision
+from .minibatch import Done, Minibatch, MixedPrecision, refuse_a_single_sample
 
 # Samples that are predicted at once.
 CHUNK = 250
@@ -184,6 +184,10 @@ class MultiSpike(Minibatch):
         assert not isinstance(first, Pool)
         self.multiplications = multiplications(first, shape)
         self.compiled = torch.compile(self.learn, **COMPILED) if self.training.compiled else self.learn
+
+    def before_epoch(self, epoch: int, times: Tensor) -> None:
+        if any(isinstance(module, nn.BatchNorm1d) for module in self.network.modules()):
+            refuse_a_single_sample(len(times), self.training.batch_size)
 
     def norm(self, number: int, channels: int, spatial: bool) -> nn.Module:
         """Of the currents of the layer with that number: [T * batch, channels, *] to the same.

@@ -158,6 +158,8 @@ class RateBackprop(MultiSpike):
 
     def before_epoch(self, epoch: int, times: Tensor) -> None:
         refuse_a_single_sample(len(times), self.training.batch_size)
+        if self.training.statistics_of:
+            refuse_a_single_sample(min(self.training.statistics_of, len(times)), self.training.batch_size)
 
     def train_epoch(
         self, epoch: int, times: Tensor, labels: Tensor, advance: Callable[[int], None]

@@ -98,6 +98,22 @@ class Settings(Config):
     network: Network
     training: Training
 
+    @model_validator(mode="after")
+    def _inputs_within_the_window(self) -> Settings:
+        if self.encoding.scale > WINDOW:
+            raise ValueError(f"encoding.scale must be at most the window, 1, got {self.encoding.scale}")
+        return self
+
+    @model_validator(mode="after")
+    def _two_thresholds_of_several_targets(self) -> Settings:
+        targets = self.network.per_class - self.network.non_target
+        if self.training.thresholds == "two" and targets < 2:
+            raise ValueError(
+                "training.thresholds 'two' needs two target neurons per class, network.per_class - "
+                f"non_target, got {targets}"
+            )
+        return self
+
 
 class S2STDP:
     """The readout, learning one sample at a time."""

@@ -21,11 +21,11 @@ from ssnn_plugin import IF, online
 from ssnn_plugin.functional import drop_spikes, first_spike_linear
 from ssnn_plugin.losses import RelativeTargetLoss
 
-from ..config import Config, Fraction
+from ..config import Fraction
 from ..records import EpochStatistics
-from . import Method, centered, random_seed, require_cpu
+from . import Method, centered, layered, random_seed, require_cpu
 from .centered import Centered
-from .layered import Drawn, Dropout, Normal, Uniform
+from .layered import Drawn, Dropout, Normal, Uniform, check_gamma
 from .minibatch import DROPPING, REDRAWING, SHUFFLING, restore_average
 
 # Samples that one compiled call learns from. Part of the protocol: the learning rate moves, and the
@@ -92,7 +92,7 @@ class MinibatchTraining(RelativeRecipe):
     protocol: Literal["minibatch"]
 
 
-class BaseSettings(Config):
+class BaseSettings(layered.Settings):
     """Settings of this method and of those that build on it."""
 
     network: Network
@@ -121,12 +121,6 @@ class Settings(BaseSettings):
     def _gamma_within_window(self) -> Settings:
         check_gamma(self.training.gamma, self.network)
         return self
-
-
-def check_gamma(gamma: float, network: Network) -> None:
-    """The wanted gap has to fit the window."""
-    if gamma > network.t_max:
-        raise ValueError(f"training.gamma must be at most network.t_max = {network.t_max}, got {gamma}")
 
 
 def build(settings: Settings, shape: tuple[int, ...], classes: int, seed: int, device: str) -> Method:

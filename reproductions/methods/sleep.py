@@ -94,6 +94,8 @@ class Sleep(Strict):
     def _sleeps_or_rescales(self) -> Sleep:
         if self.ratio and self.rescale:
             raise ValueError(f"rescale is a control without sleep: set ratio to 0, got {self.ratio}")
+        if 0 < self.steps < self.every:
+            raise ValueError(f"every must be at most the {self.steps} steps of sleep, got {self.every}")
         return self
 
     @property
@@ -145,6 +147,12 @@ class Settings(Config):
     encoding: Rates
     network: Network
     training: Training
+
+    @model_validator(mode="after")
+    def _of_images(self) -> Settings:
+        if self.features:
+            raise ValueError(f"features go with no sleeping network, which needs images, got {self.features}")
+        return self
 
 
 class SleepingNetwork:
@@ -288,8 +296,7 @@ class Readout:
         # Where no neuron fires there is nothing to find a component in.
         self.components = PCA(VARIANCE, whiten=True).fit(scaled) if scaled.any() else None
         z = self._components(scaled)
-        self.classes = {k: z[y.numpy() == k] for k in range(classes)}
-        self.gaussians = [self._gaussian(of_class, len(z)) for of_class in self.classes.values()]
+        self.gaussians = [self._gaussian(z[y.numpy() == k], len(z)) for k in range(classes)]
 
     def scores(self, x: Tensor) -> Tensor:
         """Logarithm of the density of each class, [samples, classes]; -inf of those with no two samples."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ssnn_plugin import WindowedRamp
 from ssnn_plugin.functional import overdue_times
 
-from ..config import Config
+from ..config import Config, Linear
 from . import layered
 from .architecture import neuron_layers
 from .layered import Layered
@@ -52,8 +52,17 @@ class Training(layered.Training):
 
 
 class Settings(Config):
+    encoding: Linear
     network: Network
     training: Training
+
+    @model_validator(mode="after")
+    def _inputs_within_their_window(self) -> Settings:
+        if self.encoding.scale > 1:
+            raise ValueError(
+                f"encoding.scale must be at most 1, where the first window begins, got {self.encoding.scale}"
+            )
+        return self
 
 
 class SparseRamp(Layered):

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from . import multi_spike
-from .minibatch import refuse_a_single_sample
 from .multi_spike import MultiSpike
 
 
@@ -31,10 +30,6 @@ class Settings(multi_spike.Settings):
 
 class TEBN(MultiSpike):
     settings: Settings
-
-    def before_epoch(self, epoch: int, times: Tensor) -> None:
-        if self.settings.network.normalization == "each-step":
-            refuse_a_single_sample(len(times), self.training.batch_size)
 
     def norm(self, number: int, channels: int, spatial: bool) -> nn.Module:
         over_batch = nn.BatchNorm2d if spatial else nn.BatchNorm1d

@@ -21,7 +21,7 @@ from ssnn_plugin.metrics import RULES
 
 from .. import columns
 from ..errors import SuiteError
-from ..records import Record, atomic_write, paths_of, read_record, versions
+from ..records import Record, atomic_write, read_by_path, versions
 from ..tables import CERTAINTY, by_config
 from .charts import all_charts, raster
 from .listings import comparison, identity, published, runs
@@ -35,15 +35,12 @@ def write(folder: Path, output: Path) -> None:
     Raises:
         SuiteError: there are no records, one cannot be read, or nothing can be written.
     """
-    paths = paths_of(folder)
-    if not paths:
+    recorded = read_by_path(folder)
+    if not recorded:
         raise SuiteError(f"{folder}: no records there; train with `run`")
-    recorded = [read_record(path) for path in paths]
-    texts = {
-        identity(run): path.read_text(encoding="utf-8") for run, path in zip(recorded, paths, strict=True)
-    }
+    texts = {identity(run): path.read_text(encoding="utf-8") for path, run in recorded.items()}
     with atomic_write(output) as file:
-        file.write(page(recorded, texts))
+        file.write(page(list(recorded.values()), texts))
 
 
 def page(recorded: Sequence[Record], texts: dict[str, str]) -> str:

@@ -17,7 +17,7 @@ from ssnn_plugin.metrics import RULES
 from ..columns import RULE
 from ..figures import front
 from ..records import Accuracies, Record
-from ..tables import by_config
+from ..tables import by_config, network_of
 from .listings import identity
 
 Spec = dict[str, Any]
@@ -205,7 +205,7 @@ def _runs(records: Sequence[Record], dataset: str) -> Iterator[tuple[Spec, Recor
     """What every row says of its run, and the run."""
     for method, runs in by_config(records, dataset):
         for run in runs:
-            told = {"method": method, "network": run.network_name, "seed": run.seed}
+            told = {"method": method, "network": network_of(run), "seed": run.seed}
             yield told | {"record": identity(run)}, run
 
 

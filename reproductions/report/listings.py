@@ -44,7 +44,8 @@ class Column:
 
 def identity(run: Record) -> str:
     """What a record is found by within a page."""
-    return f"{run.name}-seed{run.seed}-{run.config_hash}"
+    name, *hashes = run.made_of
+    return "-".join([f"{name}-seed{run.seed}", *filter(None, hashes)])
 
 
 def comparison(records: Sequence[Record], dataset: str) -> list[Column]:
@@ -65,6 +66,7 @@ def runs(records: Sequence[Record], dataset: str) -> list[Column]:
     every = [run for _, run in named]
     return [
         Column("method", [Cell(method) for method, _ in named]),
+        Column("network", [Cell(tables.network_of(run)) for run in every]),
         Column("seed", [Cell("", run.seed, {str(run.seed): identity(run)}) for run in every]),
         *(
             Column(

@@ -29,8 +29,7 @@ function showColumns() {
 function showRows() {
   const part = choice.filter.value.trim().toLowerCase();
   for (const row of document.querySelectorAll("tbody tr")) {
-    const told = row.querySelector("[data-column=network]")?.textContent ?? "";
-    row.hidden = !`${row.cells[0].textContent} ${told}`.toLowerCase().includes(part);
+    row.hidden = !row.dataset.found.toLowerCase().includes(part);
   }
 }
 
