@@ -47,8 +47,8 @@ def latency(x: Tensor, t_max: int = 256, *, x_max: float = 1.0) -> Tensor:
         if x_max * t_max >= 2**63:
             raise ValueError(f"x_max * t_max must be below 2**63 for integer x, got {x_max!r} and {t_max!r}")
         times = (int(x_max) - x.long()) * int(t_max) // int(x_max)
-    silent = (x == 0) | (times >= t_max)
-    return times.to(_dtype_of_times(x)).masked_fill(silent, math.inf)
+    last = math.ceil(t_max) - 1  # also of an intensity that is lost beside x_max
+    return times.clamp(max=last).to(_dtype_of_times(x)).masked_fill(x == 0, math.inf)
 
 
 def _floor(times: Tensor, dtype: torch.dtype, t_max: float) -> Tensor:

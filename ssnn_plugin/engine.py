@@ -189,7 +189,7 @@ class _Fire(Function):
         deaf = not call.silent and (silent or not neuron.jumps or has_own_input_grad(call.rule))
         if grad_spikes is not None and deaf:
             grad_spikes = of_fired(grad_spikes, at)
-        of_spikes, error = _errors(crossing, call.rule, grad_spikes, grad_potential)
+        of_spikes, error = _errors(crossing, call.rule, grad_spikes, grad_potential, deaf)
         of_times, of_weight, of_bias, of_threshold, _ = ctx.needs_input_grad
         return (
             call.rule.input_grad(crossing, error, grad_spikes) if of_times else None,
@@ -201,13 +201,16 @@ class _Fire(Function):
 
 
 def _errors(
-    crossing: Crossing, rule: Rule, grad_spikes: Tensor | None, grad_potential: Tensor | None
+    crossing: Crossing, rule: Rule, grad_spikes: Tensor | None, grad_potential: Tensor | None, deaf: bool
 ) -> tuple[Tensor | None, Tensor]:
     """-dL/dV at the crossing, or at the end of the window for a silent neuron: of its spike, and in all.
 
-    A continuous V is the threshold at the crossing whatever the inputs, one that jumps is not.
+    A continuous V is the threshold at the crossing whatever the inputs, one that jumps is not. The rate of a
+    rule may be infinite for a silent neuron, whose spike has no error if it is `deaf`.
     """
     of_spikes = None if grad_spikes is None else error_of(rule, crossing, grad_spikes)
+    if of_spikes is not None and deaf and of_spikes is not grad_spikes:
+        of_spikes = of_fired(of_spikes, crossing.at)
     error = torch.zeros_like(crossing.at) if of_spikes is None else of_spikes
     if grad_potential is not None:
         error = error - (grad_potential if crossing.neuron.jumps else grad_potential * crossing.at.isinf())

@@ -65,7 +65,7 @@ class Crossing(NamedTuple):
         """dL/dweight for -dL/dV = error."""
         factors = self.weight_factors(error)
         kernel_size = list(self.weight.shape[2:])
-        if plain_backward(self.times):
+        if plain_backward(self.times, error):
             return BACKENDS[self.backend].kernels.weight_grad(  # type: ignore[no-any-return]
                 factors, self.times, kernel_size, self.geometry
             )
@@ -269,13 +269,14 @@ def rule_of(gradient: str | Rule | None, neuron: Neuron) -> Rule:
     return RULES[name]
 
 
-def plain_backward(times: Tensor) -> bool:
+def plain_backward(times: Tensor, error: Tensor) -> bool:
     """Whether a kernel of a backward pass may be called by itself: an operator costs more than small ones."""
-    return ops.plain(times) and not torch.is_grad_enabled()
+    mapped = torch._C._functorch.is_legacy_batchedtensor(error)  # by `is_grads_batched` of `autograd.grad`
+    return ops.plain(times) and not torch.is_grad_enabled() and not mapped
 
 
 def _input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry, backend: str) -> Tensor:
-    if plain_backward(times):
+    if plain_backward(times, factors.p):
         return BACKENDS[backend].kernels.input_grad(factors, times, weight, geometry)  # type: ignore[no-any-return]
     return call_once(ops.input_grad, *factors, times, weight, *geometry, backend)  # type: ignore[no-any-return]
 

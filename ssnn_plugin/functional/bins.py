@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,11 +50,15 @@ class NeuronsInBins(Bins):
 
     def __init__(self, potentials: Tensor, neuron: IF, gradient: LatchGradient | None) -> None:
         self.potentials, self.neuron, self.gradient = potentials, neuron, gradient
+        self._activations: Tensor | None = None
 
-    @cached_property
+    @property
     def activations(self) -> Tensor:  # type: ignore[override]
         """With the delay of the neuron."""
-        return delayed(latch(self.potentials, self.neuron.threshold, self.gradient), int(self.neuron.delay))
+        if self._activations is None:  # no `cached_property`, whose lock cannot be compiled in Python 3.11
+            spikes = latch(self.potentials, self.neuron.threshold, self.gradient)
+            self._activations = delayed(spikes, int(self.neuron.delay))
+        return self._activations
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> NeuronsInBins:
         """The same neurons on changed potentials."""
@@ -64,8 +67,8 @@ class NeuronsInBins(Bins):
     def reshaped(self, function: Callable[[Tensor], Tensor]) -> NeuronsInBins:
         """The same neurons in another order; activations that there are are not computed again."""
         neurons = self.mapped(function)
-        if "activations" in self.__dict__:
-            neurons.activations = function(self.activations)
+        if self._activations is not None:
+            neurons._activations = function(self._activations)
         return neurons
 
 
@@ -164,8 +167,23 @@ def latch(
     if not isinstance(threshold, Tensor) and math.isnan(threshold):
         raise ValueError(f"threshold must be a number, got {threshold!r}")
     if isinstance(threshold, Tensor):
+        _check_threshold(threshold, potentials)
         potentials, threshold = potentials - threshold.to(potentials.dtype), 0.0
     return _Latch.apply(potentials, float(threshold), gradient)  # type: ignore[no-any-return]
+
+
+def _check_threshold(threshold: Tensor, potentials: Tensor) -> None:
+    """Refuse NaN, and what would change the shape of the potentials."""
+    if _checks.has_nan(threshold):
+        raise ValueError(f"threshold must hold numbers, got {threshold}")
+    neurons = potentials.shape[1:]
+    fits = len(threshold.shape) <= len(neurons) and all(
+        own in (1, size) for own, size in zip(threshold.shape[::-1], neurons[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"threshold must broadcast to the neurons {list(neurons)}, got shape {list(threshold.shape)}"
+        )
 
 
 class _Latch(torch.autograd.Function):

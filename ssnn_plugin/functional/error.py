@@ -76,6 +76,7 @@ def _normalized(grad: Tensor, samples: int) -> Tensor:
         and grad.dtype in _checks.DTYPES
         and not torch.is_grad_enabled()
         and plain(grad)
+        and not torch._C._functorch.is_legacy_batchedtensor(grad)
     ):
         from ..kernels.cpu.errors import normalize_rows
 
@@ -84,7 +85,7 @@ def _normalized(grad: Tensor, samples: int) -> Tensor:
         normalize_rows(rows.numpy(), 1 / samples, unit.numpy())
         return unit.view(grad.shape)
     grad = _within_range(grad)
-    norm = grad.flatten(1).norm(dim=1).reshape(-1, *[1] * (grad.ndim - 1))
+    norm = torch.linalg.vector_norm(grad, dim=_features(grad), keepdim=True)
     normalized: Tensor = grad / (norm.masked_fill(norm == 0, 1) * samples)
     return normalized
 
@@ -93,9 +94,13 @@ def _within_range(grad: Tensor) -> Tensor:
     """Each sample times a power of two, which rounds nothing, so that the squares stay within the dtype."""
     if grad.numel() == 0:
         return grad
-    largest = grad.flatten(1).abs().amax(1).reshape(-1, *[1] * (grad.ndim - 1))
+    largest = grad.abs().amax(_features(grad), keepdim=True)
     most = math.frexp(torch.finfo(grad.dtype).max)[1] - 2
     return torch.ldexp(grad, -torch.frexp(largest).exponent.clamp(-most, most))
+
+
+def _features(grad: Tensor) -> list[int]:
+    return list(range(1, grad.ndim))
 
 
 def normalize_error(times: Tensor, *, reduction: str = "mean") -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..kernels.geometry import output_size
+from ..kernels.precision import full_precision
 from .connection import Size2d, pool_window
 
 
@@ -204,7 +205,8 @@ class Convolution(NamedTuple):
         box = self.weight.new_full((1, 1, *kernel), 1 / math.prod(kernel))
         spacing = [s * d for s, d in zip(step, self.dilation, strict=True)]
         taps = self.weight.flatten(0, 1).unsqueeze(1)
-        weight = torch.nn.functional.conv_transpose2d(taps, box, stride=spacing)
+        with full_precision(taps.device):
+            weight = torch.nn.functional.conv_transpose2d(taps, box, stride=spacing)
         stride, padding = (
             [s * n for s, n in zip(step, own, strict=True)] for own in (self.stride, self.padding)
         )
@@ -215,7 +217,10 @@ class Convolution(NamedTuple):
         kernel, step = pool.window
         box = self.weight.new_full((1, 1, *kernel), 1 / math.prod(kernel))
         taps = self.weight.flatten(0, 1).unsqueeze(0)
-        weight = torch.nn.functional.conv_transpose2d(box, taps, stride=self.stride, dilation=self.dilation)
+        with full_precision(taps.device):
+            weight = torch.nn.functional.conv_transpose2d(
+                box, taps, stride=self.stride, dilation=self.dilation
+            )
         stride = [s * n for s, n in zip(step, self.stride, strict=True)]
         return Convolution(self._shaped(weight), stride, self.padding, [1, 1])
 

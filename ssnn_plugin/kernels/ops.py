@@ -122,4 +122,5 @@ def plain(times: Tensor) -> bool:
         and times.device.type != "meta"
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
     )

@@ -112,11 +112,14 @@ class IF(SeparableNeuron):
         return None, None
 
     def until(self, crossing: Tensor, t_max: float, silent: bool) -> Tensor:
-        """An input at the crossing counts: until the next number after it, which is NaN for `inf`."""
+        """An input at the crossing counts: until the next number after it, which is NaN for `inf`.
+
+        After 0 that is a normal number, as a processor may take those below for 0.
+        """
         whole = torch.int32 if crossing.dtype == torch.float32 else torch.int64
         if silent:  # until the number before t_max
             crossing = crossing.clamp(max=t_max * (1 - torch.finfo(crossing.dtype).eps / 2))
-        until = crossing.contiguous() + 0.0  # the next number after -0.0 is not negative
+        until = crossing.contiguous() + torch.finfo(crossing.dtype).tiny
         until.view(whole).add_(1)
         return until
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..functional.bins import Bins, NeuronsInBins, bins_to_times, latch, potential_at_crossing, times_to_bins
+from ..kernels.precision import full_precision
 from ..surrogate import Arctan, LatchGradient
 from .connection import SpikeConnection
 from .rows import keep_up, runs_in_a_row
@@ -89,8 +91,6 @@ class InBins(nn.Module):
             raise TypeError(f"network must hold a layer of neurons such as SpikeLinear, got {self.network!r}")
         keep_up(self.network)
         last = next(module for module in reversed(modules) if not isinstance(module, SHAPING))
-        device = times.device.type
-        half = torch.is_autocast_enabled(device)
         for window in windows:
             _checks.whole_and_positive("t_max", window)
         outputs = [Bins(times_to_bins(times, int(max(windows))))]
@@ -98,7 +98,7 @@ class InBins(nn.Module):
             inputs = outputs[-1]
             if module is last:
                 inputs = Bins(inputs.activations.to(times.dtype))
-            with torch.autocast(device, enabled=half and module is not last):
+            with full_precision(times.device) if module is last else nullcontext():
                 outputs.append(in_bins(module, inputs, self.gradient))
         return outputs
 
@@ -163,7 +163,7 @@ def in_bins(module: nn.Module, inputs: Bins, gradient: LatchGradient) -> Bins:
     A module of your own needs a method `in_bins(inputs, gradient)` that returns `functional.bins.Bins`.
     """
     if isinstance(module, nn.Sequential) and runs_in_a_row(module):
-        for child in module:
+        for child in _in_a_row(module):
             inputs = in_bins(child, inputs, gradient)
         return inputs
     if isinstance(module, SHAPING):
@@ -202,6 +202,7 @@ def _each_bin(module: nn.Module, bins: Tensor) -> Tensor:
 def _in_a_row(module: nn.Module) -> Iterator[nn.Module]:
     """The modules of nested sequences, in the order in which they run."""
     if isinstance(module, nn.Sequential) and runs_in_a_row(module):
+        _refuse_other_forwards(module)
         for child in module:
             yield from _in_a_row(child)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,9 @@ from ..functional import drop_spikes
 from ..functional.bins import Bins, NeuronsInBins, going_on, integrate
 from ..functional.connection import how_to_fire
 from ..functional.pool import AveragePool
+from ..kernels.precision import full_precision
 from ..neurons import IF, Neuron
+from ..neurons.base import Number
 from ..rules import Rule
 from ..surrogate import LatchGradient
 
@@ -53,7 +56,7 @@ class SpikeConnection(nn.Module):
         self.weight = nn.Parameter(self._empty_weight(weight_shape, **factory))
         _checks.floating("dtype: the weight", self.weight)
         inputs = self.weight[0].numel()
-        threshold = float(torch.as_tensor(neuron.threshold).detach().mean())
+        threshold = _mean(neuron.threshold)
         self.init_range = init_range or (0.0, 40 * (threshold or 1.0) / inputs)
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(weight_shape[0], **factory)) if bias else None
@@ -152,7 +155,10 @@ class SpikeConnection(nn.Module):
         bins = bins[:window] if len(bins) > window else bins
         if self.training and self.dropout:
             bins = nn.functional.dropout(torch.ones_like(bins[0]), self.dropout) * bins
-        currents = self._currents(bins.flatten(0, 1))
+        rows, leaks = bins.flatten(0, 1), neuron.beta != 1
+        # A leak takes differences of cumulative currents, of which half precision would leave few digits.
+        with full_precision(bins.device) if leaks else nullcontext():
+            currents = self._currents(rows.to(self.weight.dtype) if leaks else rows)
         currents = currents.reshape(*bins.shape[:2], *currents.shape[1:])
         if shortcut is not None:
             if shortcut.shape[1:] != currents.shape[1:]:
@@ -192,3 +198,10 @@ class SpikeConnection(nn.Module):
         if self.dropout:
             options.append(f"dropout={self.dropout}")
         return ", ".join(options)
+
+
+def _mean(threshold: Number) -> float:
+    """Of a number what a tensor holds of it, also where tensors have no values."""
+    if isinstance(threshold, Tensor):
+        return float(threshold.detach().mean()) if _checks.has_values(threshold) else 1.0
+    return float(torch.tensor(threshold, device="cpu"))

@@ -151,9 +151,23 @@ def _is_plain(layer: SpikeLinear) -> bool:
         return False
     if type(layer._neuron) is not IF or isinstance(layer._neuron.beta, Tensor):
         return False
+    if not _is_accepted(layer):
+        return False
     whole = layer.t_max == int(layer.t_max) or not _drifts(layer)
     bias = layer.bias is None or bool(layer.bias.isfinite().all())
     return whole and bias and not (layer.training and layer.dropout) and layer.weight.device.type == "cpu"
+
+
+def _is_accepted(layer: SpikeLinear) -> bool:
+    """Whether calling the layer takes its window and values per neuron; if not, it is left to say why."""
+    try:
+        if layer._neuron.delay or _drifts(layer):
+            _checks.distinct_bins(layer.t_max, layer.weight.dtype)
+        if layer._neuron.parameters:
+            layer.neuron.check_parameters(layer.weight)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def _drifts(layer: SpikeLinear) -> bool:

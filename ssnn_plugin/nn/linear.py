@@ -37,8 +37,9 @@ class SpikeLinear(SpikeConnection):
         device, dtype: of the parameters; float32 or float64.
 
     `weight` lies in memory as [in, out], as the kernels read it, and so do its gradient and the state of an
-    optimiser. What takes flat views of it, as `torch.optim.LBFGS` and `parameters_to_vector` do, wants it the
-    other way: `layer.weight.data = layer.weight.data.contiguous()`. The results are the same, and come later.
+    optimiser. What takes flat views of it, as `torch.optim.LBFGS`, `parameters_to_vector` and unstructured
+    pruning do, wants it the other way: `layer.weight.data = layer.weight.data.contiguous()`. The results
+    are the same, and come later.
 
     Calling the layer with `return_potential=True` returns (times, potential), the potential being
     that at the crossing, or at the end of the window for a silent neuron.

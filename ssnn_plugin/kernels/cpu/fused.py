@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from .compile import jit
 from .errors import MOST, normalize_rows
+
+# The smallest normal numbers of float32 and float64.
+TINY = tuple(float(np.finfo(dtype).tiny) for dtype in (np.float32, np.float64))
 
 
 @jit
@@ -17,9 +22,10 @@ def take_errors(first, end, grads, normalize, norm, errors, crossings, last, unt
     """
     if normalize:
         normalize_rows(grads[first:end], norm, errors[first:end])
+    smallest = until.dtype.type(TINY[until.itemsize // 8])
     for b in range(first, end):
         for j in range(crossings.shape[1]):
-            until[b, j] = abs(min(crossings[b, j], last))
+            until[b, j] = min(crossings[b, j], last) + smallest
         for j in range(crossings.shape[1]):
             bits[b, j] += 1
 
