@@ -16,7 +16,7 @@ import ssnn_plugin.suite  # noqa: F401  (finds the suite when this file is run b
 from reproductions import records
 from reproductions.columns import COLUMNS
 from reproductions.records import Record
-from reproductions.tables import comparison, few_labels_table, references, shown
+from reproductions.tables import comparison, few_labels_table, front, references, shown
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -87,13 +87,8 @@ def _all(runs: Sequence[Record], dataset: str) -> pd.DataFrame:
 
 
 def _front(runs: Sequence[Record], dataset: str) -> pd.DataFrame:
-    """The networks on images that no other beats in both accuracy and spikes, fewest spikes first."""
-    table = _ranked(runs, dataset)
-    table = table[table["counts all spikes"]].sort_values("all until decision")
-    accuracy = table["potential %"]
-    table = table[accuracy > accuracy.cummax().shift(fill_value=0)]
     kept = ["method", "neurons fire", "potential %", "until decision", "network"]
-    return shown(table)[kept].rename(columns=ALL)
+    return shown(front(comparison(runs, dataset)))[kept].rename(columns=ALL)
 
 
 def _ranked(runs: Sequence[Record], dataset: str) -> pd.DataFrame:

@@ -21,9 +21,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
-from .columns import DEVIATION
+from .columns import DEVIATION, RULE, accuracy_column
 from .records import FewLabels, Record, atomic_write, require_writable
-from .tables import by_config, few_labels_table
+from .tables import by_config, comparison, few_labels_table, front
 
 # Of the histogram of response times, over the whole window.
 BARS = 32
@@ -138,7 +138,6 @@ def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
     """
     figure, axes = _figure()
     _stretch(axes)
-    means = []
     for color, name, group in _colored_groups(runs):
         accuracy = [100 * run.test.accuracy["potential"] for run in group]
         kind = group[0].test.neurons_fire
@@ -146,8 +145,6 @@ def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
             axes.axhline(mean(accuracy), color=color, lw=1, ls=":", label=f"{name} (no spikes)")
             continue
         early, all_ = ([sum(getattr(run.test, key)) for run in group] for key in ("until_decision", "total"))
-        if group[0].counts_all_spikes:
-            means.append((mean(early), mean(accuracy)))
         shape = "^" if group[0].features else "s" if kind == "repeatedly" else "o"
         mark: dict[str, Any] = {"marker": shape, "s": 36}
         axes.plot([early, all_], [accuracy, accuracy], color=color, lw=0.6, alpha=0.5)
@@ -157,8 +154,9 @@ def accuracy_against_spikes(runs: Sequence[Record]) -> Figure:
     axes.scatter([], [], edgecolors="0.4", facecolors="none", s=36, label="whole window")
     axes.scatter([], [], color="0.4", marker="s", s=36, label="fires repeatedly")
     axes.scatter([], [], color="0.4", marker="^", s=36, label="on features")
-    steps = np.array(front(means)).reshape(-1, 2)
-    axes.step(*steps.T, where="post", color="0.6", lw=1, ls="--", label="front", zorder=0)
+    best = front(comparison(runs, runs[0].dataset))
+    line: dict[str, Any] = {"color": "0.6", "lw": 1, "ls": "--", "label": "front", "zorder": 0}
+    axes.step(best["all until decision"], best[accuracy_column(RULE)], where="post", **line)
     axes.set_title(_title(runs, "accuracy against spikes; filled: until the decision"))
     _scale_accuracy_against_spikes(axes)
     _legend_beside(axes)
@@ -186,19 +184,6 @@ def _stretch(axes: Axes) -> None:
     axes.set_yscale(
         "function", functions=(lambda y: -np.log10(np.maximum(PERFECT - y, 1e-3)), lambda z: PERFECT - 10**-z)
     )
-
-
-def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (spikes, accuracy) that no other point beats in both, fewest spikes first.
-
-    >>> front([(100.0, 97.0), (200.0, 96.0), (300.0, 98.0)])
-    [(100.0, 97.0), (300.0, 98.0)]
-    """
-    best: list[tuple[float, float]] = []
-    for spikes, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not best or accuracy > best[-1][1]:
-            best.append((spikes, accuracy))
-    return best
 
 
 def decision_times(runs: Sequence[Record]) -> Figure:

@@ -71,6 +71,18 @@ def comparison(records: Sequence[Record], dataset: str) -> pd.DataFrame:
     return pd.DataFrame([{"method": name} | _row(runs, depth) for name, runs in named])
 
 
+def front(table: pd.DataFrame, rule: str = columns.RULE) -> pd.DataFrame:
+    """Networks of a comparison, on images, that no other beats in both accuracy and spikes, sparsest first.
+
+    Spikes are those until the decision, a column `all until decision` more.
+    """
+    spikes = columns.COLUMNS["until-decision"](table, rule)
+    accuracy, (sum_of_all,) = accuracy_column(rule), spikes.columns
+    counted = table.join(spikes)[table["counts all spikes"]]
+    ranked = counted.sort_values([sum_of_all, accuracy], ascending=[True, False])
+    return ranked[ranked[accuracy] > ranked[accuracy].cummax().shift(fill_value=-1.0)]
+
+
 def few_labels_table(record: FewLabels) -> pd.DataFrame:
     """Accuracy by labelled images per class, none for all of them, over seeds; spikes per image."""
     rows = []

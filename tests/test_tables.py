@@ -224,3 +224,20 @@ def test_a_readout_of_the_authors_is_what_is_compared_with_their_paper(published
     test = run.test.model_copy(update={"readouts": {"fair": 0.99, "authors": 0.95}})
     (row,) = _rows(run.model_copy(update={"test": test}))
     assert row["lenient against published"] == "falls short by 2.40"
+
+
+def test_the_front_is_what_nothing_beats_in_both_accuracy_and_spikes():
+    def network(name, accuracy, spikes):
+        run = record(name=f"{name}-mnist")
+        test = {
+            "accuracy": run.test.accuracy | {"potential": accuracy},
+            "until_decision": [spikes - 1.0, 0.0, 1.0],
+        }
+        return run.model_copy(update={"test": run.test.model_copy(update=test)})
+
+    drawn = [("a", 0.97, 100), ("b", 0.96, 200), ("c", 0.98, 300), ("d", 0.98, 400), ("e", 0.975, 300)]
+    table = tables.comparison([network(*each) for each in drawn], "mnist")
+    front = tables.front(table)
+    assert front["method"].tolist() == ["a", "c"]
+    assert front["all until decision"].tolist() == [100, 300]
+    assert tables.front(table, "lenient")["method"].tolist() == ["a"]

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from statistics import mean
 from typing import Any
 
 import altair as alt
 
 from ssnn_plugin.metrics import RULES
 
-from ..columns import RULE
-from ..figures import front
+from ..columns import RULE, accuracy_column
 from ..records import Accuracies, Record
-from ..tables import by_config, network_of
+from ..tables import by_config, comparison, front, network_of
 from .listings import identity
 
 Spec = dict[str, Any]
@@ -158,17 +156,11 @@ def _spike_rows(records: Sequence[Record], dataset: str) -> Iterator[Spec]:
 
 
 def _front_rows(records: Sequence[Record], dataset: str) -> Iterator[Spec]:
-    configs = by_config(records, dataset)
+    table = comparison(records, dataset)
     for rule in RULES:
-        means = [
-            (
-                mean(sum(run.test.until_decision) for run in runs),
-                100 * mean(run.test.accuracy[rule] for run in runs),
-            )
-            for _, runs in configs
-            if runs[0].counts_all_spikes
-        ]
-        yield from ({"rule": rule, "spikes": spikes, "accuracy": best} for spikes, best in front(means))
+        best = front(table, rule)
+        points = zip(best["all until decision"], best[accuracy_column(rule)], strict=True)
+        yield from ({"rule": rule, "spikes": spikes, "accuracy": accuracy} for spikes, accuracy in points)
 
 
 def _decision_rows(records: Sequence[Record], dataset: str) -> Iterator[Spec]:
