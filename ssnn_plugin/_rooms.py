@@ -15,7 +15,7 @@ from .kernels.backends import Factors
 from .kernels.cpu import conv2d, conv2d_gradients, fused, work_on_rows
 from .kernels.cpu.errors import normalize_rows
 from .kernels.cpu.gradients import Arrays, add_input_grad, optional_arrays, write_weight_grad
-from .kernels.cpu.lanes import tile_of, width_of
+from .kernels.cpu.lanes import in_whole_tiles, tile_of
 from .kernels.cpu.parallel import share_out
 from .kernels.geometry import Geometry, output_size
 from .kernels.status import refuse_bad_samples
@@ -76,7 +76,7 @@ class LinearRoom(Room):
         super().__init__(batch, dtype)
         self.crossings, self.spikes = self._empty(batch, n_out), self._empty(batch, n_out)
         self.unwritten, self.tile = self._empty(0, 0), tile_of(self.crossings)
-        self.grad = self._empty(n_in, max(n_out, width_of(self.tile, dtype.itemsize)))
+        self.grad = self._empty(n_in, in_whole_tiles(n_out, self.tile, dtype.itemsize))
 
     def weight_grad(self, times: np.ndarray) -> np.ndarray:
         write_weight_grad(self.arrays(times), self.grad, self.tile)
@@ -173,7 +173,9 @@ class FactorRoom(LinearRoom):
         if normalize:
             normalize_rows(grads, 1 / len(grads), self.errors)
         self.grads = self.crossing.counted(torch.from_numpy(self.errors if normalize else grads))
-        self.error = error_of(self.rule, self.crossing, self.grads)
+        error = error_of(self.rule, self.crossing, self.grads)
+        # The rate of a rule may be infinite where a neuron is silent.
+        self.error = error if error is self.grads else self.crossing.counted(error)
 
     def arrays(self, times: np.ndarray) -> Arrays:
         return optional_arrays(*self.crossing.weight_factors(self.error), self.crossing.times)

@@ -14,7 +14,7 @@ from naive import latency_gradients
 
 from ssnn_plugin import IF
 from ssnn_plugin.functional import first_spike_linear
-from ssnn_plugin.kernels.cpu import parallel
+from ssnn_plugin.kernels.cpu import gradients, lanes, parallel
 from ssnn_plugin.losses import RelativeTargetLoss
 
 INF, NAN = math.inf, math.nan
@@ -245,6 +245,49 @@ def test_the_arguments_are_left_as_they_are(backend):
     before = [tensor.clone() for tensor in (times, weight, bias)]
     first_spike_linear(times, weight, IF(1.0), t_max=5, bias=bias, backend=backend)
     assert all(torch.equal(a, b) for a, b in zip((times, weight, bias), before, strict=True))
+
+
+@in_both_precisions
+@pytest.mark.parametrize("n_out", [1, 41, 64, 79, 81, 100, 128, 159, 161])
+def test_each_column_of_the_weight_gradient_is_written_by_one_thread(n_out, dtype):
+    """Ranges of tiles, computed one by one, leave each other's columns alone."""
+    generator = torch.Generator().manual_seed(0)
+    times = torch.randint(0, 9, (5, 7), generator=generator).to(dtype).numpy()
+    errors = torch.randn(5, n_out, generator=generator, dtype=dtype).numpy()
+    until = torch.full((5, n_out), 6.0, dtype=dtype).numpy()
+    tile = lanes.tile_of(errors)
+    columns = lanes.in_whole_tiles(n_out, tile, errors.itemsize)
+    width = lanes.width_of(tile, errors.itemsize)
+    expected = -np.einsum("nj,ni->ij", errors, times < 6)
+    found = np.full((7, columns), np.nan, errors.dtype)
+    for unit in reversed(range(columns // width)):
+        before = found.copy()
+        gradients.subtract_tiles(unit, unit + 1, errors, None, until, None, None, times, found, tile)
+        before[:, unit * width : (unit + 1) * width] = found[:, unit * width : (unit + 1) * width]
+        np.testing.assert_array_equal(found, before)
+    np.testing.assert_allclose(found[:, :n_out], expected, rtol=1e-5)
+
+
+@in_both_precisions
+@pytest.mark.parametrize("n_out", [100, 128, 300])
+def test_threads_share_no_column_of_the_weight_gradient(set_threads, monkeypatch, n_out, dtype):
+    monkeypatch.setattr(parallel, "WORTH_WAKING_ONE", 1)
+    monkeypatch.setattr(parallel, "WORTH_A_THREAD", 1)
+    generator = torch.Generator().manual_seed(0)
+    times = torch.randint(0, 40, (64, 200), generator=generator).to(dtype)
+    weight = torch.rand(n_out, 200, dtype=dtype, generator=generator) - 0.4
+
+    def gradient(threads):
+        set_threads(threads)
+        w = weight.clone().requires_grad_()
+        spikes = first_spike_linear(times, w, IF(1.0), t_max=40)
+        spikes.clamp(max=40).square().sum().backward()
+        return w.grad
+
+    one = gradient(1)
+    assert one.any()
+    for threads in (2, 3, 4, 8) * 5:
+        assert torch.equal(gradient(threads), one)
 
 
 @in_both_precisions

@@ -759,14 +759,15 @@ def test_hooks_that_would_not_be_called_are_refused(attach):
         step(times, labels)
 
 
+@pytest.mark.parametrize("n_out", [100, 200])
 @pytest.mark.parametrize("rule", ["latency", "surrogate"])
-def test_threads_do_not_change_a_bit(monkeypatch, rule):
+def test_threads_do_not_change_a_bit(monkeypatch, rule, n_out):
     monkeypatch.setattr(parallel, "WORTH_A_THREAD", 1)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            net = network(12, 200, 20, 4)
+            net = network(12, n_out, 20, 4)
             for each in net:
                 each.gradient = RULES[rule]
             step = FusedStep(net, RelativeTargetLoss(3, T_MAX), OPTIMIZERS["adam"](net.parameters()))
@@ -776,6 +777,30 @@ def test_threads_do_not_change_a_bit(monkeypatch, rule):
         torch.set_num_threads(before)
     assert results[0][0] == results[1][0]
     assert all(map(torch.equal, results[0][1], results[1][1]))
+
+
+class Steep(Rule):
+    """Without a slope, as a silent neuron has none, a rate without an end."""
+
+    def rate(self, crossing):
+        return 1 / crossing.slope
+
+
+def test_a_rate_may_be_infinite_where_a_neuron_is_silent():
+    torch.manual_seed(0)
+    net = SpikeSequential(
+        SpikeLinear(12, 20, ReLPSP(), t_max=8.0, init_range=(-0.2, 0.5), gradient=Steep()),
+        SpikeLinear(20, 4, ReLPSP(), t_max=8.0, init_range=(-0.1, 0.02), gradient=Steep()),
+    )
+    times, labels = 6 * torch.rand(16, 12), torch.arange(16) % 4
+    assert net(times).isinf().any()
+    other, loss = copy.deepcopy(net), TemporalCrossEntropyLoss(8.0)
+    loss(other(times), labels).backward()
+    torch.optim.SGD(other.parameters(), lr=0.1).step()
+    FusedStep(net, loss, torch.optim.SGD(net.parameters(), lr=0.1), normalize=False)(times, labels)
+    for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_autograd_notices_the_step():

@@ -30,6 +30,7 @@ from .gradients import (
     latest_of,
     only_with,
     optional_arrays,
+    part_of,
     response,
     splat_in,
 )
@@ -181,10 +182,9 @@ def compare_directions(p, q, until, times, runs, n_out, width):
     return along_errors, along_spikes
 
 
-# Scratch space for so many values of a factor; a factor of neighbours; one of all inputs in a row; what one
-# of a tile of outputs contributes.
+# Scratch space for so many values of a factor; one of all inputs in a row; what one of a tile of outputs
+# contributes.
 room_like = optional(lambda factor, size: np.empty(size, factor.dtype))
-part_of = optional(lambda factor, at, inside, none: load_where(inside, factor, at, none))  # type: ignore[call-arg]
 flat_of = optional(lambda factor: factor.reshape(-1))
 total_of = optional(lambda factor, counts, weights, none: total(where(counts, factor * weights, none)))  # type: ignore[call-arg]
 

@@ -3,7 +3,7 @@
 It follows the spikes of the side that has fewer: all outputs for each input spike, or all inputs for
 each output with an error. Where a factor is None, the response is a step; numba leaves out what it
 would be needed for. Every sum has a fixed order, whatever the number of threads: the input gradient
-belongs to one sample, and the weight gradient gives each thread a range of rows.
+belongs to one sample, and the weight gradient gives each thread tiles of outputs of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..backends import Factors
 from ..geometry import Geometry
 from .compile import jit, optional, where_given
 from .events import Events, find_events, write_times
-from .lanes import any_of, at_least_a_tile, load, splat, store, tile_of, where, width_of
+from .lanes import any_of, in_whole_tiles, leading, load, load_where, splat, store, tile_of, where, width_of
 from .parallel import as_arrays, share_out
 
 #: p, q, until, a, b and times; what a response does not have is None
@@ -31,17 +31,17 @@ ROW = 48
 def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geometry: Geometry) -> Tensor:
     """See `kernels.ops.weight_grad`."""
     n_out, tile = factors.p.shape[1], tile_of(factors.p)
-    grad_weight_t = times.new_empty(times.shape[1], max(n_out, width_of(tile, times.itemsize)))
+    grad_weight_t = times.new_empty(times.shape[1], in_whole_tiles(n_out, tile, times.itemsize))
     write_weight_grad(optional_arrays(*factors, times), grad_weight_t.numpy(), tile)
     return grad_weight_t[:, :n_out].contiguous().t()
 
 
 def write_weight_grad(arrays: Arrays, grad_weight_t: np.ndarray, tile: tuple[int, ...]) -> None:
-    """Write the gradient [in, out], of which there are at least as many columns as in a tile of outputs."""
+    """Write the gradient [in, out], whose columns fill whole tiles: those behind the outputs mean nothing."""
     p, times = arrays[0], arrays[5]
     assert p is not None
     assert times is not None
-    tiles, work = -(-p.shape[1] // width_of(tile, p.itemsize)), times.size * p.shape[1] // 4
+    tiles, work = grad_weight_t.shape[1] // width_of(tile, p.itemsize), times.size * p.shape[1] // 4
     share_out(tiles, work, subtract_tiles, *arrays, grad_weight_t, tile)
 
 
@@ -116,12 +116,11 @@ def latest_of(p, q, until, first, end):
 
 
 # A factor of one sample, input or output; a value that there is with a factor; a factor of one input in all
-# lanes; one of a tile of outputs; one of all outputs, padded.
+# lanes; one of those of a tile of outputs that there are.
 item_of = optional(lambda factor, k: factor[k])
 only_with = optional(lambda factor, value: value)
 splat_in = optional(lambda factor, k, tile: splat(factor[k], tile))  # type: ignore[call-arg]
-load_in = optional(lambda factor, at, tile: load(factor, at, tile))  # type: ignore[call-arg]
-at_least_a_tile_of = optional(lambda factor, tile: at_least_a_tile(factor, tile))
+part_of = optional(lambda factor, at, inside, none: load_where(inside, factor, at, none))  # type: ignore[call-arg]
 
 
 @where_given(lambda row, so_far, k, weight: so_far)
@@ -139,16 +138,16 @@ def response(q, p, a, b):
 @jit
 def subtract_tiles(first, end, p, q, until, a, b, times, grad_weight_t, tile):
     """Weight gradient of the tiles `first` ... `end` of outputs, sample by sample."""
-    none, stride = splat(p.dtype.type(0), tile), grad_weight_t.shape[1]
+    none, stride, n_out = splat(p.dtype.type(0), tile), grad_weight_t.shape[1], p.shape[1]
     events = events_with_errors(p, q, until, times)
-    p, q, until = at_least_a_tile(p, tile), at_least_a_tile_of(q, tile), at_least_a_tile(until, tile)
-    for start in range(first * len(none), min(end * len(none), stride), len(none)):
-        lane, begin = min(start, stride - len(none)), np.uint64(0)
+    for lane in range(first * len(none), end * len(none), len(none)):
+        inside, begin = leading(none, n_out - lane), np.uint64(0)
         for i in range(len(grad_weight_t)):
             store(grad_weight_t, i * stride + lane, none)
         for n in range(len(p)):
-            at, end_n = n * stride + lane, np.uint64(events.ends[n])
-            p_n, q_n, until_n = load(p, at, tile), load_in(q, at, tile), load(until, at, tile)
+            at, end_n = n * n_out + lane, np.uint64(events.ends[n])
+            p_n, q_n = load_where(inside, p, at, none), part_of(q, at, inside, none)
+            until_n = load_where(inside, until, at, none)
             if any_of(in_error(q_n, p_n, none)):
                 of_a, of_b = item_of(a, n), item_of(b, n)
                 for k in range(begin, end_n):

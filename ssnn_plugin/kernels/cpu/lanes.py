@@ -63,6 +63,11 @@ def width_of(tile: tuple[int, ...], itemsize: int) -> int:
     return len(tile) * REGISTER // itemsize
 
 
+def in_whole_tiles(outputs: int, tile: tuple[int, ...], itemsize: int) -> int:
+    """So many outputs, and as many more as fill the last tile."""
+    return outputs + -outputs % width_of(tile, itemsize)
+
+
 def in_register(dtype: Any) -> int:
     """How many numbers a register holds."""
     return int(REGISTER * 8 // dtype.bitwidth)
