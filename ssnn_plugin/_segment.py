@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ._trace import RANDOM, SUPPORTED, label_of
+from ._trace import IN_A_STEP, RANDOM, SUPPORTED, label_of
 
 if TYPE_CHECKING:
     from ._steps import Place, Steps
@@ -21,6 +22,8 @@ SAME_CURRENTS = ("contiguous", "clone", torch.clone)
 RECORDS = (torch.stack, torch.cat, torch.concat)
 FLATTENING = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
 ELEMENTWISE = ("add", "sub", "mul", "truediv", "neg", "relu", "abs", "getitem", "size", "getattr")
+# Modules that take the second axis for channels.
+CHANNELS_SECOND = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
 SIZES = ("size", "dim", "numel", getattr, len)
 # What a tensor knows besides its shape.
 KINDS = (("dtype",), ("device",))
@@ -158,11 +161,10 @@ class Segment:
         else:
             extra = [*node.args, *node.kwargs.values()][1:] if node.op == "call_module" else []
             key = path if node.op == "call_module" else self._free(path.replace(" ", "_").replace(".", "_"))
-            if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (2, -1):
-                if self._of_a_window():
-                    module = nn.Flatten()  # its steps are taken one by one here
-                else:
-                    self._no_chain(node)
+            if node.op == "call_module" and self._of_a_window() and not node.meta.get(IN_A_STEP):
+                module = self._in_a_step(path, module)
+            elif isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (2, -1):
+                self._no_chain(node)
             self.modules[key] = module
             new = self.graph.call_module(key, (given, *map(self._emit, extra)))
             if given is not self.tip or extra:
@@ -170,6 +172,22 @@ class Segment:
             self.parts.append((path, module))
         self.tip = new
         return new
+
+    def _in_a_step(self, path: str, module: nn.Module) -> nn.Module:
+        """A module on a window [T, batch, *] as one on a step [batch, *] of it."""
+        counted = {name: getattr(module, name, None) for name in ("dim", "start_dim", "end_dim")}
+        axes = {name: axis for name, axis in counted.items() if isinstance(axis, int) and axis >= 0}
+        if isinstance(module, CHANNELS_SECOND) or any(axis < 2 for axis in axes.values()):
+            raise self.steps.error(
+                f"gives {path} ({type(module).__name__}) a window of steps, of which it takes the axis of "
+                "time or of the batch for another. Put it under Lift, or count axes from the end"
+            )
+        if not axes:
+            return module
+        module = copy.copy(module)
+        for name, axis in axes.items():
+            setattr(module, name, axis - 1)
+        return module
 
     def _free(self, key: str) -> str:
         """A name like this that no module of the model has."""
@@ -261,6 +279,8 @@ class Segment:
             return str(node.target), self.steps.model.get_submodule(str(node.target))
         if node.op == "get_attr" or not node.args:
             return node.name, None
+        if node.target is nn.functional.dropout and _drops(node) and not self.steps.model.training:
+            raise self.steps.error("drops values in evaluation mode too: give dropout training=self.training")
         return node.name, _as_module(node, on_spikes, self._of_a_window())
 
     def _of_a_window(self) -> bool:
@@ -285,9 +305,13 @@ def _as_module(node: fx.Node, on_spikes: bool, of_a_window: bool) -> nn.Module |
     if called is nn.functional.max_pool2d or label_of(node) == "max_pool2d":
         return nn.MaxPool2d(*positional, **named)
     if called is nn.functional.dropout:
-        training = named.pop("training", positional[1] if len(positional) > 1 else True)
-        return nn.Dropout(named.get("p", positional[0] if positional else 0.5)) if training else nn.Identity()
+        return nn.Dropout(named.get("p", positional[0] if positional else 0.5))
     return None
+
+
+def _drops(node: fx.Node) -> bool:
+    """Whether a call of `dropout` was told to."""
+    return bool(node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True))
 
 
 def of_a_step(value: Tensor, currents: Tensor) -> Tensor:

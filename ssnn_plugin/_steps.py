@@ -34,6 +34,7 @@ class Traced:
             [batch, *], which are encoded or the same in every step.
         static: whether they are the same in every step.
         steps: number of steps of a loop of fixed length; None if there is none.
+        runs: how many steps a loop ran, of whatever length; None if there is none.
         returned: where in what `forward` returns the spikes, or the values of a read-out, are; None if
             they are not returned.
         output: which part of it they are where the last module returns several.
@@ -44,6 +45,7 @@ class Traced:
     takes: str
     static: bool
     steps: int | None
+    runs: int | None
     returned: tuple[int, ...] | None
     output: int
     time_axis: int = 0
@@ -193,6 +195,8 @@ class Steps:
         """Whether a state is the one to start from: none, or zeros."""
         if isinstance(state, tuple | list):
             return all(map(self._is_start, state))
+        while isinstance(state, fx.Node) and state.target in HARMLESS:
+            state = state.args[0]
         if isinstance(state, fx.Node):
             if state.op == "get_attr":
                 state = self.values[str(state.target)]
@@ -323,20 +327,23 @@ class Steps:
         numbers = {place: number for number, place in enumerate(order)}
         stages = [Segment(self, self._driver(place.calls[0], place), numbers).stage(place) for place in order]
         if values:
-            self._check_steps("its output", [(value, self._step(value)) for value in values])
+            of_steps = [self._step(value) for value in values]
+            self._check_steps("its output", list(zip(values, of_steps, strict=True)))
+            self._check_all_or_last(list(dict.fromkeys(of_steps)))
             stages.append(Segment(self, values[0], numbers).stage(None))
         encodes = any(self.modules.encodes(place.module) for place in order)
         takes = "values" if self.static or encodes else "window" if self.takes_a_window() else "step"
         lengths = {len(place.calls) for place in order}
         if self.loops and len(lengths) > 1:
             raise self.error(f"runs its neurons for different numbers of steps ({sorted(lengths)})")
-        steps = max(lengths, default=0) if self.loops and not self.sized else None
+        runs = max(lengths, default=0) if self.loops else None
+        steps = None if self.sized else runs
         last = order[-1] if order and not values else None
         if last and last not in self.handed_on:
             raise self.wrong_output("returns only", last)
         output = self.modules.output(last.module) if last else 0
         axis = self.axes.pop() if len(self.axes) == 1 else 0
-        return Traced(stages, takes, self.static, steps, self._where_returned(last), output, axis)
+        return Traced(stages, takes, self.static, steps, runs, self._where_returned(last), output, axis)
 
     def _driver(self, call: fx.Node, place: Place) -> fx.Node:
         given = next(iter((*call.args, *call.kwargs.values())), None)
@@ -416,6 +423,14 @@ class Steps:
         steps = [one[1] for one in found if one]
         if (joined or len(set(steps)) > 1) and steps != list(range(len(next(iter(places)).calls))):
             raise self.error("does not return the record of all its steps, one after the other")
+
+    def _check_all_or_last(self, steps: list[int]) -> None:
+        """Values of a read-out are returned of all steps, in order, or of the last one."""
+        count = max((len(place.calls) for place in self.places), default=1)
+        if steps not in (list(range(count)), [count - 1]):
+            raise self.error(
+                "does not return the values of all its steps, one after the other, or of the last"
+            )
 
     def _place_behind(self, node: fx.Node) -> tuple[Place, int] | None:
         if node.target is operator.getitem and isinstance(node.args[0], fx.Node):

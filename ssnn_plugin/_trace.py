@@ -17,6 +17,8 @@ SUPPORTED = (
 )
 
 FACTORIES = ("zeros", "ones", "empty", "full", "rand", "randn", "randint")
+# Of a node: whether a container gives it one step of a window after the other.
+IN_A_STEP = "in_a_step"
 RANDOM = ("rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "bernoulli", "normal")
 
 
@@ -74,6 +76,8 @@ class Tracer(fx.Tracer):
         super().__init__()
         self.modules, self.steps = modules, steps
         self.sized = self.lifts = False
+        self.inside = 0  # of how many containers that apply their module to every step
+        self.mode = _mode()
         self.values: dict[str, Any] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -87,10 +91,23 @@ class Tracer(fx.Tracer):
             self.lifts = True
             args = signature(m.forward).bind(*args, **kwargs).args
             given = args[0] if isinstance(args[0], tuple) else args
-            return inner(*given) if "state" in signature(inner.forward).parameters else inner(given[0])
+            self.inside += 1
+            try:
+                return inner(*given) if "state" in signature(inner.forward).parameters else inner(given[0])
+            finally:
+                self.inside -= 1
         if unwrapped(m) is not m:
             return unwrapped(m)(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _mode() != self.mode:
+            raise NoTimeMode(
+                "it switches gradients or autocast for a part of what it computes; detach() it instead"
+            )
+        node = super().create_node(*args, **kwargs)
+        node.meta[IN_A_STEP] = self.inside > 0
+        return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _WindowProxy(node, self)
@@ -115,6 +132,11 @@ class Tracer(fx.Tracer):
             return make(*args, **kwargs)
 
         return factory
+
+
+def _mode() -> tuple[bool, bool]:
+    """What a graph does not hold: whether there are gradients, and whether half precision."""
+    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 def is_leaf(module: nn.Module, modules: Modules) -> bool:

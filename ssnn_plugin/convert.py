@@ -172,8 +172,8 @@ def to_event_driven(
         raise NoTimeMode(f"{type(model).__name__} runs on spike times already")
     hosts = loaded_hosts()
     traced, path = follow(model, t_max)
-    if traced.steps is not None and traced.steps != t_max:
-        raise NoTimeMode(f"{type(model).__name__} runs {traced.steps} steps, but t_max is {t_max}")
+    if traced.runs not in (None, t_max):
+        raise NoTimeMode(f"{type(model).__name__} runs {traced.runs} steps, but t_max is {t_max}")
     takes = "values" if constant_input else traced.takes
     assembly = Assembly(
         t_max,
@@ -188,7 +188,16 @@ def to_event_driven(
     _refuse_mixtures(model, traced.stages, hosts)
     network = assembly.network(takes)
     _let_silence_learn(list(network), assembly, silent_gradient)
-    return network.train(model.training)
+    return _in_mode_of(model, network)
+
+
+def _in_mode_of(model: nn.Module, network: EventDrivenNetwork) -> EventDrivenNetwork:
+    """The network in the mode of its model; what the model has frozen in evaluation mode stays so."""
+    frozen = [module for module in model.modules() if not module.training]
+    network.train(model.training)
+    for module in frozen:
+        module.training = False
+    return network
 
 
 def _refuse_mixtures(model: nn.Module, stages: list[Stage], hosts: list[Host]) -> None:

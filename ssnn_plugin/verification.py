@@ -309,11 +309,12 @@ def _gradients(
     for outputs in (in_steps, on_times):
         finite = outputs.masked_fill(outputs.isinf(), 0) if of_times else outputs
         total = (weights * finite).sum()
-        if not total.requires_grad:
-            return {}, list(parameters)
-        found.append(
-            torch.autograd.grad(total, list(parameters.values()), allow_unused=True, retain_graph=True)
-        )
+        if total.requires_grad:
+            found.append(
+                torch.autograd.grad(total, list(parameters.values()), allow_unused=True, retain_graph=True)
+            )
+        else:
+            found.append((None,) * len(parameters))
     errors, missing = {}, []
     for name, a, b in zip(parameters, *found, strict=True):
         if a is None and b is None:

@@ -111,7 +111,7 @@ PUT_ONE = "has no time mode: the model must end with neurons, so put one behind 
                 "3 (FirstSpikePool2d)",
                 "put it right behind the neuron",
             )
-            for between in (nn.AvgPool2d(2), nn.Flatten(), nn.Dropout())
+            for between in (nn.AvgPool2d(2), nn.Flatten(2), nn.Dropout())
         ),
         (lambda: [HIDDEN()], "0 (SingleSpike)", "it needs a Linear or Conv2d in front"),
         (
