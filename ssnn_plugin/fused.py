@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from . import _checks
 from ._rooms import Layer, Room, as_read, described, is_plain, rooms_of, rows_of
@@ -26,6 +27,8 @@ from .nn.decision import flattens_samples
 
 MOMENTS = "exp_avg", "exp_avg_sq"
 OPTIMIZERS = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
+# Of Adam: moments below the smallest normal number count as 0, and eps has to be far above their root.
+LEAST_EPS = {torch.float32: 1e-15, torch.float64: 1e-140}
 # Options of an optimiser by which a step is another one than here.
 REFUSED = "momentum", "nesterov", "amsgrad", "maximize"
 # Where modules and optimisers keep hooks, which nothing here would call, or a forward of their own.
@@ -216,6 +219,9 @@ def _updates(
     for group in optimizer.param_groups:
         if refused := [name for name in REFUSED if group.get(name)]:
             raise ValueError(f"optimizer must be without {refused[0]}, got {group[refused[0]]!r}")
+        least = LEAST_EPS[layers[0].weight.dtype]
+        if group.get("eps", 1.0) < least:
+            raise ValueError(f"optimizer must have an eps of at least {least}, got {group['eps']}")
     make = _sgd if isinstance(optimizer, torch.optim.SGD) else _adam
     weights = [layer.weight for layer in layers]
     learn = [weight in held and weight.requires_grad for weight in weights]
@@ -329,10 +335,10 @@ def _flattens(layer: nn.Module) -> bool:
 def _missing(layer: Layer, weight: Tensor) -> str | None:
     """What a layer would have to have."""
     neuron = layer._neuron  # as `layer.neuron` has it, which takes longer
-    if not isinstance(neuron, SeparableNeuron) or not BACKENDS["cpu"].runs(neuron):
-        return "neurons that the compiled kernels run"
     if neuron.parameters:
         return "numbers as thresholds, leaks and time constants, not one for each neuron"
+    if not isinstance(neuron, SeparableNeuron) or not BACKENDS["cpu"].runs(neuron):
+        return "neurons that the compiled kernels run"
     if layer.bias is not None or layer.input_pool is not None or layer.dropout:
         return "no bias, dropout and input pool"
     if any(map(vars(layer).get, HOOKS)) or weight._backward_hooks or weight._post_accumulate_grad_hooks:
@@ -349,7 +355,10 @@ def _missing(layer: Layer, weight: Tensor) -> str | None:
 
 
 def _refuse_hooks(name: str, owner: nn.Module | torch.optim.Optimizer) -> None:
-    if any(map(vars(owner).get, HOOKS)) or _has_any_global_hook():  # type: ignore[no-untyped-call]
+    of_all = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    if isinstance(owner, torch.optim.Optimizer):
+        of_all = of_all or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
+    if any(map(vars(owner).get, HOOKS)) or of_all:
         raise ValueError(
             f"{name} must have no hooks and no forward of its own, which a fused step would not call"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ class OnlineStatistics:
     """What happened during a pass over the samples.
 
     `spikes` holds, per layer, how often each neuron fired; `accuracy` is the fraction of samples
-    whose label was among the earliest output spikes when they were seen (lenient rule).
+    whose label was among the earliest output spikes when they were seen (lenient rule). `loss` is NaN if
+    the weights are finite no more.
     """
 
     spikes: tuple[Tensor, ...]
@@ -107,7 +109,8 @@ def s4nn_train(
         weight.detach().copy_(part.reshape(row.shape)[:, : len(weight)].t())
     samples = max(1, len(sequence))
     counts = tuple(torch.from_numpy(spikes[k, : len(w)].copy()) for k, w in enumerate(weights))
-    return OnlineStatistics(counts, right / samples, loss / samples)
+    diverged = not bool(learned.isfinite().all())
+    return OnlineStatistics(counts, right / samples, math.nan if diverged else loss / samples)
 
 
 def _check(
@@ -124,6 +127,8 @@ def _check(
     _checks.gap("gamma", gamma, t_max)
     if not weights:
         raise ValueError("weights must hold at least one layer, got none")
+    if len({id(weight) for weight in weights}) < len(weights):
+        raise ValueError("weights must be a tensor of its own for each layer, got one of them twice")
     _checks.distinct_bins(t_max, weights[0].dtype)
     _checks.floating("times", times)
     _checks.spike_times("times", times)

@@ -208,7 +208,7 @@ def _read_out(returned):
     ids=["reversed", "burn-in", "first", "all but the last"],
 )
 def test_values_of_a_part_of_the_window_are_refused(returned):
-    with pytest.raises(NoTimeMode, match="does not return the values of all its steps, .* or of the last"):
+    with pytest.raises(NoTimeMode, match=r"does not return the values of all its steps, .* or of the last"):
         to_event_driven(_read_out(returned), t_max=T)
 
 

@@ -525,3 +525,15 @@ def test_a_network_without_hidden_neurons_has_no_cost():
     x = torch.rand(5, 2)
     activity = from_relu(nn.Linear(2, 3), calibrate_on=x).activity(x)
     assert activity.spike_cost().item() == 0
+
+
+@pytest.mark.parametrize("frozen", [("weight", "bias"), ("bias",), ()])
+def test_what_is_frozen_in_a_normalisation_stays_frozen(frozen):
+    norm = nn.BatchNorm2d(4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), norm, nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
+    for name in frozen:
+        getattr(norm, name).requires_grad_(False)
+    network = from_relu(model, calibrate_on=torch.rand(4, 3, 8, 8))
+    affine = network.body.get_submodule("2")
+    assert affine.factor.requires_grad == ("weight" not in frozen)
+    assert affine.shift.requires_grad == ("bias" not in frozen)

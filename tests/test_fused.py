@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ssnn_plugin import (
     IF,
@@ -801,6 +802,35 @@ def test_a_rate_may_be_infinite_where_a_neuron_is_silent():
     for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
         assert ours.isfinite().all()
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "register",
+    [register_optimizer_step_pre_hook, register_optimizer_step_post_hook],
+    ids=["before", "after"],
+)
+def test_hooks_of_all_optimisers_are_refused(register):
+    net = network(12, 4)
+    handle = register(lambda *_: None)
+    try:
+        with pytest.raises(ValueError, match="which a fused step would not call"):
+            FusedStep(net, RelativeTargetLoss(3, T_MAX), torch.optim.SGD(net.parameters(), lr=1.0))
+    finally:
+        handle.remove()
+
+
+def test_an_eps_that_small_moments_would_need_is_refused():
+    net = network(12, 4, dtype=torch.float32)
+    optimizer = torch.optim.Adam(net.parameters(), eps=1e-20)
+    with pytest.raises(ValueError, match=r"an eps of at least 1e-15, got 1e-20"):
+        FusedStep(net, RelativeTargetLoss(3, T_MAX), optimizer)
+
+
+def test_time_constants_per_neuron_are_named():
+    neuron = LIF(tau_mem=torch.tensor([1.0, 2.0, 3.0]))
+    net = SpikeSequential(SpikeLinear(2, 3, neuron, t_max=4.0))
+    with pytest.raises(ValueError, match="numbers as thresholds, leaks and time constants"):
+        FusedStep(net, TemporalCrossEntropyLoss(4.0), torch.optim.SGD(net.parameters(), lr=1.0))
 
 
 def test_autograd_notices_the_step():

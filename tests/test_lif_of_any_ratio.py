@@ -35,6 +35,20 @@ def _neuron(fraction, tau_mem, tau_syn):
     )
 
 
+def test_neighbouring_time_constants_are_as_equal_ones():
+    """Of numbers whose reciprocals are equal."""
+    times, weight = (torch.tensor(each) for each in _layer(0))
+    apart = LIF(0.5, tau_mem=1.9, tau_syn=math.nextafter(1.9, 2.0))
+    assert apart.tau_mem != apart.tau_syn
+    assert 1 / apart.tau_mem == 1 / apart.tau_syn
+    spikes = [
+        first_spike_linear(times[None], weight, neuron, t_max=T_MAX, backend="cpu")
+        for neuron in (apart, replace(apart, tau_syn=1.9))
+    ]
+    assert spikes[0].isfinite().any()
+    torch.testing.assert_close(*spikes)
+
+
 def _window(neuron):
     return min(T_MAX, 70 * min(neuron.tau_mem, neuron.tau_syn))
 

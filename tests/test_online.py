@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -78,6 +79,40 @@ def test_bad_arguments_are_named(changes, message):
     weights, times, labels = (arguments.pop(key) for key in ("weights", "times", "labels"))
     with pytest.raises(ValueError, match=message):
         online.s4nn_train(weights, times, labels, **arguments)
+
+
+def test_a_tensor_that_stands_for_two_layers_is_refused():
+    weight = torch.rand(4, 4)
+    arguments = _arguments(weights=[weight, weight], thresholds=[1.0] * 2, learning_rates=[0.1] * 2)
+    weights, times, labels = (arguments.pop(key) for key in ("weights", "times", "labels"))
+    with pytest.raises(ValueError, match="a tensor of its own for each layer"):
+        online.s4nn_train(weights, times, labels, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exponents"), [(torch.float32, (-76, 0, 50)), (torch.float64, (-600, 0, 600))]
+)
+def test_hidden_layers_learn_on_any_scale(dtype, exponents):
+    def changes(exponent):
+        scale, generator = 2.0**exponent, torch.Generator().manual_seed(0)
+        weights = [scale * torch.rand(*size, generator=generator).to(dtype) for size in ((6, 8), (3, 6))]
+        before = [weight.clone() for weight in weights]
+        times = torch.randint(0, 16, (30, 8), generator=generator).to(dtype)
+        arguments = {"thresholds": [scale] * 2, "learning_rates": [0.1 * scale] * 2, "weight_decay": 0.0}
+        online.s4nn_train(weights, times, torch.arange(30) % 3, gamma=3.0, t_max=16, **arguments)
+        return [(after - first) / scale for after, first in zip(weights, before, strict=True)]
+
+    (low, middle, high) = map(changes, exponents)
+    for found in (low, high):
+        for ours, expected in zip(found, middle, strict=True):
+            assert expected.any()
+            torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_what_diverges_says_so():
+    arguments = _arguments(learning_rates=[3e38], order=torch.arange(5).repeat(20))
+    weights, times, labels = (arguments.pop(key) for key in ("weights", "times", "labels"))
+    assert math.isnan(online.s4nn_train(weights, times, labels, **arguments).loss)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -172,7 +172,7 @@ class LeakyNeuron(CurrentNeuron):
 
     def compiled(self) -> NamedTuple:
         height, tau_mem, tau_syn = float(self.height), float(self.tau_mem), float(self.tau_syn)
-        if tau_mem == tau_syn:
+        if 1 / tau_mem == 1 / tau_syn:  # also of neighbouring numbers
             return LeakyResponseOfEqual(height, tau_mem)
         if tau_mem == 2 * tau_syn:
             return LeakyResponseOfTwice(height, tau_mem)

@@ -384,7 +384,7 @@ class Follower:
             fold_into(connection, norm)  # type: ignore[arg-type]
             self._gone(node)
             return None
-        return self._channel_affine(node, *factor_and_shift(norm), learned=norm.affine)
+        return self._channel_affine(node, *factor_and_shift(norm), norm)
 
     def _takes_up(self, x: fx.Node, connection: nn.Module | None) -> bool:
         """Whether a normalisation can be folded into a connection: nobody else reads it, nor its weights.
@@ -412,10 +412,16 @@ class Follower:
         x = self._tensors(node)[0]
         like = next(self.model.parameters())
         mean, std = (as_channels(value, like, self.sizes[x][1]) for value in (module.mean, module.std))
-        return self._channel_affine(node, 1 / std, -mean / std, learned=False)
+        return self._channel_affine(node, 1 / std, -mean / std)
 
-    def _channel_affine(self, node: fx.Node, factor: Tensor, shift: Tensor, *, learned: bool) -> Kind:
-        node.target = self._add(str(node.target), ChannelAffine(factor, shift, learned=learned), node)
+    def _channel_affine(self, node: fx.Node, factor: Tensor, shift: Tensor, norm: Any = None) -> Kind:
+        """What a normalisation learns is learned on; what is frozen in it stays so."""
+        learned = norm is not None and norm.affine
+        affine = ChannelAffine(factor, shift, learned=learned)
+        if learned:
+            affine.factor.requires_grad_(norm.weight.requires_grad)
+            affine.shift.requires_grad_(norm.bias.requires_grad)
+        node.target = self._add(str(node.target), affine, node)
         return Kind.CURRENTS
 
 

@@ -12,10 +12,10 @@ import math
 import numpy as np
 
 from .compile import jit
-from .errors import relative_targets
+from .errors import MOST, relative_targets
 from .events import room_for_events, write_events
 from .lanes import any_of, load, splat, store, where
-from .steps import fire_tiles, write_limits
+from .steps import MOST_BINS, fire_tiles, write_limits
 
 # Outputs with an error that are gone through one by one.
 FEW = 16
@@ -26,7 +26,13 @@ SMALLEST = 2.0**-20
 @jit
 def normalise(error):
     """Divide by the L2 norm in place; False where there is nothing to normalise."""
-    norm = math.sqrt(np.sum(error * error))
+    square, bound = np.sum(error * error), math.ldexp(1.0, MOST[error.itemsize // 8] - 53)
+    if not 1 / bound < square < bound:  # squares leave the dtype, or there are none
+        largest = np.max(np.abs(error))
+        for j in range(error.size):
+            error[j] = error[j] / largest if 0 < largest < np.inf else 0
+        square = np.sum(error * error)
+    norm = math.sqrt(square)
     for j in range(error.size):
         error[j] = error[j] / norm if norm > 0 else 0
     return norm > 0
@@ -161,7 +167,7 @@ def s4nn_epoch(
     decision, wrong = np.empty_like(targets), np.empty(widest, np.uint32)
     errors = [np.zeros(sizes[layer], dtype) for layer in range(depth)]
     events = [room_for_events(times[layer]) for layer in range(depth)]
-    most, counts = max(images.shape[1], widest), np.empty(math.ceil(t_max) + 1, np.int32)
+    most, counts = max(images.shape[1], widest), np.empty(min(math.ceil(t_max), MOST_BINS) + 1, np.int32)
     spiking, limits = np.empty(most, np.int32), np.empty(most, dtype)
     spikes, right, loss = np.zeros((depth, widest), np.int64), 0, 0.0
 

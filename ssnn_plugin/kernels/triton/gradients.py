@@ -34,6 +34,8 @@ def weight_grad(factors: Factors, times: Tensor, kernel_size: Sequence[int], geo
     n_out = factors.p.shape[-1]
     width, size, units = n_out // groups, patches.size, patches.rows // groups
     tiles = triton.cdiv(width, OUTPUTS) * triton.cdiv(size, INPUTS)
+    if not tiles:
+        return times.new_empty(geometry.weight_shape(times, n_out, kernel_size))
     n_parts = max(1, min(triton.cdiv(units, ROWS_OF_A_PART), PROGRAMS // (tiles * groups)))
     parts = times.new_empty(n_parts, groups, width, size)
     _weight_grad[tiles, groups, n_parts](

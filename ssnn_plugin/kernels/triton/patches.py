@@ -87,4 +87,5 @@ def _offsets(size: tuple[int, ...], steps: tuple[int, ...], device: torch.device
 
 def rows_of_weights(weight: Tensor, groups: int) -> Tensor:
     """[out, in / groups, *kernel] -> [groups, in / groups * kernel, out / groups]: outputs side by side."""
-    return weight.reshape(groups, len(weight) // groups, -1).transpose(1, 2).contiguous()
+    inputs = math.prod(weight.shape[1:])
+    return weight.reshape(groups, len(weight) // groups, inputs).transpose(1, 2).contiguous()
