@@ -53,12 +53,16 @@ class NeuronsInBins(Bins):
         self._activations: Tensor | None = None
 
     @property
-    def activations(self) -> Tensor:  # type: ignore[override]
+    def activations(self) -> Tensor:
         """With the delay of the neuron."""
         if self._activations is None:  # no `cached_property`, whose lock cannot be compiled in Python 3.11
             spikes = latch(self.potentials, self.neuron.threshold, self.gradient)
             self._activations = delayed(spikes, int(self.neuron.delay))
         return self._activations
+
+    @activations.setter
+    def activations(self, activations: Tensor) -> None:
+        self._activations = activations
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> NeuronsInBins:
         """The same neurons on changed potentials."""
@@ -68,7 +72,7 @@ class NeuronsInBins(Bins):
         """The same neurons in another order; activations that there are are not computed again."""
         neurons = self.mapped(function)
         if self._activations is not None:
-            neurons._activations = function(self._activations)
+            neurons.activations = function(self._activations)
         return neurons
 
 
