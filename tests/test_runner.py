@@ -148,7 +148,7 @@ def test_a_seed_fixes_every_number(tmp_path, finished, chosen):
         ("minibatch", {"weight_decay": 0.1, "optimizer": "adamw"}),
         ("minibatch", {"schedule": {"kind": "exponential", "decay": 0.5}}),
         ("minibatch", {"augment": {"shift": 1}}),
-        ("minibatch", {"spike_price": 0.1}),
+        ("minibatch", {"normalize_errors": False, "spike_price": 0.1}),
         ("minibatch", {"center_gradients": True}),
         ("minibatch", {"center_gradients": True, "center_along": "mean input"}),
         ("ts4tl", {"t_target": 10.0}),

@@ -22,7 +22,7 @@ def kept(folder, chosen, **options):
 
 
 def converted():
-    training = {"learning_rates": [0.05], "batch_size": 32, "epochs": 1}
+    training = {"learning_rates": [0.05], "batch_size": 32, "epochs": 1, "schedule": {"kind": "linear"}}
     return validated(content(network={"normalize": "pooled"}, training=training), "tiny")
 
 
