@@ -271,8 +271,12 @@ def rule_of(gradient: str | Rule | None, neuron: Neuron) -> Rule:
 
 def plain_backward(times: Tensor, error: Tensor) -> bool:
     """Whether a kernel of a backward pass may be called by itself: an operator costs more than small ones."""
-    mapped = torch._C._functorch.is_legacy_batchedtensor(error)  # by `is_grads_batched` of `autograd.grad`
-    return ops.plain(times) and not torch.is_grad_enabled() and not mapped
+    return (
+        ops.plain(times)
+        and not torch.is_grad_enabled()
+        # by `is_grads_batched` of `autograd.grad`; asked last, as `torch.compile` cannot follow it
+        and not torch._C._functorch.is_legacy_batchedtensor(error)
+    )
 
 
 def _input_grad(factors: Factors, times: Tensor, weight: Tensor, geometry: Geometry, backend: str) -> Tensor:
