@@ -43,6 +43,8 @@ else:
 # Images; codes are made in double precision, of which a whole data set of features would need gigabytes.
 ENCODED_AT_ONCE = 2000
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+# A fraction that is not none.
+Part = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Strict(BaseModel):

@@ -9,14 +9,15 @@ spikes in the bin of their crossing, without S4NN's delay of one bin, are our re
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from ssnn_plugin import IF
 from ssnn_plugin.losses import RelativeTargetLoss
 
+from ..config import Part
 from . import centered, layered
 from .centered import Centered
 from .layered import check_gamma
@@ -31,7 +32,7 @@ class Network(layered.Network):
 
     t_max: PositiveInt
     init_mean: float = 0.2
-    firing: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    firing: Part = 0.5
 
 
 class Training(centered.Training):

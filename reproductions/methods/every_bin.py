@@ -26,7 +26,7 @@ from ssnn_plugin.losses import RelativeTargetLoss, SingleTargetLoss, TemporalCro
 from ssnn_plugin.nn.bins import in_bins
 
 from ..compiled.standardized import Standardize
-from ..config import Config, Latency, Strict
+from ..config import Config, Latency, Part, Strict
 from . import layered
 from .architecture import neuron_layers
 from .layered import Layered
@@ -87,7 +87,7 @@ class Network(layered.Network):
     """
 
     t_max: PositiveInt
-    firing: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    firing: Part = 0.15
     output_current: NonNegativeFloat = 0.0
     weights: Literal["standardized", "binary"] = "standardized"
 
