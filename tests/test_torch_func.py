@@ -99,36 +99,31 @@ def _same_per_sample(loss, parameters, samples, axis):
             torch.testing.assert_close(gradient[number], one)
 
 
+def _same_for_each_sample_of(module, times):
+    """The gradients of a loss of the spike times that a module makes of times [batch, *]."""
+    parameters = dict(module.named_parameters())
+    _same_per_sample(lambda p, x: _loss(functional_call(module, p, (x.unsqueeze(0),))), parameters, times, 0)
+
+
 def test_gradients_of_each_sample_of_layers_in_bins():
     model = nn.Sequential(nn.Linear(8, 6), SingleSpike(init_hidden=True, learn_threshold=True)).double()
     nn.init.uniform_(model[0].weight, 0, 0.5)
     network, times = to_event_driven(model, t_max=T), encode.latency(_image(), T)
-    _same_per_sample(
-        lambda p, x: _loss(functional_call(network, p, (x.unsqueeze(0),))),
-        dict(network.named_parameters()),
-        times,
-        0,
-    )
+    _same_for_each_sample_of(network, times)
 
 
 @pytest.mark.parametrize("silent_gradient", [False, True])
 def test_gradients_of_each_sample_of_layers_by_events(silent_gradient):
     network, times = _network(), encode.latency(_image(), T)
     network[-1].silent_gradient = silent_gradient
-    parameters = dict(network.named_parameters())
-    _same_per_sample(lambda p, x: _loss(functional_call(network, p, (x.unsqueeze(0),))), parameters, times, 0)
+    _same_for_each_sample_of(network, times)
 
 
 def test_gradients_of_each_sample_of_convolutions():
     layer = SpikeConv2d(2, 3, 3, IF(1.0), t_max=T, bias=True, init_range=(-0.1, 0.4)).double()
     image = torch.rand(4, 2, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     times = encode.latency(image, T)
-    _same_per_sample(
-        lambda p, x: _loss(functional_call(layer, p, (x.unsqueeze(0),))),
-        dict(layer.named_parameters()),
-        times,
-        0,
-    )
+    _same_for_each_sample_of(layer, times)
 
 
 def test_gradients_of_each_sample_of_a_window():
@@ -158,12 +153,7 @@ def test_gradients_of_each_sample_of_a_network_in_bins(rule, beta):
     learning = InBins(network, rule)
     image = torch.rand(4, 2, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     times = encode.latency(image, T)
-    _same_per_sample(
-        lambda p, x: _loss(functional_call(learning, p, (x.unsqueeze(0),))),
-        dict(learning.named_parameters()),
-        times,
-        0,
-    )
+    _same_for_each_sample_of(learning, times)
 
 
 def test_gradients_of_each_sample_of_torchs_own_layers_in_bins():
