@@ -4,7 +4,17 @@ from .convert import to_event_driven, to_step_mode
 from .fold import fold_batchnorm
 from .functional.silent import SilentNetworkWarning
 from .fused import FusedStep
-from .neurons import IF, LIF, AlphaPSP, CurrentNeuron, ExpPSP, Neuron, ReLPSP, WindowedRamp
+from .neurons import (
+    IF,
+    LIF,
+    AlphaPSP,
+    CurrentNeuron,
+    ExpPSP,
+    Neuron,
+    ReLPSP,
+    UnencodedInputWarning,
+    WindowedRamp,
+)
 from .relu import ClippedSpikesWarning, RampNetwork, from_relu
 from .replace import Replacement, replace_neurons
 from .verification import Verification, verify
@@ -25,6 +35,7 @@ __all__ = [
     "ReLPSP",
     "Replacement",
     "SilentNetworkWarning",
+    "UnencodedInputWarning",
     "Verification",
     "WindowedRamp",
     "decode",

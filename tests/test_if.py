@@ -1,11 +1,13 @@
 """The description of `IF`."""
 
 import math
+import re
+import warnings
 
 import pytest
 import torch
 
-from ssnn_plugin import IF
+from ssnn_plugin import IF, UnencodedInputWarning, nn
 from ssnn_plugin.functional import first_spike_linear
 
 INF, NAN = math.inf, math.nan
@@ -68,3 +70,26 @@ def test_a_tensor_without_a_dimension_is_named(name):
 def test_the_value_that_is_wrong_is_the_one_shown(name, bad):
     with pytest.raises(ValueError, match=f"{name} must .* for every neuron, got {bad}"):
         IF(**{name: torch.tensor([0.5, bad, 0.25])})
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4,)])
+def test_images_in_the_place_of_spike_times_are_told(shape):
+    layer = nn.SpikeLinear(4, 2, IF(), t_max=16)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UnencodedInputWarning, match=re.escape("ssnn_plugin.encode.latency(images, t_max=16)")):
+        layer(images)
+
+
+@pytest.mark.parametrize(
+    ("times", "t_max"),
+    [
+        ([0.0, 1.0, 1.0, 0.0], 16),  # whole bins
+        ([0.5, 0.2, 1.0, math.inf], 16),  # no pixel is silent
+        ([0.5, 0.2, 1.5, 0.0], 16),
+        ([0.5, 0.2, 1.0, 0.0], 1),  # a window that they fill
+    ],
+)
+def test_early_spike_times_are_not_taken_for_images(times, t_max):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnencodedInputWarning)
+        nn.SpikeLinear(4, 2, IF(), t_max=t_max)(torch.tensor([times]))

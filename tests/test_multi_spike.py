@@ -320,6 +320,11 @@ def test_moderate_dropout_keeps_by_activity():
     torch.testing.assert_close(keep, 1 - (1 - scaled) * 0.2 / (1 - scaled.mean()))
 
 
+def test_moderate_dropout_of_a_network_that_diverged_gives_no_numbers():
+    found = ltmd.ModerateDropout(0.2, 1)(torch.tensor([[0.0, torch.inf], [2.0, 4.0]]))
+    assert not found.isfinite().any()
+
+
 def test_a_learned_threshold_is_a_tanh():
     method = build("ltmd")
     (neuron,) = [m for m in method.network.modules() if isinstance(m, multi_spike.snntorch.Leaky)]

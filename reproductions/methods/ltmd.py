@@ -162,7 +162,8 @@ class ModerateDropout(nn.Module):
             return potentials
         trains = torch.stack(potentials.chunk(self.steps)).repeat(1, 2, 1)
         keep = self.keep(trains.detach().mean(0))
-        return (trains * torch.bernoulli(keep) / keep.clamp(min=1e-6)).flatten(0, 1)
+        kept = torch.bernoulli(keep.nan_to_num())  # NaN where training has diverged: the loss will say so
+        return (trains * kept / keep.clamp(min=1e-6)).flatten(0, 1)
 
     def keep(self, activity: Tensor) -> Tensor:
         """Probability to keep each neuron, from its mean activity [samples, neurons]."""

@@ -5,7 +5,17 @@ from .base import CurrentNeuron, Neuron
 from .exponential import ExpPSP
 from .lif import LIF
 from .ramp import ReLPSP
-from .step import IF
+from .step import IF, UnencodedInputWarning
 from .windowed_ramp import WindowedRamp
 
-__all__ = ["IF", "LIF", "AlphaPSP", "CurrentNeuron", "ExpPSP", "Neuron", "ReLPSP", "WindowedRamp"]
+__all__ = [
+    "IF",
+    "LIF",
+    "AlphaPSP",
+    "CurrentNeuron",
+    "ExpPSP",
+    "Neuron",
+    "ReLPSP",
+    "UnencodedInputWarning",
+    "WindowedRamp",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -13,6 +14,17 @@ from ..kernels.precision import full_precision
 from ..kernels.status import NAN_POTENTIAL, refuse_bad_samples
 from ..kernels.window import accumulate
 from .base import Number, SeparableNeuron
+
+
+class UnencodedInputWarning(UserWarning):
+    """Spike times in bins that look like the pixels of an image, which has to be encoded first."""
+
+
+UNENCODED = """\
+All spike times of a sample lie in 0 ... 1, between bins, in a window of t_max = {t_max:g} bins: are these the
+intensities of an image? They have to be encoded, by ssnn_plugin.encode.latency(images, t_max={t_max:g}) for
+one: what is bright fires early. This is said once; warnings.simplefilter("ignore", UnencodedInputWarning)
+turns it off."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,7 @@ class IF(SeparableNeuron):
             if t_max != int(t_max):
                 raise ValueError(f"t_max must be a whole number of bins with a bias or a leak, got {t_max!r}")
             _checks.whole_bins("times", times)
+        _warn_of_intensities(times, t_max)
 
     def crossings(
         self, times: Tensor, weight: Tensor, bias: Tensor | None, t_max: float
@@ -126,3 +139,13 @@ class IF(SeparableNeuron):
     def of_bias(self, crossing: Tensor, t_max: float) -> Tensor:
         """A constant current has been added once per bin."""
         return crossing.clamp(max=t_max - 1) + 1
+
+
+def _warn_of_intensities(times: Tensor, t_max: float) -> None:
+    """Warn if the first sample is one of intensities; on a GPU to look would be to wait for it."""
+    if t_max < 2 or times.device.type != "cpu" or not times.numel() or not _checks.has_values(times):
+        return
+    sample = times.detach()[0] if times.ndim > 1 else times.detach()
+    low, high = (extreme.item() for extreme in sample.aminmax())
+    if low >= 0 and high <= 1 and bool((sample != sample.floor()).any()):
+        warnings.warn(UNENCODED.format(t_max=t_max), UnencodedInputWarning, stacklevel=1)
