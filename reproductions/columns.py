@@ -132,7 +132,7 @@ LEGEND = {
     "steps": "Steps: of the window, in discrete time.",
     "readouts": "Readout: accuracy of other readouts of the same spikes.",
     "multiplications": "Multiplications: of real-valued pixels, per image; none with spikes.",
-    "published": "Published: mostly under the rule lenient; *: of another network.",
+    "published": "Published: under the paper's own rule, mostly lenient; *: of another network.",
     "difference": "Difference: from the published accuracy, in points; of the authors' readout, if any.",
 }
 BRIEF = ("method", "network", "seeds", "accuracy", "spikes", "response", "published", "difference")

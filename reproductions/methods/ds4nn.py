@@ -4,7 +4,8 @@ Convolutional integrate-and-fire neurons that fire at most once, a surrogate for
 time, and desired firing times relative to the other outputs. Network, thresholds, learning rate and
 the exact relative encoding are not in the text that we could read: S4NN's relative targets, and
 spikes in the bin of their crossing, without S4NN's delay of one bin, are our reading; `gradient` and
-`reference` offer others, the rest was chosen on held-out images.
+`reference` offer others, the rest was chosen on held-out images. Outputs that are silent learn, too, and
+channels that died are not drawn anew.
 """
 
 from __future__ import annotations

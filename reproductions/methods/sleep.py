@@ -15,8 +15,9 @@ fitted on what one simulation gives:
 
 Either learning and sleep go on while test images are shown (`online`), and training images are read out as
 they were learned; or weights rest, and training images are shown again. Ours: inputs act at once, neurons on
-one another a step later; neurons that have not fired yet change no weight; each test image is a segment; the
-publishers' split of the data.
+one another a step later; neurons that have not fired yet change no weight; asleep, weights are pulled and
+their sums looked at after every ten steps instead of each; each test image is a segment; the publishers'
+split of the data.
 """
 
 from __future__ import annotations

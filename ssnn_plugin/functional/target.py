@@ -177,7 +177,11 @@ def _from_earliest(filled: Tensor, gamma: float, t_max: float) -> tuple[Tensor, 
 
 
 def _from_mean(filled: Tensor, gamma: float, t_max: float) -> tuple[Tensor, Tensor]:
-    """Targets of the label and of the others on either side of the mean time, `gamma` apart."""
+    """Targets of the label and of the others on either side of the mean time, `gamma` apart.
+
+    The number of classes divides `gamma`, by our reading of Liu et al. 2021; it may be that of the outputs
+    that fired.
+    """
     share = gamma / filled.shape[1]
     fired = (filled < t_max).to(filled.dtype)
     spikes = fired.sum(dim=1, keepdim=True)
