@@ -324,7 +324,7 @@ def as_network(model: nn.Module) -> SpikeSequential:
     if not isinstance(model, nn.Sequential) or not runs_in_a_row(model):
         raise TypeError(f"model must be a row of layers of ssnn_plugin.nn, got {type(model).__name__}")
     keep_up(model)
-    windows = {layer.t_max for layer in model if isinstance(layer, SpikeConnection)}
+    windows = {layer.t_max for layer in model if isinstance(layer, SpikeConnection | BinwiseLayer)}
     if len(windows) != 1:
         raise ValueError(f"model must have layers with neurons and one t_max, got {sorted(windows)}")
     return SpikeSequential(*model._modules.values()).train(model.training)

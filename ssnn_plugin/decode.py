@@ -173,6 +173,7 @@ def first_to_fire(
     Raises:
         ValueError: an unknown rule, a rule that needs a potential without one, shapes that do not
             fit, NaN or negative times.
+        TypeError: a potential of whole numbers.
 
     >>> import torch
     >>> times = torch.tensor([[4.0, 4.0, 9.0], [torch.inf, torch.inf, torch.inf]])
@@ -194,6 +195,8 @@ def first_to_fire(
         )
     if potential is not None and potential.shape != times.shape:
         raise ValueError(f"potential must have shape {list(times.shape)}, got {list(potential.shape)}")
+    if potential is not None and not potential.is_floating_point():
+        raise TypeError(f"potential must be floating, got {potential.dtype}")
     if potential is not None and _checks.has_values(potential) and not bool(potential.isfinite().all()):
         raise ValueError("potential must be finite, got NaN or infinity")
 

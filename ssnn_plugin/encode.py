@@ -87,10 +87,10 @@ def rank_order(x: Tensor, t_max: float | None = None) -> Tensor:
     _intensities(x, math.inf)
     if x.ndim < 2:
         raise ValueError(f"x must have shape [batch, *features], got {list(x.shape)}")
-    flat = x.flatten(1).contiguous()
+    flat = x.flatten(1)
+    negative = -(flat.double() if flat.is_floating_point() else flat.long())  # each holds all its values
     # The rank of a value is the number of greater values, so that ties share it.
-    descending = flat.sort(dim=1, descending=True).values
-    rank = torch.searchsorted(-descending.double(), -flat.double()).double()
+    rank = torch.searchsorted(negative.sort(dim=1).values, negative.contiguous()).double()
     if t_max is not None:
         _checks.positive("t_max", t_max)
         _checks.distinct_bins(t_max, _dtype_of_times(x))

@@ -164,6 +164,8 @@ class TemporalCrossEntropyLoss(nn.Module):
         _checks.floating("times", times)
         _checks.labels_of_any_shape(labels, times)
         _checks.spike_times("times", times)
+        if self.weight is not None:
+            _check_one_per_class(self.weight, times)
         labels = labels.long()
         logits = -fill_silent(times, self.t_max) / (self.temperature * self.t_max)
         if self.silent == "ignore":
@@ -349,9 +351,7 @@ class TargetTimeLoss(nn.Module):
             return errors
         if labels.is_floating_point():
             raise ValueError("weight must be None for target times, which name no class")
-        if self.weight.shape != errors.shape[1:2]:
-            classes, shape = errors.shape[1], list(self.weight.shape)
-            raise ValueError(f"weight must have shape [{classes}], one factor a class, got {shape}")
+        _check_one_per_class(self.weight, errors)
         return errors * self.weight.to(errors.dtype)[labels.long()].unsqueeze(1)
 
     def _target_times(self, times: Tensor, targets: Tensor) -> Tensor:
@@ -367,6 +367,12 @@ class TargetTimeLoss(nn.Module):
         _checks.labels_of_any_shape(targets, times)
         wanted = torch.full_like(times, self.off_target)
         return wanted.scatter(1, targets.long().unsqueeze(1), self.on_target)
+
+
+def _check_one_per_class(weight: Tensor, times: Tensor) -> None:
+    if weight.shape != times.shape[1:2]:
+        classes, shape = times.shape[1], list(weight.shape)
+        raise ValueError(f"weight must have shape [{classes}], one factor a class, got {shape}")
 
 
 def _check_exponent(t_max: float, scale: float) -> None:

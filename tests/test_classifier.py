@@ -50,6 +50,21 @@ def test_the_first_spikes_are_those_of_a_relu_network(hidden):
     assert torch.equal(classifier.predict(images), logits.argmax(1))
 
 
+def test_fitting_tells_of_every_step_and_starts_anew():
+    images, labels = _data()
+    seen = []
+    first = _classifier().fit(
+        [(images, labels)], steps=20, seed=3, progress=lambda step, loss: seen.append((step, loss))
+    )
+    assert [step for step, _ in seen] == list(range(1, 21))
+    assert np.isfinite([loss for _, loss in seen]).all()
+    other = _classifier().fit([(images, labels)], steps=20, seed=4)
+    assert not torch.equal(first.layers[0].weight, other.layers[0].weight)
+    before = copy.deepcopy(first.state_dict())
+    first.fit([(images, labels)], steps=20, seed=3)
+    assert all(torch.equal(value, before[name]) for name, value in first.state_dict().items())
+
+
 def test_the_same_seed_gives_the_same_network_and_leaves_torchs_alone():
     images, labels = _data()
     torch.manual_seed(5)

@@ -8,7 +8,7 @@ import torch
 from continuous_examples import CAUSAL
 
 from ssnn_plugin import IF, WindowedRamp
-from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear
+from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear, overdue_times
 from ssnn_plugin.nn import SpikeConv2d, SpikeLinear
 
 
@@ -78,3 +78,36 @@ def test_layers_of_different_neurons_follow_each_other():
     assert times.isfinite().any()
     times[times.isfinite()].sum().backward()
     assert all(layer.weight.grad.any() for layer in layers)
+
+
+def test_overdue_times_are_those_of_a_longer_window():
+    generator = torch.Generator().manual_seed(0)
+    times = torch.rand(40, 6, dtype=torch.float64, generator=generator)
+    weight = torch.randn(5, 6, dtype=torch.float64, generator=generator)
+    neuron = WindowedRamp(1.0, start=1.0)
+    spikes, potential = first_spike_linear(times, weight, neuron, t_max=2.0, return_potential=True)
+    assert 0.1 < spikes.isinf().double().mean() < 0.9
+    longer = first_spike_linear(times, weight, neuron, t_max=50.0)
+    torch.testing.assert_close(overdue_times(spikes, potential, neuron, 2.0), longer)
+
+
+def test_overdue_times_have_the_gradient_of_times_or_of_potentials():
+    times = torch.tensor([[2.0, torch.inf, torch.inf]], requires_grad=True)
+    potential = torch.tensor([[3.0, 1.0, -2.0]], requires_grad=True)
+    due = overdue_times(times, potential, WindowedRamp(3.0, start=1.0), 4.0)
+    assert due.tolist() == [[2.0, 6.0, 9.0]]
+    of_times, of_potential = torch.autograd.grad(due.sum(), (times, potential))
+    assert of_times.tolist() == [[1.0, 0.0, 0.0]]
+    assert of_potential.tolist() == [[0.0, -1.0, -1.0]]
+
+
+@pytest.mark.parametrize(
+    ("neuron", "t_max", "message"),
+    [
+        (IF(), 4.0, "neuron must be a WindowedRamp, got IF"),
+        (WindowedRamp(start=1.0), 0, "t_max must be finite and greater than 0, got 0"),
+    ],
+)
+def test_overdue_times_name_what_is_wrong(neuron, t_max, message):
+    with pytest.raises(ValueError, match=message):
+        overdue_times(torch.zeros(1, 2), torch.zeros(1, 2), neuron, t_max)

@@ -190,6 +190,47 @@ def test_the_contract_catches_wrong_layers(wrong):
         check()
 
 
+class _Forgetful(SpikeLinear):
+    def load_state_dict(self, state):
+        return None
+
+
+@pytest.mark.parametrize("wrong", ["stateful", "shuffled", "single", "forgetful", "negative"])
+def test_the_contract_catches_what_layers_must_not_do(wrong):
+    class Wrong(TestSpikeLinear):
+        calls = 0
+
+        def build(self, weight, bias, neuron, t_max):
+            layer = super().build(weight, bias, neuron, t_max)
+            if wrong == "forgetful":
+                layer.__class__ = _Forgetful
+            return layer
+
+        def spike_times(self, module, times):
+            found = super().spike_times(module, times)
+            self.calls += 1
+            if wrong == "stateful":
+                return found + (self.calls > 1)
+            if wrong == "shuffled" and len(times) > 1:
+                return found.roll(1, 0)
+            return found.float() if wrong == "single" else found
+
+        def nir_round_trip(self, module):
+            back = super().nir_round_trip(module)
+            back[0].weight.data.neg_()
+            return back
+
+    check = {
+        "stateful": Wrong().test_a_fresh_state_replays_whatever_came_before,
+        "shuffled": Wrong().test_a_sample_does_not_depend_on_its_batch,
+        "single": Wrong().test_keeps_the_dtype,
+        "forgetful": Wrong().test_copies_pickles_and_state_dicts_behave_alike,
+        "negative": Wrong().test_survives_nir,
+    }[wrong]
+    with pytest.raises(AssertionError):
+        check()
+
+
 def test_the_loop_of_the_contract_by_hand():
     """Weights 60 and 50, threshold 100, a bin of delay; a leak forgets the first input."""
     times, weight = torch.tensor([[3.0, 7.0]]), torch.tensor([[60.0, 50.0]])

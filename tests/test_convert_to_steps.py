@@ -9,7 +9,15 @@ from torch import nn
 
 from ssnn_plugin import IF, NoTimeMode, to_event_driven, to_step_mode
 from ssnn_plugin.decode import spikes_to_times, times_to_spikes
-from ssnn_plugin.nn import EarliestSpikePool2d, SpikeConv2d, SpikeFlatten, SpikeLinear, SpikeSequential
+from ssnn_plugin.nn import (
+    BinwiseLayer,
+    EarliestSpikePool2d,
+    SpikeConv2d,
+    SpikeFlatten,
+    SpikeLinear,
+    SpikeSequential,
+)
+from ssnn_plugin.snntorch import SingleSpike
 
 INF = math.inf
 
@@ -107,3 +115,18 @@ def test_to_step_mode_takes_one_layer_and_refuses_what_it_would_change():
     hidden = SpikeLinear(3, 3, IF(), t_max=8, silent_gradient=True)
     with pytest.raises(NoTimeMode, match="silent_gradient must be False"):
         to_step_mode(nn.Sequential(hidden, SpikeLinear(3, 2, IF(), t_max=8)), "norse")
+
+
+def test_a_pool_in_front_of_a_flatten_has_no_state_to_return():
+    network = SpikeSequential(SpikeConv2d(1, 2, 3, IF(), t_max=8), EarliestSpikePool2d(2), nn.Flatten())
+    with pytest.raises(NoTimeMode, match=r"1 .*a Flatten behind it leaves no state to return"):
+        to_step_mode(network, "snntorch")
+
+
+@pytest.mark.parametrize("hidden", [[], [nn.Linear(4, 4), SingleSpike(init_hidden=True)]])
+def test_what_runs_in_bins_is_referred_to_its_model(hidden):
+    learned = SingleSpike(init_hidden=True, output=True, learn_threshold=True)
+    network = to_event_driven(nn.Sequential(*hidden, nn.Linear(4, 3), learned), t_max=8)
+    assert isinstance(network[-1], BinwiseLayer)
+    with pytest.raises(NoTimeMode, match="it runs in bins; the model that it was made of is its step mode"):
+        to_step_mode(network, "snntorch")

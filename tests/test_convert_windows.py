@@ -118,6 +118,7 @@ class _Depth(_Step):
 def test_arguments_of_one_step_are_understood(model, shape):
     times = _times(*shape)
     found = to_event_driven(model, t_max=T)(times)
+    assert found.isfinite().any()
     reset(model)
     assert torch.equal(found, first_spikes(torch.stack([model(x) for x in times_to_spikes(times, T)])))
 
@@ -176,3 +177,13 @@ def test_a_network_on_spike_times_is_none_of_steps():
     model = nn.Sequential(_linear(), SingleSpike(init_hidden=True))
     with pytest.raises(NoTimeMode, match="EventDrivenNetwork runs on spike times already"):
         to_event_driven(to_event_driven(model, t_max=T), t_max=T)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_values_that_come_in_every_step_are_finite(bad):
+    model = nn.Sequential(nn.Linear(3, 4), SingleSpike(init_hidden=True, output=True))
+    network = to_event_driven(model, t_max=8, constant_input=True)
+    values = torch.rand(2, 3)
+    values[1, 1] = bad
+    with pytest.raises(ValueError, match="values must be finite: the model gets the same values in every"):
+        network(values)

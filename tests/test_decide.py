@@ -350,6 +350,14 @@ def others():
     yield [late], flat
 
 
+@pytest.mark.parametrize(("tie", "all_silent"), RULES)
+def test_both_ways_to_decide_agree_in_every_field(tie, all_silent):
+    network, times = network_of([12, 20, 5], IF(2.0, delay=1)), times_of(300, 12, 16)
+    arguments = network, times, tie, decisions.silent_by_potential(tie, all_silent)
+    ways = decisions.decide_event_by_event, decisions.decide_layer_by_layer
+    assert all(map(torch.equal, *(way(*arguments) for way in ways)))
+
+
 @pytest.mark.parametrize("number", range(7))
 def test_what_cannot_be_fused_runs_layer_by_layer(number):
     torch.manual_seed(0)

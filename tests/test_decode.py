@@ -195,3 +195,20 @@ def test_it_decides_under_vmap_and_in_one_graph():
     assert torch.equal(torch.func.vmap(decode.first_to_fire)(times, potential), expected)
     compiled = torch.compile(decode.first_to_fire, fullgraph=True, backend="eager")
     assert torch.equal(compiled(times[:, 0], potential[:, 0]), expected[:, 0])
+
+
+def test_a_potential_of_whole_numbers_is_named():
+    with pytest.raises(TypeError, match=r"potential must be floating, got torch\.int64"):
+        decode.first_to_fire(torch.tensor([[1.0, 1.0]]), torch.tensor([[1, 2]]))
+
+
+@pytest.mark.parametrize(
+    ("potential", "message"),
+    [
+        (torch.zeros(3), r"potential must have shape \[2\], got \[3\]"),
+        (torch.tensor([0.0, math.nan]), "potential must not hold NaN"),
+    ],
+)
+def test_a_potential_that_does_not_fit_spikes_is_named(potential, message):
+    with pytest.raises(ValueError, match=message):
+        decode.spikes_to_times(torch.zeros(3, 2), potential)

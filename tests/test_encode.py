@@ -110,6 +110,11 @@ def test_windows_of_more_bins_than_float32_holds_take_float64():
     assert encode.rank_order(late, 2**25 + 2).tolist() == [[2**24 + 1, 0]]
 
 
+def test_ranks_of_whole_numbers_are_exact():
+    x = torch.tensor([[2**60, 2**60 + 1, 2**60 + 2, 2**60 + 1, 0]])
+    assert encode.rank_order(x).tolist() == [[3.0, 1.0, 0.0, 1.0, INF]]
+
+
 def test_rank_order_by_hand():
     x = torch.tensor([[0.2, 0.9, 0.0, 0.2, 0.1], [0.0, 0.0, 0.0, 0.0, 3.0]])
     assert encode.rank_order(x).tolist() == [[1.0, 0.0, INF, 1.0, 3.0], [INF, INF, INF, INF, 0.0]]
@@ -154,6 +159,12 @@ def test_rank_order_ranks_all_features_of_a_sample_together():
 def test_rank_order_names_what_is_wrong(x, t_max, message):
     with pytest.raises(ValueError, match=message):
         encode.rank_order(x, t_max)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
+def test_rank_order_needs_numbers_that_have_an_order(dtype):
+    with pytest.raises(TypeError, match="x must hold real or whole numbers"):
+        encode.rank_order(torch.ones(1, 2, dtype=dtype))
 
 
 @pytest.mark.parametrize(("bright_early", "expected"), [(True, [1, 5, 5]), (False, [5, 1, 1])])

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from marks import BACKEND_NAMES, on_every_backend
 from naive import first_spikes, latency_gradients, patches
 
-from ssnn_plugin import IF, ExpPSP
+from ssnn_plugin import IF, ExpPSP, ReLPSP
 from ssnn_plugin.functional import first_spike_conv2d, first_spike_linear
 from ssnn_plugin.nn import SpikeConv2d, SpikeLinear
-from ssnn_plugin.rules import Exact, Latency
+from ssnn_plugin.rules import Exact, Latency, LocalSlope, SurrogateSlope
 
 INF = math.inf
 RULES = ["latency", "surrogate", "local_slope"]
@@ -394,3 +394,35 @@ def test_inputs_after_the_window_have_no_gradient_by_a_local_slope(backend):
     first_spike_linear(times, weight, IF(1.0), **options).sum().backward()
     assert times.grad[0, 0] > 0
     assert times.grad[0, 1:].tolist() == [0.0, 0.0]
+
+
+@on_every_backend
+def test_a_local_slope_of_another_reach_by_hand(backend):
+    """V rises by 4 / 17 a bin: two inputs of weight 2 are within 8 bins of the crossing, at 5."""
+    times = torch.tensor([[0.0, 5.0, 14.0, 20.0]], requires_grad=True)
+    weight = torch.full((1, 4), 2.0, requires_grad=True)
+    spikes = first_spike_linear(times, weight, IF(3.0), t_max=27, gradient=LocalSlope(8), backend=backend)
+    assert spikes.item() == 5
+    of_times, of_weight = torch.autograd.grad(spikes.sum(), (times, weight))
+    torch.testing.assert_close(of_weight, torch.tensor([[-17 / 4, -17 / 4, 0.0, 0.0]]))
+    torch.testing.assert_close(of_times, torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("reach", [0, -1, 2.5, True, math.nan])
+def test_a_reach_that_is_none_is_refused(reach):
+    with pytest.raises(ValueError, match="reach must be a whole number of at least 1"):
+        LocalSlope(reach)
+
+
+@pytest.mark.parametrize(
+    ("neuron", "rule", "message"),
+    [
+        (IF(), Exact(), "gradient 'exact' needs a slope of V at the crossing, IF"),
+        (ReLPSP(), Latency(), "gradient 'latency' is for neurons without a slope of V, ReLPSP"),
+        (ReLPSP(), SurrogateSlope(), "gradient 'surrogate' is for neurons without a slope of V, ReLPSP"),
+        (ReLPSP(), LocalSlope(), "gradient 'local_slope' is for neurons without a slope of V, ReLPSP"),
+    ],
+)
+def test_rules_refuse_neurons_that_they_do_not_fit(neuron, rule, message):
+    with pytest.raises(ValueError, match=message):
+        SpikeLinear(3, 2, neuron, t_max=8, gradient=rule)

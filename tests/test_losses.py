@@ -389,19 +389,65 @@ def test_bad_arguments_of_the_losses_of_exponentials(build, message):
         build()
 
 
-@pytest.mark.parametrize("kind", [losses.ExponentialCrossEntropyLoss, losses.EarlyLabelLoss])
+OF_LABELS = [losses.ExponentialCrossEntropyLoss, losses.EarlyLabelLoss, losses.TemporalCrossEntropyLoss]
+
+
+@pytest.mark.parametrize("kind", [*OF_LABELS, losses.TargetTimeLoss])
 @pytest.mark.parametrize(
     ("times", "labels", "error", "message"),
     [
         (torch.zeros(2, 3), torch.tensor([0, 3]), ValueError, r"labels must lie in 0 \.\.\. 2, got 3"),
-        (torch.zeros(2, 3), torch.zeros(2), TypeError, "labels must hold whole numbers"),
+        (torch.zeros(2, 3), torch.tensor([0]), ValueError, r"labels must have shape \[2\], got \[1\]"),
+        (torch.zeros(3), torch.tensor([0]), ValueError, r"times must have shape \[batch, classes, \*\]"),
         (torch.zeros(2, 3).half(), torch.tensor([0, 1]), TypeError, "times must be float32"),
         (torch.full((1, 3), math.nan), torch.tensor([0]), ValueError, "times must hold spike .* NaN"),
+        (torch.full((1, 3), -1.0), torch.tensor([0]), ValueError, "times must hold spike .* negative"),
     ],
 )
-def test_bad_batches_of_the_losses_of_exponentials(kind, times, labels, error, message):
+def test_bad_batches_of_all_losses_are_named(kind, times, labels, error, message):
     with pytest.raises(error, match=message):
         kind(4.0)(times, labels)
+
+
+@pytest.mark.parametrize("kind", OF_LABELS)
+def test_labels_are_whole_numbers(kind):
+    with pytest.raises(TypeError, match="labels must hold whole numbers"):
+        kind(4.0)(torch.zeros(2, 3), torch.zeros(2))
+
+
+@pytest.mark.parametrize("kind", [losses.TemporalCrossEntropyLoss, losses.TargetTimeLoss])
+def test_a_class_has_one_factor(kind):
+    loss = kind(8.0, weight=torch.ones(2))
+    with pytest.raises(ValueError, match=r"weight must have shape \[3\], one factor a class, got \[2\]"):
+        loss(torch.tensor([[1.0, 2.0, INF]]), torch.tensor([0]))
+
+
+@pytest.mark.parametrize(
+    ("options", "targets", "message"),
+    [
+        ({}, torch.zeros(1, 2), r"targets must have shape \[1, 3\], got \[1, 2\]"),
+        ({}, torch.full((1, 3), -1.0), "targets must hold spike times"),
+        ({}, torch.full((1, 3), math.nan), "targets must hold spike times"),
+        ({"weight": torch.ones(3)}, torch.zeros(1, 3), "weight must be None for target times"),
+    ],
+)
+def test_bad_target_times_are_named(options, targets, message):
+    with pytest.raises(ValueError, match=message):
+        losses.TargetTimeLoss(8.0, **options)(torch.tensor([[1.0, 2.0, INF]]), targets)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_target": 9}, r"on_target must lie in 0 \.\.\. t_max = 8, got 9"),
+        ({"off_target": math.nan}, r"off_target must lie in 0 \.\.\. t_max = 8, got nan"),
+        ({"tolerance": -1}, "tolerance must be finite and at least 0, got -1"),
+        ({"silent": "drop"}, "silent must be one of 't_max', 'ignore'"),
+    ],
+)
+def test_bad_arguments_of_a_loss_on_target_times(options, message):
+    with pytest.raises(ValueError, match=message):
+        losses.TargetTimeLoss(8, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

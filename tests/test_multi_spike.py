@@ -244,7 +244,7 @@ def test_multiplications_of_real_valued_pixels(first, expected):
 
 
 def test_a_pool_of_spike_trains_is_an_average():
-    with pytest.raises(Exception, match="'A2'"):
+    with pytest.raises(SuiteError, match="a pool of spike trains must be an average, such as 'A2', got"):
         build("tebn", {"layers": ["4C3p1", "P2", "6"]})
 
 

@@ -140,6 +140,67 @@ def test_weights_that_decay_for_long_stay_numbers():
     assert of_single == pytest.approx(of_double, abs=0.01)
 
 
+def _a_pass(images, labels, **options):
+    """The weights before, those after a pass over the samples, and what it says."""
+    random = np.random.RandomState(0)
+    before = [random.uniform(0, 5.0, shape) for shape in ((8, 12), (4, 8))]
+    after = [torch.from_numpy(weight.copy()) for weight in before]
+    done = online.s4nn_train(
+        after, torch.from_numpy(images), torch.from_numpy(labels), thresholds=[6.0, 9.0],
+        learning_rates=[0.2, 0.3], weight_decay=1e-3, gamma=3.0, t_max=24, **options,
+    )  # fmt: skip
+    return before, after, done
+
+
+def _samples(count=40):
+    random = np.random.RandomState(1)
+    images = random.randint(0, 28, (count, 12)).astype(float)
+    images[images >= 24] = np.inf
+    return images, random.randint(0, 4, count)
+
+
+def test_accuracy_and_loss_are_those_of_the_outputs_before_each_step():
+    images, labels = _samples()
+    weights, _, done = _a_pass(images, labels)
+    right, loss = 0, 0.0
+    for image, label in zip(images, labels, strict=True):
+        outputs = s4nn_step(weights, image, label, [6.0, 9.0], [0.2, 0.3], 1e-3, 3.0, 24)[-1]
+        first = outputs.min()
+        right += outputs[label] == first < 24
+        wanted = np.where(outputs - first < 3, np.minimum(first + 3, 24), outputs)
+        wanted[label] = first if first < 24 else 21
+        loss += (((wanted - outputs) / 24) ** 2).sum() / 2
+    assert 0 < right < 40
+    assert done.accuracy == right / 40
+    assert done.loss == pytest.approx(loss / 40, rel=1e-9)
+
+
+def test_samples_are_taken_in_the_order_that_is_given():
+    images, labels = _samples()
+    order = np.random.RandomState(2).permutation(40)[:30]
+    _, ordered, first = _a_pass(images, labels, order=torch.from_numpy(order))
+    _, sorted_before, second = _a_pass(images[order], labels[order])
+    assert all(map(torch.equal, ordered, sorted_before))
+    assert (first.accuracy, first.loss) == (second.accuracy, second.loss)
+    _, as_they_come, _ = _a_pass(images, labels)
+    assert not torch.equal(ordered[0], as_they_come[0])
+
+
+def test_dropped_spikes_drive_nothing():
+    """Without any hidden spike hidden weights only decay."""
+    images, labels = _samples()
+    before, _, all_of_them = _a_pass(images, labels)
+    _, _, some = _a_pass(images, labels, dropout=[0.5, 0.0])
+    _, after, none = _a_pass(images, labels, dropout=[1 - 1e-9, 0.0])
+    assert none.spikes[1].sum() == 0 < some.spikes[1].sum() < all_of_them.spikes[1].sum()
+    np.testing.assert_allclose(after[0].numpy(), before[0] * (1 - 0.2e-3) ** 40)
+
+
+def test_counts_that_do_not_fit_weights_are_named():
+    with pytest.raises(ValueError, match=r"spikes must have shape \[2\], got \[3\]"):
+        online.redraw_dead(torch.zeros(2, 3), torch.zeros(3), 1, 0.0, 1.0, torch.Generator())
+
+
 def test_dropout_and_order_are_seeded():
     def train(seed):
         torch.manual_seed(0)

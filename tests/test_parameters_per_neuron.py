@@ -294,7 +294,7 @@ def test_a_field_that_a_layer_has_too_is_named(name):
     ("times", "weight", "message"),
     [
         (math.nan, 0.5, "times must hold spike times >= 0, .*got NaN"),
-        (-1.0, 0.5, r"times must hold spike times >= 0, .*got a negative time \(-1.0\)"),
+        (-1.0, 0.5, "times must hold spike times >= 0, .*a negative time"),
         (1.0, math.nan, "the membrane potential is NaN"),
     ],
 )
@@ -302,5 +302,5 @@ def test_a_leak_per_neuron_refuses_what_one_leak_refuses(times, weight, message)
     given = torch.tensor([[times, 2.0]], dtype=torch.float64)
     weights = torch.tensor([[weight, 1.0]] * 2, dtype=torch.float64)
     for beta in (0.5, torch.tensor([0.5, 0.9], dtype=torch.float64)):
-        with pytest.raises(ValueError, match=message if isinstance(beta, torch.Tensor) else None):
+        with pytest.raises(ValueError, match=message):
             first_spike_linear(given, weights, IF(1.0, beta=beta), t_max=8)

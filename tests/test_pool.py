@@ -9,10 +9,12 @@ from marks import in_both_precisions
 from naive import first_spikes_of_trains, latency_loss
 from torch.nn.functional import avg_pool2d, conv2d, linear
 
-from ssnn_plugin import IF
+from ssnn_plugin import IF, decode
 from ssnn_plugin.functional import (
     drop_spikes,
     earliest_spike_pool2d,
+    first_spike_pool2d_sequence,
+    first_spike_pool2d_step,
     highest_in_windows2d,
     lateral_inhibition2d,
 )
@@ -407,3 +409,31 @@ def test_copies_of_a_layer_with_dropout_are_equal(build, shape):
             twin.weight.zero_()
         assert layer.weight.any()
     assert "dropout" not in repr(build(0.0))
+
+
+@pytest.mark.parametrize("geometry", [(2,), (3, 2, 1), ((2, 3), (1, 2), (1, 0))])
+def test_pools_in_steps_pass_on_the_earliest_spike_alone(geometry):
+    times = _random_times((3, 2, 7, 6))
+    expected = earliest_spike_pool2d(times, *geometry)
+    trains = decode.times_to_spikes(times, 12).requires_grad_()
+    passed, fired = [], None
+    for step in trains:
+        out, fired = first_spike_pool2d_step(step, fired, *geometry)
+        passed.append(out)
+    looped = torch.stack(passed)
+    assert torch.equal(decode.spikes_to_times(looped), expected)
+    assert torch.equal(looped.sum(0), expected.isfinite().double())
+    assert torch.equal(fired, looped.sum(0))
+
+    whole, states = first_spike_pool2d_sequence(trains, None, *geometry)
+    assert torch.equal(whole, looped)
+    assert torch.equal(states[-1], fired)
+    error = torch.randn(whole.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (of_whole,), (of_loop,) = (torch.autograd.grad(out, trains, error) for out in (whole, looped))
+    assert of_whole.any()
+    assert torch.equal(of_whole, of_loop)
+
+    begun, states = first_spike_pool2d_sequence(trains[:3], None, *geometry)
+    ended, states = first_spike_pool2d_sequence(trains[3:], states[-1], *geometry)
+    assert torch.equal(torch.cat([begun, ended]), looped)
+    assert torch.equal(states[-1], fired)

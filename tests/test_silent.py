@@ -249,3 +249,8 @@ def test_the_penalty_has_all_digits_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         functional.no_spike_penalty(times, weight).backward()
     torch.testing.assert_close(weight.grad[0], torch.full((3,), -2 / 3))
+
+
+def test_what_comes_after_the_window_is_silence():
+    times = torch.tensor([7.0, 9.0, 300.0, math.inf])
+    assert functional.fill_silent(times, 8).tolist() == [7.0, 8.0, 8.0, 8.0]

@@ -6,7 +6,7 @@ import snntorch.functional as SF
 import torch
 from torch import nn
 
-from ssnn_plugin import NoTimeMode, to_event_driven, to_step_mode
+from ssnn_plugin import NoTimeMode, functional, to_event_driven, to_step_mode
 from ssnn_plugin.decode import spikes_to_times, times_to_spikes
 from ssnn_plugin.functional import single_spike_sequence, single_spike_step
 from ssnn_plugin.losses import TemporalCrossEntropyLoss
@@ -143,14 +143,15 @@ def test_the_last_neuron_of_snntorch_listens_by_default():
         SingleSpikeIF(SingleSpikeIFParameters(method="super", silent_gradient=True))
 
 
-def test_a_neuron_that_does_not_listen_gets_nothing_in_silence():
-    model, times = _snntorch(False, silent_gradient=False), _times(7, 9)
-    spikes = _spikes(model, times_to_spikes(times, T))
-    silent = spikes.sum(0) == 0
-    times = spikes_to_times(spikes)
+@pytest.mark.parametrize("listens", [False, True])
+def test_only_a_neuron_that_listens_gets_something_in_silence(listens):
+    model, times = _snntorch(False, silent_gradient=listens), _times(7, 9)
+    times = spikes_to_times(_spikes(model, times_to_spikes(times, T)))
+    silent = times.isinf()
     assert silent.any()
-    loss = times.masked_fill(~silent, 0).clamp(max=T).sum()
-    assert all(not grad.any() for grad in torch.autograd.grad(loss, list(model.parameters())))
+    loss = functional.fill_silent(times, T)[silent].sum()
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    assert all(bool(grad.any()) is listens for grad in found)
 
 
 def test_hidden_neurons_that_listen_are_refused_on_times():

@@ -8,6 +8,7 @@ from snntorch import spikegen
 from torch import nn
 
 from ssnn_plugin import NoTimeMode, to_event_driven, verify
+from ssnn_plugin.decode import times_to_spikes
 from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell
 from ssnn_plugin.snntorch import FirstSpikePool2d, SingleSpike, latency
 
@@ -222,7 +223,7 @@ def test_models_that_keep_their_spikes_to_themselves_are_refused():
 
     with pytest.raises(NoTimeMode, match="returns only the state of lif2; only its spikes"):
         verify(Potential(), latency(_image(9, 20), T))
-    with pytest.raises((ValueError, NoTimeMode)):
+    with pytest.raises(NoTimeMode, match="Last goes on computing with the record of its steps"):
         verify(Last(), latency(_image(9, 20), T))
 
 
@@ -287,3 +288,13 @@ def test_a_window_of_the_same_values_is_made_for_a_model_that_takes_one():
             return self.lif(self.fc(x))[0]
 
     assert verify(_seeded(Window()), _image(9, 20), t_max=T, constant_input=True).ok
+
+
+def test_a_parameter_that_nothing_reaches_is_told():
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), SingleSpike(init_hidden=True, output=True)).double()
+    nn.init.constant_(model[0].weight, 0.7)
+    model.unused = nn.Parameter(torch.ones(1).double())
+    times = torch.randint(0, 8, (5, 4), generator=torch.Generator().manual_seed(0)).double()
+    report = verify(model, times_to_spikes(times, 8))
+    assert report.no_gradient == ["unused"]
+    assert "no gradient reaches unused" in str(report)

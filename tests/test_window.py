@@ -1,6 +1,10 @@
 """The two kernels of a window of steps, against a loop of torch operations and each other."""
 
+import math
+import re
+
 import pytest
+import snntorch
 import torch
 
 from ssnn_plugin.functional import single_spike_sequence, single_spike_step
@@ -137,3 +141,52 @@ def test_a_leaky_sum_has_its_gradients_and_keeps_nothing_for_them():
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
         _LeakySum.apply(currents, 0.8)
     assert kept == []
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+@pytest.mark.parametrize("spike_grad", [None, snntorch.surrogate.atan()])
+def test_a_current_of_nan_silences_a_neuron_and_stays_in_its_potential(beta, spike_grad):
+    """Before the crossing; after it, where it does nothing any more; and none."""
+    currents = torch.tensor([[0.5, 2.0, 0.5], [math.nan, math.nan, 0.0], [5.0, 1.0, 5.0]])
+    spikes, potentials, v = [], [], None
+    for current in currents:
+        spike, v = single_spike_step(current, v, beta=beta, spike_grad=spike_grad)
+        spikes.append(spike)
+        potentials.append(v)
+    assert torch.stack(spikes).tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 1]]
+    assert v[0].isnan()
+    assert v[1] == 2.0
+    whole, of_whole = single_spike_sequence(currents, beta=beta, spike_grad=spike_grad)
+    assert torch.equal(whole, torch.stack(spikes))
+    torch.testing.assert_close(of_whole, torch.stack(potentials), equal_nan=True, rtol=0, atol=0)
+
+
+def test_a_potential_is_quantized_until_the_neuron_has_fired():
+    v = None
+    for _ in range(3):
+        spike, v = single_spike_step(torch.tensor([0.6]), v, threshold=1.2, quantize=torch.floor)
+        assert (spike.item(), v.item()) == (0.0, 0.0)
+    _, kept = single_spike_step(torch.zeros(1), torch.tensor([1.75]), quantize=torch.floor)
+    assert kept.item() == 1.75
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": -1.0}, "threshold must be at least 0, got -1.0"),
+        ({"threshold": math.nan}, "threshold must be at least 0, got nan"),
+        ({"beta": 1.5}, "beta must lie in 0 ... 1, got 1.5"),
+        ({"beta": -0.1}, "beta must lie in 0 ... 1, got -0.1"),
+    ],
+)
+def test_neurons_in_steps_that_are_none_are_refused(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        single_spike_step(torch.zeros(2), **options)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        single_spike_sequence(torch.zeros(3, 2), **options)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 2)])
+def test_a_window_has_a_step(shape):
+    with pytest.raises(ValueError, match=re.escape("currents must have shape [T >= 1, *]")):
+        single_spike_sequence(torch.zeros(shape))
