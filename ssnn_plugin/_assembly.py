@@ -51,6 +51,17 @@ class Follower:
             self.layer.bias = self.bias = self.connection.bias
 
 
+class ReadOutWeights:
+    """Keeps a read-out to the weights of the module that it was made from."""
+
+    def __init__(self, weights: nn.Module, module: nn.Module, host: Host) -> None:
+        self.weights, self.module, self.host = weights, module, host
+
+    def __call__(self) -> None:
+        weights, _ = self.host.read_out(self.module)  # type: ignore[misc]
+        self.weights.weight = weights.weight  # type: ignore[union-attr]
+
+
 class Assembly:
     """Turns stages into layers, one after the other.
 
@@ -70,9 +81,12 @@ class Assembly:
         constant_input: bool,
         last_bin: bool,
         alone: str = "",
+        training: bool = False,
+        values: bool = False,
     ) -> None:
         self.t_max, self.hosts, self.binwise = t_max, hosts, binwise
         self.constant_input, self.last_bin, self.alone = constant_input, last_bin, alone
+        self.training, self.values = training, values or constant_input
         self.layers: list[nn.Module] = []
         self.sources: list[tuple[int, ...]] = []
         self.output: list[int] = []
@@ -107,6 +121,11 @@ class Assembly:
         if module is not None and any(host.listens_when_silent(module) for host in self.hosts):
             self.listening = self._where(stage.path, module)
         given = tuple(INPUT if source == INPUT else self.output[source] for source in stage.sources)
+        if layers and any(one != INPUT and self.layers[one] in self.decoders for one in given):
+            raise NoTimeMode(
+                "the model goes on computing with what a decoder returns, which is no spike: do so with what "
+                "the network returns"
+            )
         for layer in layers:
             self.layers.append(layer)
             self.sources.append(given)
@@ -135,13 +154,22 @@ class Assembly:
             if INPUT not in stage.sources:
                 self.decoders.append(border)
                 self.listening = self.listening or (stage.path if stage.given_potential else "")
-            return [*self._by_events(stage, None), border]
+            front = _flattened(stage)
+            if front is None or not host.encodes(module):
+                front = self._by_events(stage, None, encodes=host.encodes(module))
+            return [*front, border]
         read_out = host.read_out(module)
         if read_out is not None and INPUT not in stage.sources:
             self.read_out = self._where(stage.path, module)
             weights, response = read_out
+            if weights is not None:
+                self.follow.append(ReadOutWeights(weights, module, host))
             self._check_bins(stage, NoTimeMode(f"{self.read_out} has no time mode: {NOT_IN_FRONT}"))
             return [SpikeReadout(self._currents(stage, weights), module, response, last_bin=self.last_bin)]
+        if read_out is not None:
+            raise ValueError(
+                "it is a read-out, which needs neurons in front. Put a single-spike neuron there"
+            )
         if host.refires(module):
             Builder(self.t_max, self.hosts).add(stage.path, module)
         if not host.is_single_spike(module):
@@ -164,15 +192,15 @@ class Assembly:
         self.follow.append(Follower(layer, connection, module, host))
         return layers
 
-    def _by_events(self, stage: Stage, module: nn.Module | None) -> list[nn.Module]:
+    def _by_events(self, stage: Stage, module: nn.Module | None, *, encodes: bool = False) -> list[nn.Module]:
         """The layers event by event. Raises NoTimeMode."""
-        if INPUT in stage.sources and self.constant_input:
+        if INPUT in stage.sources and self.values and not encodes:
             first = stage.parts[0] if stage.parts else (stage.path, module or stage.currents)
             where = self._where(*first)
             raise NoTimeMode(f"{where} has no time mode: {SAME_INPUT}")
         if stage.parts is None:
             raise NoTimeMode(stage.problem)
-        builder = Builder(self.t_max, self.hosts)
+        builder = Builder(self.t_max, self.hosts, self.training)
         for path, part in [*stage.parts, *([(stage.path, module)] if module is not None else [])]:
             builder.add("" if path == self.alone else path, part)
         if module is None and stage.parts:
@@ -201,17 +229,18 @@ class Assembly:
 
     def _currents(self, stage: Stage, weights: nn.Module | None = None) -> Currents:
         function = stage.currents
+        if stage.follow is not None:
+            self.follow.append(stage.follow)
         if weights is not None:
             function = nn.Sequential(function, weights) if _computes(function) else weights
-        constant = [source == INPUT and self.constant_input for source in stage.sources]
+        constant = [source == INPUT and self.values for source in stage.sources]
         return Currents(function, constant, self.t_max)
 
     def _end(self, stage: Stage) -> list[nn.Module]:
         """What stands behind the last neuron: a flattening, or a read-out with weights."""
-        parts = stage.parts or []
-        shapes = bool(parts) and all(isinstance(part, nn.Flatten | nn.Identity) for _, part in parts)
-        if shapes and INPUT not in stage.sources:
-            return [SpikeFlatten()] if any(isinstance(part, nn.Flatten) for _, part in parts) else []
+        shaped = _flattened(stage)
+        if shaped is not None and INPUT not in stage.sources:
+            return shaped
         if not _has_weights(stage) or INPUT in stage.sources:
             if stage.parts is None:
                 raise NoTimeMode(
@@ -220,6 +249,14 @@ class Assembly:
             return self._by_events(stage, None)
         self._check_bins(stage, NoTimeMode(f"the read-out of the model has no time mode: {NOT_IN_FRONT}"))
         return [SpikeReadout(self._currents(stage), last_bin=self.last_bin)]
+
+
+def _flattened(stage: Stage) -> list[nn.Module] | None:
+    """The layers of a stage that flattens samples at most; None for others."""
+    parts = [part for _, part in stage.parts or ()]
+    if not parts or not all(isinstance(part, nn.Flatten | nn.Identity) for part in parts):
+        return None
+    return [SpikeFlatten()] if any(isinstance(part, nn.Flatten) for part in parts) else []
 
 
 def _has_weights(stage: Stage) -> bool:

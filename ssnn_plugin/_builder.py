@@ -28,8 +28,8 @@ class OnTimes(Protocol):
 class Builder:
     """Joins connections, pools and neurons to layers on spike times, one after the other."""
 
-    def __init__(self, t_max: int, hosts: Sequence[OnTimes]) -> None:
-        self.t_max, self.hosts = t_max, hosts
+    def __init__(self, t_max: int, hosts: Sequence[OnTimes], training: bool = False) -> None:
+        self.t_max, self.hosts, self.training = t_max, hosts, training
         self.layers: list[nn.Module] = []
         self._start_layer()
 
@@ -137,7 +137,8 @@ class Builder:
             raise ValueError("two Dropouts follow each other. Use one")
         if not 0 <= module.p < 1:
             raise ValueError(f"p must be at least 0 and below 1, got {module.p!r}")
-        self.dropout = module.p
+        # Frozen in evaluation mode, in a model that is in training: it drops nothing.
+        self.dropout = module.p if module.training or not self.training else 0.0
 
     def _max_pool(self, module: nn.Module) -> None:
         why = (

@@ -49,6 +49,43 @@ class Stage:
     problem: str
     currents: nn.Module
     given_potential: bool = False
+    follow: Captured | None = None
+
+
+class Captured:
+    """Keeps currents to the modules and tensors that the model has, where it had those captured.
+
+    Args:
+        model: what was followed.
+        currents: made of its parts.
+        parts: those, by the path that they have in both.
+    """
+
+    def __init__(self, model: nn.Module, currents: nn.Module, parts: dict[str, Any]) -> None:
+        self.model, self.currents, self.parts = model, currents, parts
+
+    def __call__(self) -> None:
+        for path, part in self.parts.items():
+            now = _part(self.model, path)
+            if now is part:
+                continue
+            self.parts[path] = now
+            parent, _, name = path.rpartition(".")
+            owner = self.currents.get_submodule(parent)
+            delattr(owner, name)
+            if isinstance(now, Tensor) and not isinstance(now, nn.Parameter):
+                owner.register_buffer(name, now)
+            else:
+                setattr(owner, name, now)
+
+
+def _part(model: nn.Module, path: str) -> Any:
+    """What stands at a path of a model; None for nothing."""
+    parent, _, name = path.rpartition(".")
+    try:
+        return getattr(model.get_submodule(parent), name, None)
+    except AttributeError:
+        return None
 
 
 class Segment:
@@ -82,7 +119,11 @@ class Segment:
             self.problem,
             currents,
             place is not None and self.steps.takes_a_potential(place),
+            Captured(self.steps.model, currents, self._captured()),
         )
+
+    def _captured(self) -> dict[str, Any]:
+        return {key: value for key, value in self.modules.items() if _part(self.steps.model, key) is value}
 
     def _order_placeholders(self) -> None:
         for node in reversed(self.sources.values()):
@@ -161,7 +202,7 @@ class Segment:
         else:
             extra = [*node.args, *node.kwargs.values()][1:] if node.op == "call_module" else []
             key = path if node.op == "call_module" else self._free(path.replace(" ", "_").replace(".", "_"))
-            if node.op == "call_module" and self._of_a_window() and not node.meta.get(IN_A_STEP):
+            if node.op == "call_module" and self._of_a_window(node) and not node.meta.get(IN_A_STEP):
                 module = self._in_a_step(path, module)
             elif isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (2, -1):
                 self._no_chain(node)
@@ -203,18 +244,24 @@ class Segment:
             self.modules[key] = value
             return self.graph.get_attr(key)
         label = label_of(node)
+        if self.in_step and node.target in FLATTENING and not _same_from_the_end(node):
+            raise self.steps.error(
+                f"calls {label} on its whole window of steps, with axes or sizes of a window. Do so with a "
+                "step of it, as in x[step].reshape(...)"
+            )
         if node in self.steps.filled:
             raise self.steps.error("goes on computing with a record of its steps, which has no time mode")
         if label == "getitem" and not self.steps.loops and self._picks_of_the_input(node):
             raise self.steps.error(f"takes only {node.args[1]} of its input. Pass what it needs")
         if label in RANDOM:
             raise self.steps.error(f"adds random numbers ({label}) in every step, which has no time mode")
-        if not self.steps.loops and self.steps.takes_a_window() and label not in ELEMENTWISE:
+        of_windows = self._of_a_window(node) and not self.in_step
+        if of_windows and label not in ELEMENTWISE:
             raise self.steps.error(
                 f"calls {label} on a window of steps, which has no time mode. Put it into a module under "
                 f"Lift, or use modules: {SUPPORTED}"
             )
-        if not self.steps.loops and self.steps.takes_a_window():
+        if of_windows:
             return self._copy_of_a_window(node, label)
         kwargs = {key: self._emit(value) for key, value in node.kwargs.items()}
         return self.graph.create_node(node.op, node.target, self._emit(node.args), kwargs)
@@ -281,11 +328,14 @@ class Segment:
             return node.name, None
         if node.target is nn.functional.dropout and _drops(node) and not self.steps.model.training:
             raise self.steps.error("drops values in evaluation mode too: give dropout training=self.training")
-        return node.name, _as_module(node, on_spikes, self._of_a_window())
+        if node.target is nn.functional.dropout and not _drops(node) and self.steps.model.training:
+            return node.name, nn.Identity()  # of a module that is frozen in evaluation mode
+        return node.name, _as_module(node, on_spikes, self._of_a_window(node))
 
-    def _of_a_window(self) -> bool:
+    def _of_a_window(self, node: fx.Node) -> bool:
         """Whether what is computed here has the axis of time in front."""
-        return self.in_step or (self.steps.takes_a_window() and not self.steps.loops)
+        window = self.steps.takes_a_window() and not self.steps.loops and not self.steps.is_of_values(node)
+        return self.in_step or window
 
 
 def _as_module(node: fx.Node, on_spikes: bool, of_a_window: bool) -> nn.Module | None:
@@ -345,12 +395,26 @@ def _from_the_end(index: Any) -> bool:
     return len(index) == 1 and isinstance(index[0], int) and index[0] < 0
 
 
+def _same_from_the_end(node: fx.Node) -> bool:
+    """Whether a flattening counts its axes from the end, where those of a window and of its steps agree."""
+    axes = _flattened_axes(node)
+    return axes is not None and all(isinstance(axis, int) and axis < 0 for axis in axes)
+
+
+def _flattened_axes(node: fx.Node) -> tuple[Any, Any] | None:
+    """The first and the last axis that `flatten` joins; None for what is none."""
+    if node.target not in (torch.flatten, "flatten"):
+        return None
+    names = zip(("start_dim", "end_dim"), node.args[1:], strict=False)
+    axes: dict[str, Any] = {"start_dim": 0, "end_dim": -1, **dict(names), **node.kwargs}
+    return axes["start_dim"], axes["end_dim"]
+
+
 def _flattens(node: fx.Node, of_a_window: bool) -> bool:
     """Whether a reshape keeps the batch and flattens the rest of a sample, in a step or a window."""
-    if node.target in (torch.flatten, "flatten"):
-        names = zip(("start_dim", "end_dim"), node.args[1:], strict=False)
-        axes = {"start_dim": 0, "end_dim": -1} | dict(names) | node.kwargs
-        return bool(axes["end_dim"] == -1 and axes["start_dim"] in ([1, 2] if of_a_window else [1]))
+    axes = _flattened_axes(node)
+    if axes is not None:
+        return axes in ([(1, -1), (2, -1)] if of_a_window else [(1, -1)])
     sizes = list(node.args[1:]) or list(node.kwargs.values())
     if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
         sizes = list(sizes[0])

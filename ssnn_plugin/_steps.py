@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ._segment import FLATTENING, HARMLESS, RECORDS, Segment, Stage
-from ._trace import SUPPORTED, Modules, NoTimeMode, Tracer, label_of, trace
+from ._trace import IN_PLACE, SUPPORTED, Modules, NoTimeMode, Tracer, label_of, trace
 
 RECORD_MAKERS = (
     *("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like"),
@@ -39,6 +39,7 @@ class Traced:
             they are not returned.
         output: which part of it they are where the last module returns several.
         time_axis: along which axis of its input a loop takes the steps.
+        record_axis: along which axis of what it returns they are joined.
     """
 
     stages: list[Stage]
@@ -49,6 +50,7 @@ class Traced:
     returned: tuple[int, ...] | None
     output: int
     time_axis: int = 0
+    record_axis: int = 0
 
 
 def follow_forward(model: nn.Module, modules: Modules, steps: int) -> Traced:
@@ -95,6 +97,7 @@ class Steps:
         self.loops = any(len(place.calls) > 1 for place in self.places)
         # Without a step of it, a loop takes the same input in every step.
         self.static = self.loops and not any(self.step_of_input(node) for node in self.nodes)
+        self.encodes = any(self.modules.encodes(place.module) for place in self.places)
 
     def error(self, message: str) -> NoTimeMode:
         return NoTimeMode(f"{self.name} {message}")
@@ -123,7 +126,15 @@ class Steps:
 
     def _find_records(self) -> None:
         """Tensors that are filled step after step. Nothing else may be changed in place."""
+        order = {node: number for number, node in enumerate(self.nodes)}
         for node in self.nodes:
+            overwritten = self._overwritten(node)
+            if overwritten is not None and any(order[user] > order[node] for user in overwritten.users):
+                raise self.error(
+                    f"overwrites {overwritten.name} ({label_of(node)}), which it reads again. Use the form "
+                    "that returns a new one, as a = a + b"
+                )
+            node.target = IN_PLACE.get(node.target, node.target)
             if (
                 node.op == "call_method"
                 and re.fullmatch(r"[a-z]\w*_", node.target)
@@ -144,6 +155,15 @@ class Steps:
             if [part for part in parts if isinstance(part, int)] != [len(values)]:
                 raise self.error("does not fill its record step after step")
             values.append(value)
+
+    def _overwritten(self, node: fx.Node) -> fx.Node | None:
+        """What an operation writes its result to, if it does that."""
+        module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
+        if node.target in (nn.functional.relu, nn.functional.relu6) and len(node.args) > 1:
+            inplace = node.args[1]
+        given = node.args[0] if node.args else None
+        return given if (inplace or node.target in IN_PLACE) and isinstance(given, fx.Node) else None
 
     def _place(self, target: str, module: nn.Module, keeps: bool | None, states: list[Any]) -> Place:
         own = [self._call_of(state) for state in states]
@@ -232,7 +252,7 @@ class Steps:
             return None
         if not isinstance(of, fx.Node) or not self.is_input(of):
             return None
-        axis = parts.index(at[0])
+        axis = _axis(of) if of.target in ("unbind", torch.unbind) else parts.index(at[0])
         self.axes.add(axis - len(parts) if Ellipsis in parts[:axis] else axis)
         return at[0], of
 
@@ -343,7 +363,9 @@ class Steps:
             raise self.wrong_output("returns only", last)
         output = self.modules.output(last.module) if last else 0
         axis = self.axes.pop() if len(self.axes) == 1 else 0
-        return Traced(stages, takes, self.static, steps, runs, self._where_returned(last), output, axis)
+        where = self._where_returned(last)
+        record = self._record_axis(where)
+        return Traced(stages, takes, self.static, steps, runs, where, output, axis, record)
 
     def _driver(self, call: fx.Node, place: Place) -> fx.Node:
         given = next(iter((*call.args, *call.kwargs.values())), None)
@@ -368,6 +390,10 @@ class Steps:
             nodes += [one for one in node.all_input_nodes if one not in seen]
             seen.update(node.all_input_nodes)
         return max(found)
+
+    def is_of_values(self, node: fx.Node) -> bool:
+        """Whether something is computed of the values that an encoder takes, which have no axis of time."""
+        return self.encodes and not self._uses_a_place(node)
 
     def takes_a_window(self) -> bool:
         windows = any(self.modules.takes_a_window(place.module) for place in self.places)
@@ -458,10 +484,24 @@ class Steps:
 
         (output,) = (node for node in self.nodes if node.op == "output")
         given = output.args[0]
+        if isinstance(given, dict):
+            return next(((key,) for key, value in given.items() if is_it(value)), None)
         if not isinstance(given, tuple | list):
             return () if is_it(given) else None
         found = [number for number, value in enumerate(given) if is_it(value)]
         return (found[0],) if found else None
+
+    def _record_axis(self, where: tuple[int, ...] | None) -> int:
+        """Along which axis the returned steps are stacked."""
+        (output,) = (node for node in self.nodes if node.op == "output")
+        value = output.args[0]
+        for index in where or ():
+            value = value[index]
+        while isinstance(value, fx.Node) and value.target in HARMLESS:
+            value = value.args[0]
+        if not isinstance(value, fx.Node) or value.target is not torch.stack:
+            return 0
+        return _axis(value)
 
     def _refuse_records(self, value: fx.Node) -> None:
         """Refuse what is computed from all steps together."""
@@ -521,3 +561,9 @@ class Steps:
         if extra:
             raise self.error(f"returns {extra[0].target} beside its read-out: return one of them")
         return [place for place in self.places if place in needed]
+
+
+def _axis(node: fx.Node) -> int:
+    """Along which `torch.stack` joins, or `unbind` parts: the second argument of both."""
+    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    return int(given)

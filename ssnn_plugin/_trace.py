@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import operator
+import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from inspect import Parameter, signature
@@ -69,6 +72,26 @@ class _WindowProxy(fx.Proxy):
     def __setitem__(self, index: Any, value: Any) -> None:
         """A record that is filled step by step, as in `out[step] = spk`."""
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+# `a += b` changes a, wherever it is read; without these it would be `a = a + b`.
+IN_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+def _in_place(change: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: _WindowProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", change, (self, other), {})
+
+    return method
+
+
+for _change in IN_PLACE:
+    setattr(_WindowProxy, f"__{_change.__name__}__", _in_place(_change))
 
 
 class Tracer(fx.Tracer):
@@ -169,6 +192,8 @@ def trace(model: nn.Module, modules: Modules, steps: int) -> tuple[fx.Graph, Tra
     tracer = Tracer(modules, steps)
     try:
         graph, kept = followed(model, tracer)
+    except NoTimeMode:
+        raise
     except Exception as error:
         raise NoTimeMode(
             f"the forward of {name} cannot be followed ({type(error).__name__}: {error}). "
@@ -179,22 +204,29 @@ def trace(model: nn.Module, modules: Modules, steps: int) -> tuple[fx.Graph, Tra
     return graph, tracer
 
 
-def followed(model: nn.Module, tracer: Tracer) -> tuple[fx.Graph, str]:
+FIXED = (bool, int, float, str, type(None))
+
+
+def followed(model: nn.Module, tracer: Tracer, fixed: tuple[type, ...] = FIXED) -> tuple[fx.Graph, str]:
     """The graph of a model, and the name of an attribute in which it keeps a value of its own, or "".
 
     What the trace assigns to attributes is undone.
     """
-    fixed = (bool, int, float, str, type(None))
     concrete = {key: value for key, value in _defaults(model).items() if isinstance(value, fixed)}
     before = {module: _attributes(module) for module in model.modules()}
+    contents = [one for module in model.modules() for one in _contents(module)]
     try:
         graph = tracer.follow(model, concrete)
+        counted = _counted(before)
+        if counted and _written(graph) != _written(tracer.follow(model, concrete)):
+            name = type(model).__name__
+            raise NoTimeMode(f"what {name} does depends on {counted}, which it changes in every call")
         _by_position(graph, model)
         for node in graph.nodes:
             if node.op == "get_attr":
                 tracer.values[str(node.target)] = operator.attrgetter(str(node.target))(model)
     finally:
-        kept = _restore(before)
+        kept = _restore(before) or _refill(contents)
     return graph, kept
 
 
@@ -221,6 +253,47 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
 
 def _attributes(module: nn.Module) -> list[dict[str, Any]]:
     return [dict(kept) for kept in (vars(module), module._buffers, module._parameters)]
+
+
+# What every module has is not what a model keeps.
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+CONTAINERS = list, dict, set, deque
+
+
+def _contents(module: nn.Module) -> list[tuple[str, Any, Any]]:
+    """The containers that a module has as attributes, by name, and copies of them."""
+    own = ((key, value) for key, value in vars(module).items() if key not in OF_EVERY_MODULE)
+    return [(key, value, copy.copy(value)) for key, value in own if isinstance(value, CONTAINERS)]
+
+
+def _refill(contents: list[tuple[str, Any, Any]]) -> str:
+    """Undo what the trace has put into containers; the name of one in which more than a record was kept."""
+    kept = ""
+    for key, now, then in contents:
+        if isinstance(now, list | deque):
+            only_grown = len(now) >= len(then) and all(map(operator.is_, now, then))
+        elif isinstance(now, dict):
+            only_grown = now.keys() == then.keys() and all(now[one] is then[one] for one in then)
+        else:
+            only_grown = True
+        kept = kept if only_grown else key
+        now.clear()
+        (now.extend if isinstance(now, list | deque) else now.update)(then)
+    return kept
+
+
+def _counted(before: dict[nn.Module, list[dict[str, Any]]]) -> str:
+    """The name of a number, or of another plain value, that the trace has changed, or ""."""
+    for module, (then, *_) in before.items():
+        for key, value in vars(module).items():
+            if isinstance(value, FIXED) and key in then and value != then[key]:
+                return key
+    return ""
+
+
+def _written(graph: fx.Graph) -> str:
+    """A graph as text, apart from the numbers that its constants have."""
+    return re.sub(r"_tensor_constant\d+", "constant", str(graph))
 
 
 def _restore(before: dict[nn.Module, list[dict[str, Any]]]) -> str:

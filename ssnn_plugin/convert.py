@@ -7,18 +7,19 @@ has been imported: without it there cannot be a model of that host.
 from __future__ import annotations
 
 import importlib
+import operator
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import _checks
 from ._assembly import Assembly
 from ._builder import Builder
 from ._segment import Stage
 from ._steps import Traced, follow_forward
-from ._trace import NoTimeMode, is_leaf, unwrapped
+from ._trace import NoTimeMode, Tracer, followed, is_leaf, unwrapped
 from .neurons import IF
 from .nn import (
     BinwiseLayer,
@@ -90,6 +91,9 @@ class Host(Protocol):
     def refires(self, module: Any) -> bool:
         """Whether this is a neuron of the host, which may fire more than once."""
 
+    def forget(self, model: nn.Module) -> None:
+        """Let go of the neurons of a copy, where the host keeps a list of all."""
+
     def stays(self, module: Any) -> str | None:
         """Why `replace_neurons` leaves a module of the host where it is, and what to do; None for others."""
 
@@ -157,7 +161,7 @@ def to_event_driven(
     Returns:
         An `nn.EventDrivenNetwork`: times [batch, *] -> times. Values instead of times go in where the model
         takes the same values in every step, and come out, [t_max, batch, *], where it ends with a read-out:
-        a `Linear`, snnTorch's `Leaky(reset_mechanism="none")`, Norse's `LI`.
+        a `Linear`, snnTorch's `Leaky(reset_mechanism="none")`, `Lapicque` and `Synaptic` alike, Norse's `LI`.
 
     Raises:
         NoTimeMode: the path and class of the first module that has no meaning on spike times, and what to
@@ -182,6 +186,8 @@ def to_event_driven(
         constant_input=constant_input or traced.static,
         last_bin=last_bin,
         alone=path,
+        training=model.training,
+        values=takes == "values",
     )
     for stage in traced.stages:
         assembly.add(stage)
@@ -237,6 +243,28 @@ def follow(model: nn.Module, t_max: int | None = None) -> tuple[Traced, str]:
     if is_leaf(model, modules):
         return follow_forward(nn.Sequential(model).train(model.training), modules, t_max or 2), "0"
     return follow_forward(model, modules, t_max or 2), ""
+
+
+def states_returned(model: nn.Module) -> dict[str, Any]:
+    """Where the states that `forward` takes are among what it returns, as far as that is seen."""
+    modules = _HostModules(loaded_hosts())
+    try:
+        graph, _ = followed(model, Tracer(modules, 2), (bool, int, float, str))
+    except Exception:  # a state that is unpacked, or asked for its values
+        return {}
+    given = {node for node in graph.nodes if node.op == "placeholder"}
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    parts = output.args[0]
+    if not isinstance(parts, dict):
+        parts = dict(enumerate(parts if isinstance(parts, tuple | list) else [parts]))
+    found = {}
+    for call in (node for node in graph.nodes if node.op == "call_module"):
+        for number, state in enumerate(call.args[1:], 1):
+            for place, value in parts.items():
+                own = isinstance(value, fx.Node) and value.target is operator.getitem
+                if state in given and own and value.args == (call, number):
+                    found[str(state.target)] = place
+    return found
 
 
 class _HostModules:

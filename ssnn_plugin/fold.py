@@ -137,7 +137,7 @@ def _check_calls(calls: _Calls | None, owner: nn.Module, norm: nn.Module, connec
     """Refuse a normalisation that gets something else than its connection gives to it alone."""
     name = type(owner).__name__
     if calls is None:
-        if not isinstance(owner, nn.Sequential):
+        if not isinstance(owner, nn.Sequential) or type(owner).forward is not nn.Sequential.forward:
             raise ValueError(
                 f"the forward of {name} cannot be followed. Put it and the module before it into an "
                 f"nn.Sequential, which {name} calls"

@@ -313,8 +313,10 @@ class SingleSpikeIF(SNN):  # type: ignore[misc]
     ) -> tuple[Tensor, SingleSpikeIFState]:
         """Currents [T, batch, *] and state -> spikes [T, batch, *] and state."""
         _checks.not_exported_by_a_host(self)
-        start = None if state is None else state.v
         currents = _dense(input_tensor)
+        start = None if state is None else state.v
+        if start is not None and start.ndim == currents.ndim:
+            start = start[-1]  # recorded in every step
         neuron = _neuron(self.p, self.dt, currents)
         spikes, v = single_spike_sequence(currents, start, **neuron)
         if v.requires_grad and _checks.has_values(v):
@@ -626,6 +628,9 @@ class _Norse:
         spiking = isinstance(module, SNN | SNNCell | SNNRecurrent | SNNRecurrentCell)
         ours = isinstance(module, SingleSpikeIF | SingleSpikeIFCell)
         return spiking and not ours and not isinstance(module, LI | LICell | LIBoxCell)
+
+    def forget(self, model: nn.Module) -> None:
+        """Norse keeps no list of neurons."""
 
     def stays(self, module: Any) -> str | None:
         return None

@@ -294,7 +294,14 @@ class SingleSpikeLapicque(SingleSpike):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class SingleSpikeSynaptic(SingleSpike):
+class _OfSynaptic(snn.Synaptic):  # type: ignore[misc]
+    """`snntorch.Synaptic` as a base for what its utilities ask for, without its parameters."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super(snn.Synaptic, self).__init__(*args, **options)
+
+
+class SingleSpikeSynaptic(SingleSpike, _OfSynaptic):
     """`SingleSpike` where a `snntorch.Synaptic` was: with its states, its names and its checkpoints.
 
     An input acts at once, so that the synaptic current `syn` is 0.
@@ -302,10 +309,15 @@ class SingleSpikeSynaptic(SingleSpike):
     Shape: [batch, *] and states -> (spikes, syn, mem), or spikes alone, as `snntorch.Synaptic`.
     """
 
+    def _init_mem(self) -> None:
+        super()._init_mem()
+        self.register_buffer("syn", torch.zeros(0), persistent=False)
+
     def reset_mem(self) -> tuple[Tensor, Tensor]:
         """States (syn, mem) of zeros."""
         mem = super().reset_mem()
-        return torch.zeros_like(mem), mem
+        self.syn = torch.zeros_like(mem)
+        return self.syn, mem
 
     def init_synaptic(self) -> tuple[Tensor, Tensor]:
         """As `reset_mem`."""
@@ -689,7 +701,9 @@ class _SnnTorch:
         return False
 
     def output(self, module: Any) -> int:
-        return 1 if _reads_its_potential(module) else 0
+        if not _reads_its_potential(module):
+            return 0
+        return 2 if type(module) is snn.Synaptic else 1
 
     def is_single_spike(self, module: Any) -> bool:
         return isinstance(module, SingleSpike)
@@ -705,7 +719,7 @@ class _SnnTorch:
             raise ValueError("it returns its spikes alone. Set output=True, so that its potential is read")
         if module.state_quant:
             raise ValueError("the option state_quant has no meaning on spike times. Leave it out")
-        return None, _leaky_response
+        return None, _RESPONSES[type(module)]
 
     def border_on_times(self, module: Any, t_max: int | None) -> nn.Module | None:
         return None
@@ -745,6 +759,10 @@ class _SnnTorch:
 
     def refires(self, module: Any) -> bool:
         return isinstance(module, snn.SpikingNeuron) and not isinstance(module, _Stateful)
+
+    def forget(self, model: nn.Module) -> None:
+        gone, known = set(model.modules()), snn.SpikingNeuron.instances
+        known[:] = [neuron for neuron in known if neuron not in gone]
 
     def stays(self, module: Any) -> str | None:
         if isinstance(module, snn.LeakyParallel):
@@ -824,8 +842,8 @@ def _check_time_mode(module: Any) -> None:
 
 
 def _reads_its_potential(module: Any) -> bool:
-    """Whether this is a `Leaky` that is not reset, which leaves its potential to be read."""
-    return type(module) is snn.Leaky and module.reset_mechanism == "none"
+    """Whether this is a neuron that is not reset, which leaves its potential to be read."""
+    return type(module) in _RESPONSES and module.reset_mechanism == "none"
 
 
 def _leaky_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, float]:
@@ -833,6 +851,33 @@ def _leaky_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, floa
     beta = within(module.beta, 0, 1).to(like.device, like.dtype)
     ages = torch.arange(t_max, device=like.device, dtype=like.dtype)
     return beta ** ages.reshape(-1, *[1] * beta.ndim), 0.0
+
+
+def _lapicque_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, float]:
+    """As `_leaky_response`, of a `Lapicque`."""
+    R, C, step = (x.to(like.device, like.dtype) for x in (module.R, module.C, module.time_step))
+    beta = 1 - step / (R * C)
+    ages = torch.arange(t_max, device=like.device, dtype=like.dtype)
+    return step / C * beta ** ages.reshape(-1, *[1] * beta.ndim), 0.0
+
+
+def _synaptic_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, float]:
+    """As `_leaky_response`, of a `Synaptic`, whose current fades by itself."""
+    alpha, beta = (within(x, 0, 1).to(like.device, like.dtype) for x in (module.alpha, module.beta))
+    syn = torch.ones_like(alpha + beta)
+    mem, response = syn, [syn]
+    for _ in range(t_max - 1):
+        syn = alpha * syn
+        mem = beta * mem + syn
+        response.append(mem)
+    return torch.stack(response), 0.0
+
+
+_RESPONSES: dict[type, Response] = {
+    snn.Leaky: _leaky_response,
+    snn.Lapicque: _lapicque_response,
+    snn.Synaptic: _synaptic_response,
+}
 
 
 def _integration(module: Any) -> tuple[Tensor, Tensor | None, list[str]]:

@@ -6,18 +6,20 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .convert import connection_in_steps, follow, to_event_driven
+from ._steps import Traced
+from .convert import connection_in_steps, follow, loaded_hosts, states_returned, to_event_driven
 from .decode import first_spikes, spikes_to_times
 from .kernels.window import accumulate
 from .neurons import IF
 from .nn import BinwiseLayer, Currents, EarliestSpikePool2d, EventDrivenNetwork, SpikeReadout
 from .nn.connection import SpikeConnection
+from .step_calibration import Run
 
 SHOWN = 5
 EXAMINED = 64
@@ -136,7 +138,12 @@ class Verification:
 
 
 def verify(
-    model: nn.Module, batch: Tensor, *, t_max: int | None = None, constant_input: bool = False
+    model: nn.Module,
+    batch: Tensor,
+    *,
+    t_max: int | None = None,
+    constant_input: bool = False,
+    run: Run | None = None,
 ) -> Verification:
     """Run a model in steps and its network on spike times on the same batch, and compare.
 
@@ -149,6 +156,9 @@ def verify(
             in every step, these values [batch, *].
         t_max: number of steps, for values; for spike trains it is their length.
         constant_input: as for `to_event_driven`.
+        run: how the model reads a window, `run(model, batch)`, which returns the spikes of its last
+            neurons, or the values of its read-out, [T, batch, *]. None is one call with all steps; of a model
+            that takes one step, a call per step with the states that the last one returned.
 
     Returns:
         A `Verification`: print it, or ask for `.ok`.
@@ -167,22 +177,32 @@ def verify(
     >>> report.ok, report.equal, report.outputs
     (True, 20, 20)
     """
-    model = copy.deepcopy(model).eval()
+    copied = _copied(model).eval()
+    try:
+        return _verified(copied, batch, t_max, constant_input, run)
+    finally:
+        for host in loaded_hosts():
+            host.forget(copied)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy; of tensors that are computed, such as hidden states and pruned weights, their values."""
+    held = (one for m in model.modules() for one in (*m._buffers.values(), *vars(m).values()))
+    computed = [one for one in held if isinstance(one, Tensor) and not one.is_leaf]
+    return copy.deepcopy(model, {id(one): one.detach().clone() for one in computed})
+
+
+def _verified(
+    model: nn.Module, batch: Tensor, t_max: int | None, constant_input: bool, run: Run | None
+) -> Verification:
     traced, _ = follow(model)
     values = constant_input or traced.takes == "values"
     steps = _number_of_steps(batch, values, t_max or traced.steps)
     network = to_event_driven(model, t_max=steps, constant_input=constant_input)
-    if traced.returned is None:
-        raise ValueError("model must return the spikes of its last neurons, or the values of its read-out")
     given = batch if values else spikes_to_times(batch)
-    one_by_one = traced.takes == "step"
     inputs = batch.expand(steps, *batch.shape) if values and traced.takes != "values" else batch
     _reset(model)
-    in_steps: Any = _run(model, inputs) if one_by_one else model(inputs.movedim(0, traced.time_axis))
-    for index in traced.returned:
-        in_steps = in_steps[index]
-    if isinstance(in_steps, tuple):
-        in_steps = in_steps[traced.output]
+    in_steps = _in_steps(model, traced, inputs) if run is None else run(model, inputs)
     on_times = network(given)
     of_times = _ends_with_neurons(network)
     if of_times:
@@ -194,7 +214,25 @@ def verify(
         in_steps = first_spikes(in_steps).to(on_times.dtype)
     elif in_steps.shape == on_times.shape[1:]:
         in_steps, on_times = in_steps[None], on_times[-1:]
+    elif in_steps.shape != on_times.shape:
+        raise ValueError(
+            f"model must return its values of every step, {list(on_times.shape)}, or of the last, "
+            f"got {list(in_steps.shape)}"
+        )
     return _compare(model, network, in_steps, on_times, given, of_times)
+
+
+def _in_steps(model: nn.Module, traced: Traced, inputs: Tensor) -> Tensor:
+    """What a model returns of its last module in every step."""
+    if traced.returned is None:
+        raise ValueError("model must return the spikes of its last neurons, or the values of its read-out")
+    one_by_one = traced.takes == "step"
+    returned = _run(model, inputs) if one_by_one else model(inputs.movedim(0, traced.time_axis))
+    for index in traced.returned:
+        returned = returned[index]
+    if isinstance(returned, tuple):
+        returned = returned[traced.output]
+    return returned.movedim(traced.record_axis, 0)  # type: ignore[no-any-return]
 
 
 def _number_of_steps(batch: Tensor, values: bool, t_max: int | None) -> int:
@@ -228,20 +266,47 @@ def _reset(model: nn.Module) -> None:
 
 
 def _run(model: nn.Module, inputs: Tensor) -> Any:
-    """A model that takes one step per call, with its state if it is given one."""
-    optional = list(signature(model.forward).parameters.values())[1:]
-    states = sum(parameter.default is None for parameter in optional)
-    state: tuple[Any, ...] = ()
+    """A model that takes one step per call, with its states if it is given them."""
+    places = _states(model)
+    states: dict[str, Any] = dict.fromkeys(places)
     outputs = []
     for x in inputs:
-        output = model(x, *state)
-        outputs.append(output)
-        state = tuple(output[1 : 1 + states]) if states and isinstance(output, tuple) else ()
-    if not isinstance(outputs[0], tuple):
+        outputs.append(model(x, **states))
+        states = {name: _at(outputs[-1], place) for name, place in places.items()}
+    return _joined(outputs)
+
+
+def _states(model: nn.Module) -> dict[str, Any]:
+    """Where the states that a model takes besides its input are among what it returns.
+
+    Raises:
+        ValueError: several of which that cannot be told.
+    """
+    further = list(signature(model.forward).parameters.values())[1:]
+    names = [one.name for one in further if one.default is None or one.default is Parameter.empty]
+    found = states_returned(model) if names else {}
+    if len(names) > 1 and found.keys() != set(names):
+        raise ValueError(
+            f"model must return the states that it takes ({', '.join(names)}), each beside its spikes. Say "
+            "how it reads a window, as in run=lambda model, trains: ..., which returns spikes [T, batch, *]"
+        )
+    return found or dict.fromkeys(names, 1)
+
+
+def _at(output: Any, place: Any) -> Any:
+    return output[place] if isinstance(output, tuple | list | dict) else None
+
+
+def _joined(outputs: list[Any]) -> Any:
+    """What the calls have returned, step after step."""
+    first = outputs[0]
+    if isinstance(first, Tensor):
         return torch.stack(outputs)
-    return tuple(
-        torch.stack(part) if isinstance(part[0], Tensor) else part for part in zip(*outputs, strict=True)
-    )
+    if isinstance(first, dict):
+        return {key: _joined([one[key] for one in outputs]) for key in first}
+    if isinstance(first, tuple | list) and not hasattr(first, "_fields"):
+        return tuple(_joined(list(part)) for part in zip(*outputs, strict=True))
+    return outputs
 
 
 def _ends_with_neurons(network: EventDrivenNetwork) -> bool:

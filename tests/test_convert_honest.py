@@ -9,10 +9,15 @@ import torch
 from snntorch import spikegen
 from torch import nn
 
-from ssnn_plugin import IF, NoTimeMode, encode, to_event_driven
+from ssnn_plugin import IF, NoTimeMode, encode, to_event_driven, verify
 from ssnn_plugin.decode import LaterSpikesWarning, spikes_to_times, times_to_spikes
 from ssnn_plugin.nn import SpikeLinear
-from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFParameters
+from ssnn_plugin.norse import (
+    LatencyEncoder,
+    SingleSpikeIF,
+    SingleSpikeIFParameters,
+    SpikesToTimesDecoder,
+)
 from ssnn_plugin.snntorch import SingleSpike, SingleSpikeSynaptic, latency, reset
 
 T = 16
@@ -390,3 +395,158 @@ def test_a_window_of_one_step():
     assert torch.equal(to_event_driven(model, t_max=1)(times), expected)
     with pytest.raises(NoTimeMode, match="takes only 0 of its input"):
         to_event_driven(_case(_steps(length=lambda x: 1)), t_max=1)
+
+
+class _Step(nn.Module):
+    """One step of two layers per call."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = _linear(), _linear(6, 4)
+        self.beside, self.again = _linear(20, 6), _linear(6, 4)
+        self.lif1, self.lif2 = SingleSpike(init_hidden=True), SingleSpike(init_hidden=True)
+        self.kept, self.calls, self.states = [], 0, {}
+
+
+def test_a_record_of_a_models_own_is_left_as_it_was():
+    class Recording(_Step):
+        def forward(self, x):
+            spk = self.lif1(self.fc1(x))
+            self.kept.append(spk.detach())
+            return spk
+
+    model, times = Recording(), _times()
+    network = to_event_driven(model, t_max=T)
+    assert model.kept == []
+    assert torch.equal(network(times), _loop(model, times))
+    assert len(model.kept) == T
+
+
+def test_what_waits_in_a_list_for_the_next_step_is_refused():
+    class Delayed(_Step):
+        def forward(self, x):
+            self.kept.append(self.lif1(self.fc1(x)))
+            old = self.kept.pop(0)
+            return self.lif2(self.fc2(old))
+
+    model = Delayed()
+    model.kept = [torch.zeros(9, 6).double()]
+    with pytest.raises(NoTimeMode, match="Delayed keeps kept of its own between steps"):
+        to_event_driven(model, t_max=T)
+    assert [one.shape for one in model.kept] == [(9, 6)]
+
+
+def test_states_in_a_dictionary_are_refused_and_left_alone():
+    class Held(_Step):
+        def forward(self, x):
+            spk, self.states["mem"] = self.lif1(self.fc1(x), self.states["mem"])
+            return spk
+
+    model = Held()
+    model.lif1, model.states = SingleSpike(), {"mem": torch.zeros(9, 6).double()}
+    with pytest.raises(NoTimeMode, match="Held keeps states of its own between steps"):
+        to_event_driven(model, t_max=T)
+    assert isinstance(model(times_to_spikes(_times(), T)[0]), torch.Tensor)
+
+
+def test_what_depends_on_the_number_of_calls_is_refused():
+    class Alternating(_Step):
+        def forward(self, x):
+            self.calls += 1
+            currents = self.fc1(x)
+            return self.lif1(currents * 0 if self.calls % 2 == 0 else currents)
+
+    model = Alternating()
+    with pytest.raises(
+        NoTimeMode, match="what Alternating does depends on calls, which it changes in every call"
+    ):
+        to_event_driven(model, t_max=T)
+    assert model.calls == 0
+
+
+def test_calls_may_be_counted():
+    class Counting(_Step):
+        def forward(self, x):
+            self.calls += 1
+            return self.lif1(self.fc1(x))
+
+    model, times = Counting(), _times()
+    assert torch.equal(to_event_driven(model, t_max=T)(times), _loop(model, times))
+    assert model.calls == T
+
+
+def test_a_dropout_that_is_frozen_drops_nothing():
+    model, times = (
+        nn.Sequential(*_chain(), nn.Dropout(0.5), _linear(6, 4), SingleSpike(init_hidden=True)),
+        _times(),
+    )
+    nn.init.constant_(model[3].weight, 0.4)
+    model.train()
+    model[2].eval()
+    network = to_event_driven(model, t_max=T)
+    expected = _loop(model, times)
+    assert expected.isfinite().any()
+    assert torch.equal(network(times), expected)
+
+
+def test_values_beside_their_encoder_are_values():
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encode, self.fc1, self.lif1 = LatencyEncoder(T), _linear(), SingleSpikeIF()
+            self.fc2, self.beside, self.lif2 = _linear(6, 4), _linear(20, 4), SingleSpikeIF()
+
+        def forward(self, x):
+            spikes, _ = self.lif1(self.fc1(self.encode(x)))
+            return self.lif2(self.fc2(spikes) * 0.1 + self.beside(x) * 0.05)[0]
+
+    values = torch.rand(9, 20, generator=torch.Generator().manual_seed(0)).double()
+    report = verify(Beside(), values, t_max=T)
+    assert report.ok
+    assert report.silent < report.outputs
+
+
+def test_what_is_computed_of_decoded_times_is_refused():
+    decoder = SpikesToTimesDecoder(t_silent=T, convert_indices_to_times=False)
+    model = norse.SequentialState(norse.Lift(_linear()), SingleSpikeIF(), decoder, _linear(6, 3))
+    with pytest.raises(NoTimeMode, match="goes on computing with what a decoder returns, which is no spike"):
+        to_event_driven(model, t_max=T)
+
+
+def test_what_is_overwritten_and_read_again_is_refused():
+    class Overwriting(_Step):
+        def forward(self, x):
+            hidden = self.lif1(self.fc1(x))
+            shifted = hidden
+            shifted += self.beside(x)
+            return self.lif2(self.fc2(shifted) + self.again(hidden))
+
+    with pytest.raises(NoTimeMode, match=r"overwrites lif1 \(iadd\), which it reads again"):
+        to_event_driven(Overwriting(), t_max=T)
+
+
+def test_what_is_overwritten_and_not_read_again_is_followed():
+    class Adding(_Step):
+        def forward(self, x):
+            currents = self.fc1(x)
+            currents += self.beside(x)
+            return self.lif1(currents)
+
+    model, times = Adding(), _times()
+    assert torch.equal(to_event_driven(model, t_max=T)(times), _loop(model, times))
+
+
+@pytest.mark.parametrize(
+    "reshape",
+    [
+        lambda x: x.reshape(x.shape[0], x.shape[1], 20),
+        lambda x: x.view(T, 9, 20),
+    ],
+)
+def test_a_reshaped_window_is_refused_before_it_is_called(reshape):
+    class Reshaped(_Net):
+        def forward(self, x):
+            return super().forward(reshape(x))
+
+    with pytest.raises(NoTimeMode, match=r"Reshaped .*window of steps"):
+        to_event_driven(Reshaped(), t_max=T)

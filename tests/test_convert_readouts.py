@@ -6,10 +6,11 @@ import snntorch as snn
 import torch
 from norse.torch import LIBoxParameters, LIParameters
 from torch import nn
+from torch.nn.utils import prune
 
 from ssnn_plugin import NoTimeMode, encode, fold_batchnorm, to_event_driven, verify
 from ssnn_plugin.decode import times_to_spikes
-from ssnn_plugin.nn import SpikeLinear, SpikeReadout
+from ssnn_plugin.nn import Currents, SpikeLinear, SpikeReadout
 from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell
 from ssnn_plugin.snntorch import SingleSpike, latency
 
@@ -42,6 +43,7 @@ def _norse(read_out, *weights):
     return norse.SequentialState(norse.Lift(nn.Linear(16, 10)), SingleSpikeIF(), *weights, read_out)
 
 
+NO_RESET = {"reset_mechanism": "none", "init_hidden": True, "output": True}
 READ_OUTS = {
     "linear": lambda: nn.Sequential(*_hidden()),
     "two linear": lambda: nn.Sequential(*_hidden(), nn.ReLU(), nn.Linear(4, 3)),
@@ -51,6 +53,11 @@ READ_OUTS = {
         *_hidden(), _potential(beta=torch.tensor([0.0, 0.5, 0.9, 1.0]))
     ),
     "potential, learned leak": lambda: nn.Sequential(*_hidden(), _potential(beta=0.8, learn_beta=True)),
+    "lapicque": lambda: nn.Sequential(*_hidden(), snn.Lapicque(0.8, time_step=1, **NO_RESET)),
+    "synaptic": lambda: nn.Sequential(*_hidden(), snn.Synaptic(0.7, 0.9, **NO_RESET)),
+    "synaptic, learned leaks": lambda: nn.Sequential(
+        *_hidden(), snn.Synaptic(0.7, 0.9, learn_alpha=True, learn_beta=True, **NO_RESET)
+    ),
     "li": lambda: _norse(norse.LI()),
     "li above rest": lambda: _norse(norse.LI(LIParameters(v_leak=torch.tensor(0.3)))),
     "li cell": lambda: norse.SequentialState(
@@ -433,3 +440,80 @@ def test_what_cannot_be_folded_leaves_the_model_as_it_was(make, message):
     with pytest.raises(ValueError, match=message):
         fold_batchnorm(model)
     assert isinstance(model[1], nn.BatchNorm1d)
+
+
+@pytest.mark.parametrize("read_out", [_potential(beta=0.9), norse.LICell()])
+def test_a_read_out_needs_neurons_in_front(read_out):
+    with pytest.raises(NoTimeMode, match="it is a read-out, which needs neurons in front"):
+        to_event_driven(nn.Sequential(nn.Linear(16, 4), read_out), t_max=T)
+
+
+def test_a_pruned_read_out_follows_what_is_learned():
+    model = _alive(nn.Sequential(*_hidden()))
+    prune.l1_unstructured(model[2], "weight", amount=0.3)
+    network = to_event_driven(model, t_max=T, last_bin=True)
+    times = encode.latency(_image(5, 16), T).double()
+    with torch.no_grad():
+        model[2].weight_orig.mul_(3)
+    expected = to_event_driven(model, t_max=T)(times)[-1]
+    for _ in range(2):
+        found = network(times)
+        torch.testing.assert_close(found, expected)
+        found.sum().backward()
+
+
+def test_what_currents_compute_beside_their_weights_counts_in_the_last_bin():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return 2 * self.fc(x)
+
+    currents, times = Currents(Twice(), [False], T), torch.full((2, 6), T - 1.0)
+    torch.testing.assert_close(
+        SpikeReadout(currents, last_bin=True)(times), SpikeReadout(currents)(times)[-1]
+    )
+
+
+def test_a_normalisation_that_is_folded_later_is_not_applied_twice():
+    connection, norm = nn.Linear(16, 10, bias=False), nn.BatchNorm1d(10)
+    last = SingleSpike(init_hidden=True, learn_threshold=True, output=True)
+    model = _alive(nn.Sequential(connection, norm, last)).eval()
+    nn.init.constant_(norm.bias, 0.8)
+    norm.running_mean.fill_(0.3)
+    norm.running_var.fill_(2.0)
+    network = to_event_driven(model, t_max=T)
+    times = encode.latency(_image(9, 16), T).double()
+    before = network(times)
+    assert before.isfinite().any()
+    assert fold_batchnorm(model)
+    assert torch.equal(network(times), before)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cell"])
+def test_weights_that_are_assigned_are_followed(kind):
+    if kind == "linear":
+        model = _alive(nn.Sequential(*_hidden()))
+    else:
+        cells = nn.Linear(16, 10), SingleSpikeIFCell(), norse.LILinearCell(10, 4)
+        model = _alive(norse.SequentialState(*cells))
+    network = to_event_driven(model, t_max=T)
+    times = encode.latency(_image(5, 16), T).double()
+    model.load_state_dict({key: value.clone() for key, value in model.state_dict().items()}, assign=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    assert torch.equal(network(times), to_event_driven(model, t_max=T)(times))
+
+
+def test_a_sequence_that_computes_more_is_not_folded():
+    class Shortcut(nn.Sequential):
+        def forward(self, x):
+            y = self[0](x)
+            return y if y.sum() > 1e9 else self[1](y) + y
+
+    model = Shortcut(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    with pytest.raises(ValueError, match="the forward of Shortcut cannot be followed"):
+        fold_batchnorm(model)

@@ -53,7 +53,7 @@ PUT_ONE = "has no time mode: the model must end with neurons, so put one behind 
         (lambda: [_linear(), nn.ReLU()], "1 (ReLU)", MADE_OF),
         (lambda: [nn.Conv1d(2, 2, 3), HIDDEN()], "0 (Conv1d)", MADE_OF),
         (lambda: [_conv(), HIDDEN(), nn.AdaptiveAvgPool2d(1)], "2 (AdaptiveAvgPool2d)", MADE_OF),
-        (lambda: [_linear(), norse.LICell()], "1 (LICell)", MADE_OF),
+        (lambda: [_linear(), norse.LICell()], "1 (LICell)", "it is a read-out, which needs neurons in front"),
         (
             lambda: [_linear(), _linear(), HIDDEN()],
             "1 (Linear)",

@@ -349,6 +349,17 @@ def test_times_that_are_not_exact_have_no_bins(times):
         times_to_bins(times, 3)
 
 
+def test_a_converted_network_inside_another_follows_its_model():
+    model = nn.Sequential(nn.Linear(20, 6, bias=False), SingleSpike(init_hidden=True)).double()
+    nn.init.uniform_(model[0].weight, 0, 0.5, generator=torch.Generator().manual_seed(0))
+    network = SpikeSequential(to_event_driven(model, t_max=T))
+    learned, times = InBins(network), spike_times(16, 20)
+    before = learned(times)
+    model[1].threshold.fill_(2.5)
+    assert torch.equal(learned(times), network(times))
+    assert not torch.equal(learned(times), before)
+
+
 def test_a_pool_of_inputs_takes_the_earliest():
     network = SpikeSequential(EarliestSpikePool2d(2), SpikeFlatten(), SpikeLinear(4, 2, IF(), t_max=T))
     on_a_grid(network)

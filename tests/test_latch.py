@@ -46,6 +46,16 @@ def naive_surrogate_grad(v, grad, threshold, rule):
     return (out * rule.derivative(flat - threshold)).reshape(v.shape)
 
 
+def in_plain_torch(rule, v, grad):
+    """The gradient of `RULES` by the operators' own references."""
+    operator, number = {
+        surrogate.Arctan: (operators._latch_grad_arctan, 2.0),
+        surrogate.Triangle: (operators._latch_grad_triangle, 1.5),
+        surrogate.EscapeNoise: (operators._latch_grad_escape, 0.5),
+    }[type(rule)]
+    return operator(v, grad, 0.75, number)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_activations_are_those_of_a_naive_loop(dtype):
     v = potentials(6, 3, 5, dtype=dtype)
@@ -102,16 +112,11 @@ def test_compiled_passes_equal_plain_torch_in_every_layout(rule, dtype, layout):
         v = v.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, (4, 2))
     if layout == "transposed":
         v = v.transpose(0, 1).contiguous().transpose(0, 1)
-    slow = {
-        surrogate.Arctan: lambda g: operators._latch_grad_arctan(v.double(), g, 0.75, 2.0),
-        surrogate.Triangle: lambda g: operators._latch_grad_triangle(v.double(), g, 0.75, 1.5),
-        surrogate.EscapeNoise: lambda g: operators._latch_grad_escape(v.double(), g, 0.75, 0.5),
-    }
     leaf = v.requires_grad_()
     out = latch(leaf, 0.75, rule)
     assert torch.equal(out, operators._latch(v, 0.75))
     (actual,) = torch.autograd.grad(out, leaf, grad)
-    expected = slow[type(rule)](grad.double())
+    expected = in_plain_torch(rule, v.double(), grad.double())
     torch.testing.assert_close(actual.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
@@ -227,3 +232,28 @@ def test_a_delay_longer_than_the_window_silences():
 def test_potential_at_the_crossing_or_at_the_end():
     v = torch.tensor([[2.0, 0.0], [5.0, 0.5]])
     assert potential_at_crossing(v, latch(v)).tolist() == [2.0, 0.5]
+
+
+def with_nan(where):
+    """Potentials of which one bin is NaN, and gradients."""
+    v = potentials(4, 6)
+    v[where] = math.nan
+    return v.requires_grad_(), potentials(4, 6, seed=1)
+
+
+@pytest.mark.parametrize("rule", RULES[:2], ids=repr)
+@pytest.mark.parametrize("where", [0, 1, 3])
+def test_nan_takes_no_gradient_from_other_bins(rule, where):
+    v, grad = with_nan(where)
+    (found,) = torch.autograd.grad(latch(v, 0.75, rule), v, grad)
+    expected = naive_surrogate_grad(v.detach().nan_to_num(nan=-math.inf), grad, 0.75, rule)
+    others = torch.arange(4) != where
+    torch.testing.assert_close(found[others], expected[others])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("where", [0, 1, 3])
+def test_compiled_passes_take_nan_as_plain_torch_does(rule, where):
+    v, grad = with_nan(where)
+    (found,) = torch.autograd.grad(latch(v, 0.75, rule), v, grad)
+    torch.testing.assert_close(found, in_plain_torch(rule, v.detach(), grad), equal_nan=True)

@@ -563,7 +563,7 @@ def test_chains_without_a_time_mode_are_refused(nodes, message):
             lambda: norse.SequentialState(nn.Linear(3, 2), norse.LICell()),
             {"t_max": T},
             NoTimeMode,
-            r"^1 \(LICell\) has no time mode: a network on spike times is made of",
+            r"^1 \(LICell\) has no time mode: it is a read-out, which needs neurons in front",
         ),
         (
             lambda: norse.SequentialState(nn.Linear(3, 2), SingleSpikeIF(), nn.Softmax(-1)),

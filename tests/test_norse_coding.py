@@ -6,8 +6,9 @@ import norse.torch as host
 import pytest
 import torch
 from norse_runs import DT, random, random_train
+from torch import nn
 
-from ssnn_plugin import decode, encode
+from ssnn_plugin import decode, encode, verify
 from ssnn_plugin.norse import LatencyEncoder, SingleSpikeIF, SpikesToTimesDecoder
 
 INF, NAN = math.inf, math.nan
@@ -143,3 +144,11 @@ def test_norses_decoder_takes_one_shape_on_the_cpu_only():
         decoder(torch.ones(4, 6, 2, 3, 3, requires_grad=True)).sum().backward()
     with pytest.raises(RuntimeError, match="meta"):
         decoder(torch.ones(4, 2, 3, device="meta"))
+
+
+def test_images_are_flattened_in_front_of_an_encoder():
+    model = host.SequentialState(nn.Flatten(), LatencyEncoder(8), host.Lift(nn.Linear(8, 6)), SingleSpikeIF())
+    nn.init.uniform_(model[2].lifted_module.weight, 0, 0.6, generator=torch.Generator().manual_seed(0))
+    report = verify(model, torch.rand(5, 2, 4, generator=torch.Generator().manual_seed(1)), t_max=8)
+    assert report.ok
+    assert report.silent < report.outputs

@@ -132,6 +132,14 @@ def test_record_states_returns_the_state_of_every_step(p):
     torch.testing.assert_close(state.v[-1], last.v, rtol=1e-12, atol=1e-12)
 
 
+@with_and_without_leak
+def test_a_recorded_state_goes_on_from_its_last_step(p):
+    currents, module = random(9, 4, 6), SingleSpikeIF(p, record_states=True)
+    whole, _ = module(currents)
+    first, states = module(currents[:4])
+    assert torch.equal(torch.cat([first, module(currents[4:], states)[0]]), whole)
+
+
 def test_the_convolutional_model_of_norses_readme():
     torch.manual_seed(0)
     parts = [

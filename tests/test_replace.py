@@ -6,6 +6,8 @@ import norse.torch as norse
 import pytest
 import snntorch as snn
 import torch
+from snntorch import backprop
+from snntorch.functional import ce_rate_loss
 from torch import nn
 
 from ssnn_plugin import replace_neurons
@@ -287,3 +289,15 @@ def test_a_start_that_cannot_be_found_changes_nothing():
 def test_a_model_without_neurons_of_a_host_has_none_to_calibrate():
     with pytest.raises(ValueError, match="calibrate_on needs neurons of a host in the model, got Sequential"):
         replace_neurons(nn.Sequential(nn.Linear(4, 2)), calibrate_on=torch.ones(5, 3, 4))
+
+
+def test_snntorchs_back_propagation_through_time_knows_how_many_states_there_are():
+    model = nn.Sequential(nn.Linear(4, 3), snn.Synaptic(0.75, 0.9, init_hidden=True, output=True))
+    replace_neurons(model)
+    nn.init.constant_(model[0].weight, 0.8)
+    before = copy.deepcopy(model[0].weight)
+    batch = torch.rand(5, 2, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = backprop.BPTT(model, [batch], optimizer, ce_rate_loss())
+    assert loss.isfinite()
+    assert not torch.equal(before, model[0].weight)

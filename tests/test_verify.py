@@ -6,6 +6,7 @@ import snntorch as snn
 import torch
 from snntorch import spikegen
 from torch import nn
+from torch.nn.utils import prune
 
 from ssnn_plugin import NoTimeMode, to_event_driven, verify
 from ssnn_plugin.decode import times_to_spikes
@@ -298,3 +299,106 @@ def test_a_parameter_that_nothing_reaches_is_told():
     report = verify(model, times_to_spikes(times, 8))
     assert report.no_gradient == ["unused"]
     assert "no gradient reaches unused" in str(report)
+
+
+class _States(nn.Module):
+    """One step per call, with its states as arguments, in another order among what it returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(20, 12, bias=False), nn.Linear(12, 6, bias=False)
+        self.lif1, self.lif2 = SingleSpike(0.9), SingleSpike(0.9)
+
+    def step(self, x, mem1, mem2):
+        spk, mem1 = self.lif1(self.fc1(x), mem1)
+        spk, mem2 = self.lif2(self.fc2(spk), mem2)
+        return spk, mem1, mem2
+
+
+class _Reversed(_States):
+    def forward(self, x, mem1=None, mem2=None):
+        spk, mem1, mem2 = self.step(x, mem1, mem2)
+        return spk, mem2, mem1
+
+
+class _Named(_States):
+    def forward(self, x, mem1=None, mem2=None):
+        spk, mem1, mem2 = self.step(x, mem1, mem2)
+        return {"spikes": spk, "mem2": mem2, "mem1": mem1}
+
+
+class _Required(_States):
+    def forward(self, x, mem1, mem2):
+        return self.step(x, mem1, mem2)
+
+
+@pytest.mark.parametrize("kind", [_Reversed, _Named, _Required])
+def test_states_are_found_wherever_they_are_returned(kind):
+    report = verify(_seeded(kind()), latency(_image(9, 20), T))
+    assert report.ok
+    assert 0 < report.silent < report.outputs
+
+
+def test_states_that_cannot_be_told_apart_are_asked_for():
+    class Hidden(_States):
+        def forward(self, x, mem1=None, mem2=None):
+            spk, mem1, mem2 = self.step(x, mem1, mem2)
+            return spk, (mem1, mem2)
+
+    def run(model, trains):
+        mem1 = mem2 = None
+        spikes = []
+        for x in trains:
+            spk, mem1, mem2 = model.step(x, mem1, mem2)
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+    model, trains = _seeded(Hidden()), latency(_image(9, 20), T)
+    with pytest.raises(ValueError, match=r"must return the states that it takes \(mem1, mem2\).*run=lambda"):
+        verify(model, trains)
+    assert verify(model, trains, run=run).ok
+
+
+class _BatchFirst(nn.Module):
+    """A loop over an axis of its input, which joins what it reads along another one."""
+
+    def __init__(self, axis, joined):
+        super().__init__()
+        self.fc, self.lif, self.read = nn.Linear(20, 12, bias=False), SingleSpike(), nn.Linear(12, 6)
+        self.axis, self.joined = axis, joined
+
+    def forward(self, x):
+        mem, values = self.lif.reset_mem(), []
+        for step in x.unbind(self.axis):
+            spk, mem = self.lif(self.fc(step), mem)
+            values.append(self.read(spk))
+        return torch.stack(values, self.joined)
+
+
+@pytest.mark.parametrize("batch", [9, T])
+@pytest.mark.parametrize(("axis", "joined"), [(0, 1), (1, 0), (1, 1)])
+def test_steps_may_be_any_axis_of_input_and_output(axis, joined, batch):
+    report = verify(_seeded(_BatchFirst(axis, joined)), latency(_image(batch, 20), T))
+    assert report.ok
+    assert report.outputs == T * batch * 6
+
+
+def test_a_model_that_has_run_or_is_pruned_is_compared():
+    read_out = snn.Leaky(0.9, reset_mechanism="none", init_hidden=True, output=True)
+    model, trains = (
+        _seeded(nn.Sequential(*_stack()[:2], nn.Linear(12, 6), read_out)),
+        latency(_image(9, 20), T),
+    )
+    for step in trains:
+        model(step)
+    assert verify(model, trains).ok
+    pruned = _seeded(_stack())
+    prune.l1_unstructured(pruned[0], "weight", amount=0.3)
+    assert verify(pruned, trains).ok
+
+
+def test_the_hosts_hear_nothing_of_the_copies():
+    model, trains = _seeded(_stack()), latency(_image(9, 20), T)
+    before = list(snn.SpikingNeuron.instances)
+    verify(model, trains)
+    assert snn.SpikingNeuron.instances == before

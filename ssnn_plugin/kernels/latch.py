@@ -34,6 +34,7 @@ def _latch(potentials: Tensor, threshold: float) -> Tensor:
 
 
 def _latch_grad(potentials: Tensor, grad: Tensor) -> Tensor:
+    potentials = potentials.masked_fill(potentials.isnan(), -math.inf)  # NaN does not fire
     before = torch.full_like(potentials[:1], -math.inf)
     highest = torch.cat([before, potentials.cummax(0).values[:-1]])
     bins = torch.arange(len(potentials), device=potentials.device)

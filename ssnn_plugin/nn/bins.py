@@ -203,6 +203,7 @@ def _in_a_row(module: nn.Module) -> Iterator[nn.Module]:
     """The modules of nested sequences, in the order in which they run."""
     if isinstance(module, nn.Sequential) and runs_in_a_row(module):
         _refuse_other_forwards(module)
+        keep_up(module)
         for child in module:
             yield from _in_a_row(child)
     else:

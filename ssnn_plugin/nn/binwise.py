@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .. import _checks
 from ..decode import first_spikes, times_to_spikes
 from ..functional import single_spike_sequence
 
@@ -143,7 +144,10 @@ class SpikeReadout(nn.Module):
         if not self.only_weights or self.currents.constant != (False,):
             return None
         (module,) = self.currents.function.children()
-        return module if type(module) is nn.Linear else None
+        # torch prunes weights, and normalises them, in a hook.
+        if type(module) is not nn.Linear or _checks.has_forward_hooks(module):
+            return None
+        return module
 
     def _closed_form(self, times: Tensor, linear: nn.Linear) -> Tensor:
         rest: Tensor | float = 0.0
@@ -165,7 +169,7 @@ class SpikeReadout(nn.Module):
 def _calls_one_module(function: nn.Module) -> bool:
     """Whether a function is one of its modules, and computes nothing besides."""
     if not isinstance(function, torch.fx.GraphModule):
-        return len(list(function.children())) == 1
+        return type(function) is nn.Sequential and len(function) == 1
     steps = [node.op for node in function.graph.nodes if node.op not in ("placeholder", "output")]
     return steps == ["call_module"]
 

@@ -69,7 +69,8 @@ def _collect(low, high, v, grad, sums):
     bins, size = v.shape[0], high - low
     collected, highest, potential = sums[bins], sums[0], v[0, low:high]
     for i in range(size):
-        highest[i] = _number(potential[i])
+        now = _number(potential[i])
+        highest[i] = now if now == now else -np.inf  # NaN does not fire
     for t in range(1, bins):
         highest, before, potential = sums[t], sums[t - 1], v[t, low:high]
         for i in range(size):
@@ -130,7 +131,7 @@ def latch_grad_triangle(first, last, v, grad, threshold, width, out):
             row, potential, total = out[t, low:high], v[t, low:high], sums[t]
             for i in range(row.size):
                 left = one - scale * abs(_number(potential[i]) - threshold)
-                row[i] = _stored(out, total[i] * scale * left if left > zero else zero)
+                row[i] = _stored(out, zero if left <= zero else total[i] * scale * left)  # NaN stays
 
 
 @exact_jit
