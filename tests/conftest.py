@@ -1,10 +1,13 @@
 import functools
 import shutil
+import sys
 
 import pytest
 import torch
 
+from reproductions import __main__ as cli
 from reproductions import datasets, records
+from reproductions.errors import run_command_line
 
 
 def pytest_collection_modifyitems(items):
@@ -41,6 +44,20 @@ def cheap_runs():
             patch.setattr(records, name, functools.cache(getattr(records, name)))
         assert datasets.load("digits", "train") is datasets.load("digits", "train")
         yield
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call the command line; return exit code, standard output and standard error."""
+
+    def run(*arguments, columns="200"):
+        monkeypatch.setattr(sys, "argv", ["reproductions", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", columns)
+        with pytest.raises(SystemExit) as stop:
+            run_command_line(cli.app)
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

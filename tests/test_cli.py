@@ -36,20 +36,6 @@ def tiny_suite(tmp_path, monkeypatch):
     return write_toml(folder / "s4nn-digits.toml", content())
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Call the command line; return exit code, standard output and standard error."""
-
-    def run(*arguments, columns="200"):
-        monkeypatch.setattr(sys, "argv", ["reproductions", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", columns)
-        with pytest.raises(SystemExit) as stop:
-            run_command_line(cli.app)
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
-
-
 def test_what_a_killed_process_left_of_a_table_is_removed(recorded, call, tmp_path):
     (tmp_path / ".table.md.abc.partial").write_text("half of it")
     (tmp_path / ".table.md.swp").write_text("of an editor")

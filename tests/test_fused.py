@@ -766,20 +766,17 @@ def test_hooks_that_would_not_be_called_are_refused(attach):
 
 @pytest.mark.parametrize("n_out", [100, 200])
 @pytest.mark.parametrize("rule", ["latency", "surrogate"])
-def test_threads_do_not_change_a_bit(monkeypatch, rule, n_out):
+def test_threads_do_not_change_a_bit(monkeypatch, set_threads, rule, n_out):
     monkeypatch.setattr(parallel, "WORTH_A_THREAD", 1)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            net = network(12, n_out, 20, 4)
-            for each in net:
-                each.gradient = RULES[rule]
-            step = FusedStep(net, RelativeTargetLoss(3, T_MAX), OPTIMIZERS["adam"](net.parameters()))
-            losses = [step(times, labels) for times, labels in batches(4, size=33)]
-            results.append((losses, [layer.weight.clone() for layer in net]))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for threads in (1, 3):
+        set_threads(threads)
+        net = network(12, n_out, 20, 4)
+        for each in net:
+            each.gradient = RULES[rule]
+        step = FusedStep(net, RelativeTargetLoss(3, T_MAX), OPTIMIZERS["adam"](net.parameters()))
+        losses = [step(times, labels) for times, labels in batches(4, size=33)]
+        results.append((losses, [layer.weight.clone() for layer in net]))
     assert results[0][0] == results[1][0]
     assert all(map(torch.equal, results[0][1], results[1][1]))
 

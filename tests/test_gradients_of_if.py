@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from continuous_examples import GEOMETRIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from marks import BACKEND_NAMES, on_every_backend
@@ -200,13 +201,6 @@ def test_the_local_slope_is_at_least_the_mean_one(threshold):
     assert spikes.item() == 2.0
     (of_weight,) = torch.autograd.grad(spikes.sum(), weight)
     torch.testing.assert_close(of_weight, torch.tensor([[-27 / (threshold or 1), 0.0]]))
-
-
-GEOMETRIES = [
-    {"stride": (1, 1), "padding": (1, 2), "dilation": (1, 1), "groups": 1},
-    {"stride": (2, 1), "padding": (0, 1), "dilation": (1, 2), "groups": 2},
-    {"stride": (3, 2), "padding": (1, 0), "dilation": (2, 1), "groups": 4},
-]
 
 
 @on_every_backend

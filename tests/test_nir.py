@@ -8,6 +8,7 @@ import pytest
 import snntorch as snn
 import torch
 from marks import in_both_precisions
+from nir_models import chain, filed
 from torch import nn
 from torch.nn.functional import avg_pool2d, conv2d
 
@@ -88,11 +89,6 @@ def _first(model, times, t_max=T):
     return spikes_to_times(torch.stack([model(x)[0] for x in trains]))
 
 
-def _filed(graph, tmp_path):
-    nir.write(tmp_path / "model.nir", graph)
-    return nir.read(tmp_path / "model.nir")
-
-
 @pytest.mark.parametrize("to", [None, "snntorch", "norse"])
 @pytest.mark.parametrize("start", [None, "snntorch", "norse"])
 @in_both_precisions
@@ -101,7 +97,7 @@ def test_round_trips_through_a_file_keep_every_spike(tmp_path, kind, dtype, star
     model, shape = _model(kind, start or "snntorch", dtype)
     if start is None:
         model = to_event_driven(model, t_max=T)
-    graph = _filed(to_nir(model, input_shape=shape, t_max=T), tmp_path)
+    graph = filed(to_nir(model, input_shape=shape, t_max=T), tmp_path)
     found = from_nir(graph, host=to)
     kinds = {None: SpikeSequential, "snntorch": nn.Sequential, "norse": norse.SequentialState}
     assert type(found) is kinds[to]
@@ -128,7 +124,7 @@ def test_a_network_on_times_comes_back_as_it_was(tmp_path, dtype):
         ),
         dtype,
     )
-    graph = _filed(to_nir(network, input_shape=(2, 7, 6)), tmp_path)
+    graph = filed(to_nir(network, input_shape=(2, 7, 6)), tmp_path)
     found = from_nir(graph)
     assert repr(found) == repr(network)
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), network.parameters(), strict=True))
@@ -149,7 +145,7 @@ def test_metadata_survive_the_file(tmp_path):
         SpikeFlatten(),
         SpikeLinear(8, 3, IF(delay=2), t_max=T),
     )
-    graph = _filed(to_nir(network, input_shape=(1, 6, 6), tie_rule="first_index"), tmp_path)
+    graph = filed(to_nir(network, input_shape=(1, 6, 6), tie_rule="first_index"), tmp_path)
     neurons = [(name, graph.nodes[name]) for name in ("lif", "if", "if_1")]
     common = {"single_spike": True, "T": T, "dt": 1.0, "tie_rule": "first_index"}
     assert [node.metadata for _, node in neurons] == [
@@ -261,7 +257,7 @@ def _node(node, trains):
 @on_both
 def test_the_graph_means_the_same_to_a_simulator_of_nir(tmp_path, kind, dtype):
     model, shape = _model(kind, "snntorch", dtype)
-    graph = _filed(to_nir(model, input_shape=shape, t_max=T), tmp_path)
+    graph = filed(to_nir(model, input_shape=shape, t_max=T), tmp_path)
     times = _times((1000, *shape)).to(dtype)
     spikes = _simulate(graph, times_to_spikes(times, T))
     assert spikes.sum(0).max() == 1
@@ -300,8 +296,7 @@ def test_a_leak_does_not_let_a_neuron_fire_again(beta):
 
 
 def _chain(*nodes, n_in=3, n_out=2):
-    inputs = nir.Input(input_type={"input": np.array([n_in])})
-    return nir.NIRGraph.from_list(inputs, *nodes, nir.Output(output_type={"output": np.array([n_out])}))
+    return chain(*nodes, shape=(n_in,), out=(n_out,))
 
 
 def _weight(n_in=3):

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from reproductions import __main__ as cli
 from reproductions import catalog, methods, records
-from reproductions.errors import SuiteError, run_command_line
+from reproductions.errors import SuiteError
 
 pytestmark = pytest.mark.usefixtures("cheap_runs")
 ROOT = Path(__file__).parents[1]
@@ -29,24 +28,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Call the command line; return exit code, standard output and standard error."""
-
-    def run(command):
-        monkeypatch.setattr(sys, "argv", command.split())
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as stop:
-            run_command_line(cli.app)
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
-
-
 def test_the_commands_of_the_page_train_record_and_show_it(folder, call):
     for command in _block("sh").splitlines():
         assert command.startswith("python -m reproductions ")
-        code, out, err = call(command.removeprefix("python -m "))
+        code, out, err = call(*command.removeprefix("python -m reproductions ").split())
         assert code == 0, err
     (record,) = records.read_all(folder / "results")
     assert (record.name, record.method, record.network_name) == ("margin-digits", "margin", "100")
@@ -68,9 +53,9 @@ def test_an_installed_method_is_found_by_its_entry_point(folder, call, monkeypat
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setitem(sys.modules, "margin", None)  # to be restored
     del sys.modules["margin"]
-    _, out, _ = call("reproductions list --results-dir results")
+    _, out, _ = call("list", "--results-dir", "results")
     assert re.search(r"margin +│ digits", out)
-    code, _, err = call("reproductions run margin --dataset digits --epochs 1 --results-dir results")
+    code, _, err = call("run", "margin", "--dataset", "digits", "--epochs", "1", "--results-dir", "results")
     assert code == 0, err
     (record,) = records.read_all(folder / "results")
     assert record.method_sha256 == methods.load(folder / "margin.py").sha256()
@@ -106,6 +91,6 @@ def test_a_config_of_another_implementation_is_refused(folder):
 
 
 def test_without_its_config_the_file_that_is_missing_is_named(folder, call):
-    code, _, err = call("reproductions run --method margin.py --dataset mnist")
+    code, _, err = call("run", "--method", "margin.py", "--dataset", "mnist")
     assert code == 2
     assert "margin-mnist.toml: No such file" in err
