@@ -133,6 +133,6 @@ LEGEND = {
     "readouts": "Readout: accuracy of other readouts of the same spikes.",
     "multiplications": "Multiplications: of real-valued pixels, per image; none with spikes.",
     "published": "Published: under the paper's own rule, mostly lenient; *: of another network.",
-    "difference": "Difference: from the published accuracy, in points; of the authors' readout, if any.",
+    "difference": "Difference: {rule} less published accuracy, in points; of the authors' readout, if any.",
 }
 BRIEF = ("method", "network", "seeds", "accuracy", "spikes", "response", "published", "difference")

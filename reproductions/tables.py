@@ -344,11 +344,14 @@ def _against_published(runs: Sequence[Record]) -> Row:
     alike = network, network.rpartition("-")[0]  # some leave the outputs out
     rows = rows.sort_values("network", key=lambda written: ~written.isin(alike), kind="stable")
     known = None if rows.empty else rows.iloc[0]
-    rule = "lenient" if known is None or not known["rule"] else str(known["rule"])
-    ours = 100 * mean((run.test.readouts or {}).get("authors", run.test.accuracy[rule]) for run in runs)
+    rule = "" if known is None else str(known["rule"])
+    accuracies, by = [run.test.accuracy[rule or "lenient"] for run in runs], rule or "lenient, assumed"
+    if all("authors" in (run.test.readouts or {}) for run in runs):
+        accuracies, by = [(run.test.readouts or {})["authors"] for run in runs], "authors' readout"
+    ours = 100 * mean(accuracies)
     return {
         "published %": nan if known is None else float(known["value"]),
-        "published rule": None if known is None else rule,
+        "published rule": None if known is None else by,
         "published certainty": None if known is None else known["certainty"],
         "published network": None if known is None or known["network"] in alike else known["network"],
         "minus published": nan if known is None else ours - float(known["value"]),

@@ -68,7 +68,7 @@ class Assembly:
     Args:
         t_max, binwise, last_bin: as for `to_event_driven`.
         hosts: the adapters.
-        constant_input: whether the network takes values that stay instead of times.
+        values: whether the network takes values that stay instead of times.
         alone: the path of a model that is a single module, which errors call "the model".
     """
 
@@ -78,15 +78,13 @@ class Assembly:
         hosts: list[Host],
         *,
         binwise: bool,
-        constant_input: bool,
         last_bin: bool,
         alone: str = "",
-        training: bool = False,
         values: bool = False,
     ) -> None:
         self.t_max, self.hosts, self.binwise = t_max, hosts, binwise
-        self.constant_input, self.last_bin, self.alone = constant_input, last_bin, alone
-        self.training, self.values = training, values or constant_input
+        self.last_bin, self.alone = last_bin, alone
+        self.values = values
         self.layers: list[nn.Module] = []
         self.sources: list[tuple[int, ...]] = []
         self.output: list[int] = []
@@ -121,7 +119,8 @@ class Assembly:
         if module is not None and any(host.listens_when_silent(module) for host in self.hosts):
             self.listening = self._where(stage.path, module)
         given = tuple(INPUT if source == INPUT else self.output[source] for source in stage.sources)
-        if layers and any(one != INPUT and self.layers[one] in self.decoders for one in given):
+        shapes = all(isinstance(layer, SpikeFlatten) for layer in layers)
+        if not shapes and any(one != INPUT and self.layers[one] in self.decoders for one in given):
             raise NoTimeMode(
                 "the model goes on computing with what a decoder returns, which is no spike: do so with what "
                 "the network returns"
@@ -200,7 +199,7 @@ class Assembly:
             raise NoTimeMode(f"{where} has no time mode: {SAME_INPUT}")
         if stage.parts is None:
             raise NoTimeMode(stage.problem)
-        builder = Builder(self.t_max, self.hosts, self.training)
+        builder = Builder(self.t_max, self.hosts)
         for path, part in [*stage.parts, *([(stage.path, module)] if module is not None else [])]:
             builder.add("" if path == self.alone else path, part)
         if module is None and stage.parts:

@@ -28,8 +28,8 @@ class OnTimes(Protocol):
 class Builder:
     """Joins connections, pools and neurons to layers on spike times, one after the other."""
 
-    def __init__(self, t_max: int, hosts: Sequence[OnTimes], training: bool = False) -> None:
-        self.t_max, self.hosts, self.training = t_max, hosts, training
+    def __init__(self, t_max: int, hosts: Sequence[OnTimes]) -> None:
+        self.t_max, self.hosts = t_max, hosts
         self.layers: list[nn.Module] = []
         self._start_layer()
 
@@ -38,7 +38,7 @@ class Builder:
         self.where = ""
         self.input_pool: AveragePool | None = None
         self.output_pool: AveragePool | None = None
-        self.dropout = 0.0
+        self.dropout, self.drops = 0.0, True
         self.flatten = False
 
     def add(self, path: str, module: nn.Module | IF) -> None:
@@ -137,8 +137,7 @@ class Builder:
             raise ValueError("two Dropouts follow each other. Use one")
         if not 0 <= module.p < 1:
             raise ValueError(f"p must be at least 0 and below 1, got {module.p!r}")
-        # Frozen in evaluation mode, in a model that is in training: it drops nothing.
-        self.dropout = module.p if module.training or not self.training else 0.0
+        self.dropout, self.drops = module.p, module.training
 
     def _max_pool(self, module: nn.Module) -> None:
         why = (
@@ -198,6 +197,7 @@ class Builder:
             )
         layer.weight = connection.weight  # type: ignore[assignment]
         layer.bias = connection.bias
+        layer.training = self.drops
         return layer
 
     def finish(self) -> SpikeSequential:

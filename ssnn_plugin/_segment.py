@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,12 +63,19 @@ class Captured:
     """
 
     def __init__(self, model: nn.Module, currents: nn.Module, parts: dict[str, Any]) -> None:
-        self.model, self.currents, self.parts = model, currents, parts
+        self.model, self.currents, self.parts = weakref.ref(model), currents, parts
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies and pickles, whose model nobody can reach."""
+        return {"model": None, "currents": self.currents, "parts": {}}
 
     def __call__(self) -> None:
+        model = self.model() if self.model else None
+        if model is None:
+            return
         for path, part in self.parts.items():
-            now = _part(self.model, path)
-            if now is part:
+            now = _part(model, path)
+            if now is None or now is part:
                 continue
             self.parts[path] = now
             parent, _, name = path.rpartition(".")

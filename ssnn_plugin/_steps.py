@@ -10,14 +10,17 @@ from __future__ import annotations
 import operator
 import re
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ._segment import FLATTENING, HARMLESS, RECORDS, Segment, Stage
+from ._segment import FLATTENING, HARMLESS, RECORDS, SIZES, Segment, Stage
 from ._trace import IN_PLACE, SUPPORTED, Modules, NoTimeMode, Tracer, label_of, trace
 
+# What gives a tensor another name, or another shape.
+NAMES = (*FLATTENING, "detach", "view_as", "squeeze", "unsqueeze", torch.squeeze, torch.unsqueeze)
 RECORD_MAKERS = (
     *("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like"),
     *("new_zeros", "new_ones", "new_empty"),
@@ -129,10 +132,11 @@ class Steps:
         order = {node: number for number, node in enumerate(self.nodes)}
         for node in self.nodes:
             overwritten = self._overwritten(node)
-            if overwritten is not None and any(order[user] > order[node] for user in overwritten.users):
+            users = {} if overwritten is None else self._users_of_all_names(overwritten)
+            if any(order[user] > order[node] for user in users):
                 raise self.error(
-                    f"overwrites {overwritten.name} ({label_of(node)}), which it reads again. Use the form "
-                    "that returns a new one, as a = a + b"
+                    f"overwrites {overwritten} ({label_of(node)}), which it reads again. Use the form that "
+                    "returns a new one, as a = a + b"
                 )
             node.target = IN_PLACE.get(node.target, node.target)
             if (
@@ -158,12 +162,32 @@ class Steps:
 
     def _overwritten(self, node: fx.Node) -> fx.Node | None:
         """What an operation writes its result to, if it does that."""
-        module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
-        if node.target in (nn.functional.relu, nn.functional.relu6) and len(node.args) > 1:
-            inplace = node.args[1]
+        if node.op == "call_module":
+            inplace = getattr(self.model.get_submodule(str(node.target)), "inplace", False)
+        else:
+            inplace = node.target in IN_PLACE or (node.op == "call_function" and _writes(node))
         given = node.args[0] if node.args else None
-        return given if (inplace or node.target in IN_PLACE) and isinstance(given, fx.Node) else None
+        return given if inplace and isinstance(given, fx.Node) else None
+
+    def _users_of_all_names(self, node: fx.Node) -> set[fx.Node]:
+        """What reads the values of a tensor, also where these have another name, shape or axes."""
+        while self._is_a_name(node):
+            node = node.args[0]  # type: ignore[assignment]
+        names, users = [node], set()
+        while names:
+            for user in names.pop().users:
+                if self._is_a_name(user):
+                    names.append(user)
+                if user.target not in SIZES:
+                    users.add(user)
+        return users
+
+    def _is_a_name(self, node: fx.Node) -> bool:
+        """Whether a node is its argument, in another shape at most."""
+        if node.op == "call_module":
+            same = nn.Identity | nn.Flatten | nn.Dropout
+            return isinstance(self.model.get_submodule(str(node.target)), same)
+        return node.target in NAMES
 
     def _place(self, target: str, module: nn.Module, keeps: bool | None, states: list[Any]) -> Place:
         own = [self._call_of(state) for state in states]
@@ -567,3 +591,14 @@ def _axis(node: fx.Node) -> int:
     """Along which `torch.stack` joins, or `unbind` parts: the second argument of both."""
     given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
     return int(given)
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether a function writes to its argument: by its name, as `relu_`, or as it was told to."""
+    if re.fullmatch(r"[a-z]\w*_", label_of(node)):
+        return True
+    try:
+        told = signature(node.target).bind(*node.args, **node.kwargs).arguments  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # compiled functions have no signature
+        told = node.kwargs
+    return bool(told.get("inplace", False))

@@ -80,6 +80,8 @@ IN_PLACE = {
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.ipow: operator.pow,
 }
 
 
@@ -214,20 +216,35 @@ def followed(model: nn.Module, tracer: Tracer, fixed: tuple[type, ...] = FIXED) 
     """
     concrete = {key: value for key, value in _defaults(model).items() if isinstance(value, fixed)}
     before = {module: _attributes(module) for module in model.modules()}
-    contents = [one for module in model.modules() for one in _contents(module)]
+    contents = _contents(model)
     try:
         graph = tracer.follow(model, concrete)
-        counted = _counted(before)
-        if counted and _written(graph) != _written(tracer.follow(model, concrete)):
-            name = type(model).__name__
-            raise NoTimeMode(f"what {name} does depends on {counted}, which it changes in every call")
+        changed = _counted(before) or _filled(contents)
+        if changed and not _again(model, tracer, concrete, graph):
+            raise NoTimeMode(
+                f"what {type(model).__name__} does depends on {changed}, which it changes in every call"
+            )
         _by_position(graph, model)
         for node in graph.nodes:
             if node.op == "get_attr":
                 tracer.values[str(node.target)] = operator.attrgetter(str(node.target))(model)
     finally:
-        kept = _restore(before) or _refill(contents)
+        kept = _restore(before)
+        _refill(contents)
     return graph, kept
+
+
+def _again(model: nn.Module, tracer: Tracer, concrete: dict[str, Any], graph: fx.Graph) -> bool:
+    """Whether a model does the same once more, with what it has changed in the call before."""
+    try:
+        again = tracer.follow(model, concrete)
+        again.lint()  # of what is not its own
+    except Exception:
+        return False
+    if _written(again) != _written(graph):
+        return False
+    constants = (_constants(model, one) for one in (graph, again))
+    return all(map(torch.equal, *constants))
 
 
 def _by_position(graph: fx.Graph, model: nn.Module) -> None:
@@ -260,33 +277,48 @@ OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 CONTAINERS = list, dict, set, deque
 
 
-def _contents(module: nn.Module) -> list[tuple[str, Any, Any]]:
-    """The containers that a module has as attributes, by name, and copies of them."""
-    own = ((key, value) for key, value in vars(module).items() if key not in OF_EVERY_MODULE)
-    return [(key, value, copy.copy(value)) for key, value in own if isinstance(value, CONTAINERS)]
+def _contents(model: nn.Module) -> list[tuple[str, Any, Any]]:
+    """The containers that modules have as attributes, and those inside of them, by name, and copies."""
+    found: dict[int, tuple[str, Any, Any]] = {}
+
+    def look(key: str, value: Any) -> None:
+        if isinstance(value, CONTAINERS) and id(value) not in found:
+            found[id(value)] = key, value, copy.copy(value)
+            for one in value.values() if isinstance(value, dict) else value:
+                look(key, one)
+
+    for module in model.modules():
+        for key, value in vars(module).items():
+            if key not in OF_EVERY_MODULE:
+                look(key, value)
+    return list(found.values())
 
 
-def _refill(contents: list[tuple[str, Any, Any]]) -> str:
-    """Undo what the trace has put into containers; the name of one in which more than a record was kept."""
-    kept = ""
+def _filled(contents: list[tuple[str, Any, Any]]) -> str:
+    """The name of a container that the trace has changed, or ""."""
     for key, now, then in contents:
-        if isinstance(now, list | deque):
-            only_grown = len(now) >= len(then) and all(map(operator.is_, now, then))
-        elif isinstance(now, dict):
-            only_grown = now.keys() == then.keys() and all(now[one] is then[one] for one in then)
-        else:
-            only_grown = True
-        kept = kept if only_grown else key
+        old, new = (list(one.items() if isinstance(one, dict) else one) for one in (then, now))
+        same = len(old) == len(new) and all(
+            all(map(operator.is_, a, b)) if isinstance(now, dict) else a is b
+            for a, b in zip(old, new, strict=True)
+        )
+        if not same:
+            return key
+    return ""
+
+
+def _refill(contents: list[tuple[str, Any, Any]]) -> None:
+    """Undo what the trace has put into containers."""
+    for _, now, then in contents:
         now.clear()
         (now.extend if isinstance(now, list | deque) else now.update)(then)
-    return kept
 
 
 def _counted(before: dict[nn.Module, list[dict[str, Any]]]) -> str:
     """The name of a number, or of another plain value, that the trace has changed, or ""."""
     for module, (then, *_) in before.items():
         for key, value in vars(module).items():
-            if isinstance(value, FIXED) and key in then and value != then[key]:
+            if isinstance(value, FIXED) and isinstance(then.get(key, ...), FIXED) and value != then[key]:
                 return key
     return ""
 
@@ -294,6 +326,11 @@ def _counted(before: dict[nn.Module, list[dict[str, Any]]]) -> str:
 def _written(graph: fx.Graph) -> str:
     """A graph as text, apart from the numbers that its constants have."""
     return re.sub(r"_tensor_constant\d+", "constant", str(graph))
+
+
+def _constants(model: nn.Module, graph: fx.Graph) -> list[torch.Tensor]:
+    names = [str(node.target) for node in graph.nodes if node.op == "get_attr"]
+    return [getattr(model, name) for name in names if name.startswith("_tensor_constant")]
 
 
 def _restore(before: dict[nn.Module, list[dict[str, Any]]]) -> str:

@@ -183,10 +183,8 @@ def to_event_driven(
         t_max,
         hosts,
         binwise=binwise,
-        constant_input=constant_input or traced.static,
         last_bin=last_bin,
         alone=path,
-        training=model.training,
         values=takes == "values",
     )
     for stage in traced.stages:
@@ -199,7 +197,7 @@ def to_event_driven(
 
 def _in_mode_of(model: nn.Module, network: EventDrivenNetwork) -> EventDrivenNetwork:
     """The network in the mode of its model; what the model has frozen in evaluation mode stays so."""
-    frozen = [module for module in model.modules() if not module.training]
+    frozen = [module for module in (*model.modules(), *network.modules()) if not module.training]
     network.train(model.training)
     for module in frozen:
         module.training = False
@@ -245,26 +243,33 @@ def follow(model: nn.Module, t_max: int | None = None) -> tuple[Traced, str]:
     return follow_forward(model, modules, t_max or 2), ""
 
 
-def states_returned(model: nn.Module) -> dict[str, Any]:
-    """Where the states that `forward` takes are among what it returns, as far as that is seen."""
+def states_returned(model: nn.Module) -> dict[str, Any] | None:
+    """Where the states that `forward` takes are among what it returns, None for one that is not seen there.
+
+    None for all of them where a forward cannot be followed with states that are given.
+    """
     modules = _HostModules(loaded_hosts())
     try:
         graph, _ = followed(model, Tracer(modules, 2), (bool, int, float, str))
     except Exception:  # a state that is unpacked, or asked for its values
-        return {}
-    given = {node for node in graph.nodes if node.op == "placeholder"}
+        return None
+    _, *given = (node for node in graph.nodes if node.op == "placeholder")
     (output,) = (node for node in graph.nodes if node.op == "output")
     parts = output.args[0]
     if not isinstance(parts, dict):
         parts = dict(enumerate(parts if isinstance(parts, tuple | list) else [parts]))
-    found = {}
+    found: dict[str, Any] = {str(state.target): None for state in given if state.users}
     for call in (node for node in graph.nodes if node.op == "call_module"):
         for number, state in enumerate(call.args[1:], 1):
-            for place, value in parts.items():
-                own = isinstance(value, fx.Node) and value.target is operator.getitem
-                if state in given and own and value.args == (call, number):
-                    found[str(state.target)] = place
+            if state in given:
+                own = (place for place, value in parts.items() if _is_part(value, call, number))
+                found[str(state.target)] = next(own, found[str(state.target)])
     return found
+
+
+def _is_part(value: Any, call: fx.Node, number: int) -> bool:
+    is_one = isinstance(value, fx.Node) and value.target is operator.getitem
+    return is_one and value.args == (call, number)
 
 
 class _HostModules:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ._steps import Traced
+from ._trace import unwrapped
 from .convert import connection_in_steps, follow, loaded_hosts, states_returned, to_event_driven
 from .decode import first_spikes, spikes_to_times
 from .kernels.window import accumulate
@@ -22,6 +24,7 @@ from .nn.connection import SpikeConnection
 from .step_calibration import Run
 
 SHOWN = 5
+VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 EXAMINED = 64
 # Of gradients and values: a sum in single precision has about 7 digits, of which cancellation takes some.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -166,7 +169,9 @@ def verify(
     Raises:
         NoTimeMode: as `to_event_driven`.
         ValueError: trains that fire more than once a line or hold other numbers than 0 and 1; values
-            without `t_max`; a model that does not return the spikes of its last neurons.
+            without `t_max`; a model that does not return the spikes of its last neurons, or a state that it
+            takes; outputs of another shape than the network's.
+        TypeError: a `run` that returns no tensor.
 
     >>> import torch
     >>> from ssnn_plugin.snntorch import SingleSpike, latency
@@ -187,9 +192,17 @@ def verify(
 
 def _copied(model: nn.Module) -> nn.Module:
     """A copy; of tensors that are computed, such as hidden states and pruned weights, their values."""
-    held = (one for m in model.modules() for one in (*m._buffers.values(), *vars(m).values()))
-    computed = [one for one in held if isinstance(one, Tensor) and not one.is_leaf]
-    return copy.deepcopy(model, {id(one): one.detach().clone() for one in computed})
+    held = _computed([vars(module) for module in model.modules()])
+    return copy.deepcopy(model, {id(one): one.detach().clone() for one in held})
+
+
+def _computed(value: Any) -> Iterator[Tensor]:
+    """Tensors that are computed, in containers too: torch copies none of them."""
+    if isinstance(value, Tensor) and not value.is_leaf:
+        yield value
+    elif isinstance(value, dict | list | tuple | set | deque):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _computed(one)
 
 
 def _verified(
@@ -203,6 +216,10 @@ def _verified(
     inputs = batch.expand(steps, *batch.shape) if values and traced.takes != "values" else batch
     _reset(model)
     in_steps = _in_steps(model, traced, inputs) if run is None else run(model, inputs)
+    if not isinstance(in_steps, Tensor):
+        raise TypeError(
+            f"run must return spikes or values [T, batch, *] alone, got {type(in_steps).__name__}"
+        )
     on_times = network(given)
     of_times = _ends_with_neurons(network)
     if of_times:
@@ -282,15 +299,23 @@ def _states(model: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: several of which that cannot be told.
     """
+    model = unwrapped(model)
     further = list(signature(model.forward).parameters.values())[1:]
-    names = [one.name for one in further if one.default is None or one.default is Parameter.empty]
-    found = states_returned(model) if names else {}
-    if len(names) > 1 and found.keys() != set(names):
+    needed = [one.name for one in further if one.default is Parameter.empty and one.kind not in VARIADIC]
+    optional = [one.name for one in further if one.default is None]
+    found = states_returned(model) if needed or optional else {}
+    if found is None:
+        names, found = [*needed, *optional], {}
+    else:
+        names = [*needed, *(name for name in optional if name in found)]
+    if len(names) == 1 and found.get(names[0]) is None:
+        found[names[0]] = 1
+    if any(found.get(name) is None for name in names):
         raise ValueError(
             f"model must return the states that it takes ({', '.join(names)}), each beside its spikes. Say "
             "how it reads a window, as in run=lambda model, trains: ..., which returns spikes [T, batch, *]"
         )
-    return found or dict.fromkeys(names, 1)
+    return {name: found[name] for name in names}
 
 
 def _at(output: Any, place: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections import deque
 
 import norse.torch as norse
 import pytest
@@ -431,7 +432,7 @@ def test_what_waits_in_a_list_for_the_next_step_is_refused():
 
     model = Delayed()
     model.kept = [torch.zeros(9, 6).double()]
-    with pytest.raises(NoTimeMode, match="Delayed keeps kept of its own between steps"):
+    with pytest.raises(NoTimeMode, match="what Delayed does depends on kept, which it changes in every call"):
         to_event_driven(model, t_max=T)
     assert [one.shape for one in model.kept] == [(9, 6)]
 
@@ -444,7 +445,7 @@ def test_states_in_a_dictionary_are_refused_and_left_alone():
 
     model = Held()
     model.lif1, model.states = SingleSpike(), {"mem": torch.zeros(9, 6).double()}
-    with pytest.raises(NoTimeMode, match="Held keeps states of its own between steps"):
+    with pytest.raises(NoTimeMode, match="what Held does depends on states, which it changes in every call"):
         to_event_driven(model, t_max=T)
     assert isinstance(model(times_to_spikes(_times(), T)[0]), torch.Tensor)
 
@@ -550,3 +551,135 @@ def test_a_reshaped_window_is_refused_before_it_is_called(reshape):
 
     with pytest.raises(NoTimeMode, match=r"Reshaped .*window of steps"):
         to_event_driven(Reshaped(), t_max=T)
+
+
+LOGS = {
+    "last": lambda self, spk: self.states.update(last=spk),
+    "counted": lambda self, spk: self.states.update(calls=self.states.get("calls", 0) + 1),
+    "nested": lambda self, spk: self.states.setdefault("spikes", []).append(spk),
+    "longest": lambda self, spk: self.recent.append(spk),
+    "cleared": lambda self, spk: (self.kept.clear(), self.kept.append(spk)),
+}
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_what_is_only_written_down_changes_nothing(log):
+    class Logging(_Step):
+        def __init__(self):
+            super().__init__()
+            self.recent = deque(maxlen=3)
+
+        def forward(self, x):
+            spk = self.lif1(self.fc1(x))
+            LOGS[log](self, spk)
+            return spk
+
+    model, times = Logging(), _times()
+    expected = _loop(model, times)
+    kept = copy.copy(model.kept), copy.copy(model.recent), copy.copy(model.states)
+    assert torch.equal(to_event_driven(model, t_max=T)(times), expected)
+    assert (model.kept, model.recent, model.states) == kept
+
+
+def test_a_nested_list_in_which_spikes_wait_is_refused_and_left_alone():
+    class Delayed(_Step):
+        def forward(self, x):
+            line = self.states["line"]
+            line.append(self.lif1(self.fc1(x)))
+            return self.lif2(self.fc2(line[-2]))
+
+    model = Delayed()
+    model.states["line"] = [torch.zeros(9, 6).double()]
+    with pytest.raises(NoTimeMode, match=r"what Delayed does depends on (line|states)"):
+        to_event_driven(model, t_max=T)
+    assert len(model.states["line"]) == 1
+
+
+def test_a_number_that_is_made_a_tensor_is_seen():
+    class Growing(_Step):
+        def forward(self, x):
+            self.calls += 1
+            return self.lif1(self.fc1(x) * torch.tensor(float(self.calls)))
+
+    with pytest.raises(NoTimeMode, match="what Growing does depends on calls"):
+        to_event_driven(Growing(), t_max=T)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: nn.functional.leaky_relu(x, 0.1, inplace=True),
+        lambda x: nn.functional.elu(x, 1.0, True),
+        lambda x: nn.functional.silu(x, inplace=True),
+        torch.relu_,
+        nn.functional.relu_,
+    ],
+)
+def test_functions_that_write_to_what_is_read_again_are_refused(change):
+    class Changing(_Step):
+        def forward(self, x):
+            currents = 0.3 - self.fc1(x)
+            change(currents)
+            return self.lif1(currents)
+
+    with pytest.raises(NoTimeMode, match=r"overwrites sub .*, which it reads again"):
+        to_event_driven(Changing(), t_max=T)
+
+
+@pytest.mark.parametrize("same", [nn.Identity(), nn.Dropout(0.5), nn.Flatten()])
+def test_what_is_overwritten_under_another_name_is_refused(same):
+    class Shortcut(_Step):
+        def forward(self, x):
+            spikes = self.lif1(self.fc1(x))
+            shifted = self.same(spikes)
+            shifted += 0.7
+            return self.lif2(self.fc2(shifted) + self.again(spikes))
+
+    model = Shortcut()
+    model.same = same
+    with pytest.raises(NoTimeMode, match="which it reads again"):
+        to_event_driven(model.eval(), t_max=T)
+
+
+def test_the_size_of_what_is_overwritten_may_be_read():
+    class Dense(_Step):
+        def forward(self, x):
+            currents = self.fc1(x)
+            out = nn.functional.relu(currents, inplace=True)
+            return self.lif1(out.view(currents.size(0), -1))
+
+    model, times = Dense(), _times()
+    assert torch.equal(to_event_driven(model, t_max=T)(times), _loop(model, times))
+
+
+def test_a_dropout_in_a_module_that_never_trained_can_be_trained_later():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            inner = nn.Sequential(*_chain(), nn.Dropout(0.5), _linear(6, 4), SingleSpike(init_hidden=True))
+            self.net = inner.eval()
+
+        def forward(self, x):
+            return self.net(x)
+
+    network = to_event_driven(Wrapped(), t_max=T)
+    assert network[1].dropout == 0.5
+    assert not network[1].training
+    network.train()
+    assert network[1].training
+
+
+def test_decoded_times_may_be_flattened():
+    class Decoded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = norse.Lift(_linear()), SingleSpikeIF()
+            self.decode = SpikesToTimesDecoder(t_silent=T, convert_indices_to_times=False)
+
+        def forward(self, x):
+            return self.decode(self.lif(self.fc(x))[0]).flatten(1)
+
+    model, times = Decoded(), _times()
+    assert torch.equal(
+        to_event_driven(model, t_max=T)(times).flatten(), model(times_to_spikes(times, T)).flatten()
+    )

@@ -1,5 +1,10 @@
 """Values that are read behind the last neurons, and normalisations folded into weights."""
 
+import copy
+import gc
+import pickle
+import weakref
+
 import norse.torch as norse
 import pytest
 import snntorch as snn
@@ -10,7 +15,7 @@ from torch.nn.utils import prune
 
 from ssnn_plugin import NoTimeMode, encode, fold_batchnorm, to_event_driven, verify
 from ssnn_plugin.decode import times_to_spikes
-from ssnn_plugin.nn import Currents, SpikeLinear, SpikeReadout
+from ssnn_plugin.nn import BinwiseLayer, Currents, SpikeLinear, SpikeReadout
 from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell
 from ssnn_plugin.snntorch import SingleSpike, latency
 
@@ -517,3 +522,31 @@ def test_a_sequence_that_computes_more_is_not_folded():
     model = Shortcut(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
     with pytest.raises(ValueError, match="the forward of Shortcut cannot be followed"):
         fold_batchnorm(model)
+
+
+def test_a_network_in_bins_holds_what_it_runs_alone():
+    class Local(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = nn.Linear(16, 10), SingleSpike(learn_threshold=True)
+            self.beside = nn.Linear(500, 500)
+
+        def forward(self, x):
+            mem, out = self.lif.reset_mem(), []
+            for step in x:
+                spk, mem = self.lif(self.fc(step), mem)
+                out.append(spk)
+            return torch.stack(out)
+
+    model = Local()
+    network = to_event_driven(model, t_max=T)
+    assert any(isinstance(layer, BinwiseLayer) for layer in network)
+    assert len(pickle.dumps(network)) < 100_000
+    model.feature_map = model.fc(torch.rand(2, 16))
+    times, gone = encode.latency(_image(5, 16), T).float(), weakref.ref(model)
+    expected = network(times)
+    assert torch.equal(copy.deepcopy(network)(times), expected)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert torch.equal(network(times), expected)

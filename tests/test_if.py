@@ -93,3 +93,10 @@ def test_early_spike_times_are_not_taken_for_images(times, t_max):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UnencodedInputWarning)
         nn.SpikeLinear(4, 2, IF(), t_max=t_max)(torch.tensor([times]))
+
+
+def test_what_a_layer_has_computed_is_not_taken_for_an_image():
+    times = torch.tensor([[0.5, 0.2, 1.0, 0.0]], requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnencodedInputWarning)
+        nn.SpikeLinear(4, 2, IF(), t_max=16)(times)

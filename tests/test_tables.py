@@ -70,11 +70,11 @@ def test_the_best_test_epoch_has_a_column_that_says_so():
 @pytest.mark.parametrize(
     ("lenient", "verdict"),
     [
-        ([0.964], "falls short by 1.00 (lenient)"),
-        ([0.984], "reached, +1.00 (lenient)"),
-        ([0.974], "reached, +0.00 (lenient)"),
-        ([0.973, 0.975], "reached, +0.00 (lenient)"),
-        ([0.970, 0.974], "falls short by 0.20 (lenient)"),
+        ([0.964], "falls short by 1.00 (lenient, assumed)"),
+        ([0.984], "reached, +1.00 (lenient, assumed)"),
+        ([0.974], "reached, +0.00 (lenient, assumed)"),
+        ([0.973, 0.975], "reached, +0.00 (lenient, assumed)"),
+        ([0.970, 0.974], "falls short by 0.20 (lenient, assumed)"),
     ],
 )
 def test_the_verdict_has_the_right_sign(lenient, verdict):
@@ -230,7 +230,7 @@ def test_a_readout_of_the_authors_is_what_is_compared_with_their_paper(published
     run = record(0.99)
     test = run.test.model_copy(update={"readouts": {"fair": 0.99, "authors": 0.95}})
     (row,) = _rows(run.model_copy(update={"test": test}))
-    assert row["against published"] == "falls short by 2.40 (lenient)"
+    assert row["against published"] == "falls short by 2.40 (authors' readout)"
 
 
 def test_the_front_is_what_nothing_beats_in_both_accuracy_and_spikes():

@@ -402,3 +402,42 @@ def test_the_hosts_hear_nothing_of_the_copies():
     before = list(snn.SpikingNeuron.instances)
     verify(model, trains)
     assert snn.SpikingNeuron.instances == before
+
+
+class _Labelled(_States):
+    def forward(self, x, mem1=None, mem2=None, labels=None):
+        return self.step(x, mem1, mem2)
+
+
+def test_optional_arguments_that_are_no_states_are_left_out():
+    assert verify(_seeded(_Labelled()), latency(_image(9, 20), T)).ok
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_wrapped_models_are_compared(wrap):
+    assert verify(wrap(_seeded(_stack())), latency(_image(9, 20), T)).ok
+
+
+def test_a_model_that_keeps_a_record_is_compared():
+    class Recording(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.record = _stack(), {"spikes": []}
+
+        def forward(self, x):
+            spk = self.layers(x)
+            self.record["spikes"].append(spk)
+            return spk
+
+    model, trains = _seeded(Recording()), latency(_image(9, 20), T)
+    model(trains[0])
+    assert verify(model, trains).ok
+    assert len(model.record["spikes"]) == 1
+
+
+def test_run_returns_the_spikes_alone():
+    model = _seeded(_Reversed())
+    with pytest.raises(
+        TypeError, match=r"run must return spikes or values \[T, batch, \*\] alone, got tuple"
+    ):
+        verify(model, latency(_image(9, 20), T), run=lambda model, trains: model(trains[0]))

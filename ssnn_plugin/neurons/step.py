@@ -142,8 +142,13 @@ class IF(SeparableNeuron):
 
 
 def _warn_of_intensities(times: Tensor, t_max: float) -> None:
-    """Warn if the first sample is one of intensities; on a GPU to look would be to wait for it."""
+    """Warn in training if the first sample is one of intensities, and not what another layer has computed.
+
+    On a GPU to look would be to wait for it.
+    """
     if t_max < 2 or times.device.type != "cpu" or not times.numel() or not _checks.has_values(times):
+        return
+    if times.requires_grad or not torch.is_grad_enabled():
         return
     sample = times.detach()[0] if times.ndim > 1 else times.detach()
     low, high = (extreme.item() for extreme in sample.aminmax())
