@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from torch import fx, nn
 
 from . import _checks
 from ._builder import Builder
-from ._segment import INPUT, Stage
+from ._segment import INPUT, Stage, part_at
 from ._trace import SUPPORTED, NoTimeMode
 from .nn import BinwiseLayer, EarliestSpikePool2d, EventDrivenNetwork, SpikeFlatten, SpikeReadout
 from .nn.binwise import Currents
@@ -62,10 +63,40 @@ class ReadOutWeights:
         self.weights.weight = weights.weight  # type: ignore[union-attr]
 
 
+class StillThere:
+    """Refuses a network whose model has got other modules in the place of those that it was made from."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Callable[[], nn.Module | None] | None = weakref.ref(model)
+        self.parts: dict[str, nn.Module] = {}
+
+    def add(self, path: str, part: nn.Module) -> None:
+        """Look after a part that stands there; others are made of functions."""
+        model = self.model() if self.model else None
+        if model is not None and part_at(model, path) is part:
+            self.parts[path] = part
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies and pickles, whose model nobody can reach."""
+        return {"model": None, "parts": {}}
+
+    def __call__(self) -> None:
+        model = self.model() if self.model else None
+        if model is None:
+            return
+        for path, part in self.parts.items():
+            if part_at(model, path) not in (None, part):
+                raise ValueError(
+                    f"{path} of the model is not the module that the network was made from. Convert the "
+                    "model again"
+                )
+
+
 class Assembly:
     """Turns stages into layers, one after the other.
 
     Args:
+        model: what the stages are of.
         t_max, binwise, last_bin: as for `to_event_driven`.
         hosts: the adapters.
         values: whether the network takes values that stay instead of times.
@@ -74,6 +105,7 @@ class Assembly:
 
     def __init__(
         self,
+        model: nn.Module,
         t_max: int,
         hosts: list[Host],
         *,
@@ -83,12 +115,12 @@ class Assembly:
         values: bool = False,
     ) -> None:
         self.t_max, self.hosts, self.binwise = t_max, hosts, binwise
-        self.last_bin, self.alone = last_bin, alone
-        self.values = values
+        self.last_bin, self.alone, self.values = last_bin, alone, values
+        self.still_there = StillThere(model)
         self.layers: list[nn.Module] = []
         self.sources: list[tuple[int, ...]] = []
         self.output: list[int] = []
-        self.follow: list[Callable[[], None]] = []
+        self.follow: list[Callable[[], None]] = [self.still_there]
         self.decoders: list[nn.Module] = []
         self.read_out = self.listening = ""
 
@@ -106,6 +138,7 @@ class Assembly:
         if module is None:
             layers = self._end(stage)
         else:
+            self.still_there.add(stage.path, module)
             host = next(host for host in self.hosts if host.is_leaf(module))
             try:
                 layers = self._stage(stage, module, host)
@@ -202,6 +235,7 @@ class Assembly:
         builder = Builder(self.t_max, self.hosts)
         for path, part in [*stage.parts, *([(stage.path, module)] if module is not None else [])]:
             builder.add("" if path == self.alone else path, part)
+            self.still_there.add(path, part)
         if module is None and stage.parts:
             return list(builder.finish())
         return builder.layers

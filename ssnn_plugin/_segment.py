@@ -74,7 +74,7 @@ class Captured:
         if model is None:
             return
         for path, part in self.parts.items():
-            now = _part(model, path)
+            now = part_at(model, path)
             if now is None or now is part:
                 continue
             self.parts[path] = now
@@ -87,7 +87,7 @@ class Captured:
                 setattr(owner, name, now)
 
 
-def _part(model: nn.Module, path: str) -> Any:
+def part_at(model: nn.Module, path: str) -> Any:
     """What stands at a path of a model; None for nothing."""
     parent, _, name = path.rpartition(".")
     try:
@@ -131,7 +131,7 @@ class Segment:
         )
 
     def _captured(self) -> dict[str, Any]:
-        return {key: value for key, value in self.modules.items() if _part(self.steps.model, key) is value}
+        return {key: value for key, value in self.modules.items() if part_at(self.steps.model, key) is value}
 
     def _order_placeholders(self) -> None:
         for node in reversed(self.sources.values()):

@@ -180,6 +180,7 @@ def to_event_driven(
         raise NoTimeMode(f"{type(model).__name__} runs {traced.runs} steps, but t_max is {t_max}")
     takes = "values" if constant_input else traced.takes
     assembly = Assembly(
+        unwrapped(model),
         t_max,
         hosts,
         binwise=binwise,

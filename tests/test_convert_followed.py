@@ -423,3 +423,12 @@ def test_a_decoder_of_the_record_of_a_loop_is_refused():
     model.neuron = SingleSpikeIFCell()
     with pytest.raises(NoTimeMode, match="passes the record of its steps to decoder"):
         to_event_driven(model, t_max=T)
+
+
+@pytest.mark.parametrize("name", ["fc1", "lif1"])
+def test_a_module_in_the_place_of_another_is_told(name):
+    model = _alive(_Net())
+    network = to_event_driven(model, t_max=T)
+    setattr(model, name, nn.Linear(16, 10).double() if name == "fc1" else SingleSpike(0.5))
+    with pytest.raises(ValueError, match=f"{name} of the model is not the module that the network was made"):
+        network(encode.latency(_image(5, 16), T).double())
