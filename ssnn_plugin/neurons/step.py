@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from ..kernels.ops import plain
 from ..kernels.precision import full_precision
 from ..kernels.status import NAN_POTENTIAL, refuse_bad_samples
 from ..kernels.window import accumulate
@@ -146,11 +147,11 @@ def _warn_of_intensities(times: Tensor, t_max: float) -> None:
 
     On a GPU to look would be to wait for it.
     """
-    if t_max < 2 or times.device.type != "cpu" or not times.numel() or not _checks.has_values(times):
+    if t_max < 2 or times.device.type != "cpu" or not times.numel() or not plain(times):
         return
     if times.requires_grad or not torch.is_grad_enabled():
         return
     sample = times.detach()[0] if times.ndim > 1 else times.detach()
-    low, high = (extreme.item() for extreme in sample.aminmax())
-    if low >= 0 and high <= 1 and bool((sample != sample.floor()).any()):
+    low, high = sample.aminmax()
+    if bool((low >= 0) & (high <= 1)) and bool((sample != sample.floor()).any()):
         warnings.warn(UNENCODED.format(t_max=t_max), UnencodedInputWarning, stacklevel=1)
