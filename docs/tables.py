@@ -58,7 +58,7 @@ FIRST_PAGE = {
         "bs4nn-every-bin",
         "ts4tl-conv-every-bin",
         "ds4nn-every-bin-taught",
-        "sparse-ramp-conv",
+        "converted-relu",
     ],
     "cifar10": ["converted-relu"],
     "eth80": ["ts4tl"],
