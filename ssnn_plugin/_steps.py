@@ -132,12 +132,8 @@ class Steps:
         order = {node: number for number, node in enumerate(self.nodes)}
         for node in self.nodes:
             overwritten = self._overwritten(node)
-            users = {} if overwritten is None else self._users_of_all_names(overwritten)
-            if any(order[user] > order[node] for user in users):
-                raise self.error(
-                    f"overwrites {overwritten} ({label_of(node)}), which it reads again. Use the form that "
-                    "returns a new one, as a = a + b"
-                )
+            if overwritten is not None:
+                self._refuse_to_be_read_again(overwritten, node, order)
             node.target = IN_PLACE.get(node.target, node.target)
             if (
                 node.op == "call_method"
@@ -169,6 +165,14 @@ class Steps:
         given = node.args[0] if node.args else None
         return given if inplace and isinstance(given, fx.Node) else None
 
+    def _refuse_to_be_read_again(self, written: fx.Node, by: fx.Node, order: dict[fx.Node, int]) -> None:
+        """A graph keeps what a tensor was before it was overwritten, a model does not."""
+        if any(order[user] > order[by] for user in self._users_of_all_names(written)):
+            raise self.error(
+                f"overwrites {written} ({label_of(by)}), which it reads again. Use the form that returns a "
+                "new one, as a = a + b"
+            )
+
     def _users_of_all_names(self, node: fx.Node) -> set[fx.Node]:
         """What reads the values of a tensor, also where these have another name, shape or axes."""
         while self._is_a_name(node):
@@ -185,8 +189,9 @@ class Steps:
     def _is_a_name(self, node: fx.Node) -> bool:
         """Whether a node is its argument, in another shape at most."""
         if node.op == "call_module":
-            same = nn.Identity | nn.Flatten | nn.Dropout
-            return isinstance(self.model.get_submodule(str(node.target)), same)
+            module = self.model.get_submodule(str(node.target))
+            drops = isinstance(module, nn.Dropout) and module.training
+            return isinstance(module, nn.Identity | nn.Flatten | nn.Dropout) and not drops
         return node.target in NAMES
 
     def _place(self, target: str, module: nn.Module, keeps: bool | None, states: list[Any]) -> Place:

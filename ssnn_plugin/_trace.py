@@ -74,6 +74,8 @@ class _WindowProxy(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
+# Plain values, which are what they are while a forward is followed.
+FIXED = (bool, int, float, str, type(None))
 # `a += b` changes a, wherever it is read; without these it would be `a = a + b`.
 IN_PLACE = {
     operator.iadd: operator.add,
@@ -204,9 +206,6 @@ def trace(model: nn.Module, modules: Modules, steps: int) -> tuple[fx.Graph, Tra
     if kept:
         raise NoTimeMode(f"{name} keeps {kept} of its own between steps, which has no time mode")
     return graph, tracer
-
-
-FIXED = (bool, int, float, str, type(None))
 
 
 def followed(model: nn.Module, tracer: Tracer, fixed: tuple[type, ...] = FIXED) -> tuple[fx.Graph, str]:
