@@ -304,7 +304,8 @@ def _pack_at_once(builder: Any, mask: Any, vector: Any, data: Any, at: Any) -> A
     kind = ir.FunctionType(whole.type, (whole.type, whole.type, mask.type))
     name = f"llvm.x86.avx512.mask.compress.v{count}{suffix}"
     compress = builder.module.declare_intrinsic(name, (), kind)
-    packed = builder.call(compress, [whole, ir.Constant(whole.type, ir.Undefined), mask])
+    # Zeros behind them, as LLVM makes of undefined lanes; at those of floats LLVM 14 ends the process.
+    packed = builder.call(compress, [whole, ir.Constant(whole.type, None), mask])
     packed = packed if whole is vector else builder.trunc(packed, vector.type)
     place = builder.bitcast(builder.gep(data, [at]), packed.type.as_pointer())
     builder.store(packed, place, align=1)
