@@ -285,8 +285,8 @@ def _legend_beside(axes: Axes) -> None:
     entries = len(axes.get_legend_handles_labels()[1])
     columns = max(1, math.ceil(entries / MOST_ENTRIES))
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), ncols=columns)
-    (width, height), figure = SIZE, axes.get_figure(root=True)
-    assert figure is not None
+    (width, height), figure = SIZE, axes.figure
+    assert isinstance(figure, Figure)
     figure.set_size_inches(width + 2.5 * (columns - 1), max(height, 0.21 * math.ceil(entries / columns)))
 
 
