@@ -346,8 +346,9 @@ def _against_published(runs: Sequence[Record]) -> Row:
     known = None if rows.empty else rows.iloc[0]
     rule = "" if known is None else str(known["rule"])
     accuracies, by = [run.test.accuracy[rule or "lenient"] for run in runs], rule or "lenient, assumed"
-    if all("authors" in (run.test.readouts or {}) for run in runs):
-        accuracies, by = [(run.test.readouts or {})["authors"] for run in runs], "authors' readout"
+    others = [run.test.readouts or {} for run in runs]
+    if all("authors" in readouts for readouts in others):
+        accuracies, by = [readouts["authors"] for readouts in others], "authors' readout"
     ours = 100 * mean(accuracies)
     return {
         "published %": nan if known is None else float(known["value"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from torch import fx, nn
 
 from . import _checks
 from ._builder import Builder
-from ._segment import INPUT, Stage, part_at
+from ._segment import INPUT, Parts, Stage
 from ._trace import SUPPORTED, NoTimeMode
 from .nn import BinwiseLayer, EarliestSpikePool2d, EventDrivenNetwork, SpikeFlatten, SpikeReadout
 from .nn.binwise import Currents
@@ -63,33 +62,15 @@ class ReadOutWeights:
         self.weights.weight = weights.weight  # type: ignore[union-attr]
 
 
-class StillThere:
+class StillThere(Parts):
     """Refuses a network whose model has got other modules in the place of those that it was made from."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model: Callable[[], nn.Module | None] | None = weakref.ref(model)
-        self.parts: dict[str, nn.Module] = {}
-
-    def add(self, path: str, part: nn.Module) -> None:
-        """Look after a part that stands there; others are made of functions."""
-        model = self.model() if self.model else None
-        if model is not None and part_at(model, path) is part:
-            self.parts[path] = part
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Of copies and pickles, whose model nobody can reach."""
-        return {"model": None, "parts": {}}
-
     def __call__(self) -> None:
-        model = self.model() if self.model else None
-        if model is None:
-            return
-        for path, part in self.parts.items():
-            if part_at(model, path) not in (None, part):
-                raise ValueError(
-                    f"{path} of the model is not the module that the network was made from. Convert the "
-                    "model again"
-                )
+        for path, _ in self.replaced():
+            raise ValueError(
+                f"{path} of the model is not the module that the network was made from. Convert the "
+                "model again"
+            )
 
 
 class Assembly:
@@ -235,6 +216,7 @@ class Assembly:
         builder = Builder(self.t_max, self.hosts)
         for path, part in [*stage.parts, *([(stage.path, module)] if module is not None else [])]:
             builder.add("" if path == self.alone else path, part)
+        for path, part in stage.parts:
             self.still_there.add(path, part)
         if module is None and stage.parts:
             return list(builder.finish())

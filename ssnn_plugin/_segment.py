@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,31 +54,45 @@ class Stage:
     follow: Captured | None = None
 
 
+class Parts:
+    """Modules and tensors by the paths at which a model has them, while the model is there.
+
+    Copies and pickles have none, as nobody can reach their model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Callable[[], nn.Module | None] = weakref.ref(model)
+        self.parts: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": _gone, "parts": {}}
+
+    def add(self, path: str, part: Any) -> None:
+        """Look after a part that stands there; others are made of functions."""
+        if _part_at(self.model(), path) is part:
+            self.parts[path] = part
+
+    def replaced(self) -> list[tuple[str, Any]]:
+        """The paths at which something else stands now, and what; what is gone is left out."""
+        model = self.model()
+        now = ((path, _part_at(model, path)) for path in self.parts)
+        return [(path, part) for path, part in now if part is not None and part is not self.parts[path]]
+
+
 class Captured:
     """Keeps currents to the modules and tensors that the model has, where it had those captured.
 
     Args:
-        model: what was followed.
-        currents: made of its parts.
+        currents: made of parts of a model.
         parts: those, by the path that they have in both.
     """
 
-    def __init__(self, model: nn.Module, currents: nn.Module, parts: dict[str, Any]) -> None:
-        self.model, self.currents, self.parts = weakref.ref(model), currents, parts
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Of copies and pickles, whose model nobody can reach."""
-        return {"model": None, "currents": self.currents, "parts": {}}
+    def __init__(self, currents: nn.Module, parts: Parts) -> None:
+        self.currents, self.parts = currents, parts
 
     def __call__(self) -> None:
-        model = self.model() if self.model else None
-        if model is None:
-            return
-        for path, part in self.parts.items():
-            now = part_at(model, path)
-            if now is None or now is part:
-                continue
-            self.parts[path] = now
+        for path, now in self.parts.replaced():
+            self.parts.add(path, now)
             parent, _, name = path.rpartition(".")
             owner = self.currents.get_submodule(parent)
             delattr(owner, name)
@@ -87,8 +102,14 @@ class Captured:
                 setattr(owner, name, now)
 
 
-def part_at(model: nn.Module, path: str) -> Any:
+def _gone() -> None:
+    """In the place of a reference to a model, in copies."""
+
+
+def _part_at(model: nn.Module | None, path: str) -> Any:
     """What stands at a path of a model; None for nothing."""
+    if model is None:
+        return None
     parent, _, name = path.rpartition(".")
     try:
         return getattr(model.get_submodule(parent), name, None)
@@ -127,11 +148,14 @@ class Segment:
             self.problem,
             currents,
             place is not None and self.steps.takes_a_potential(place),
-            Captured(self.steps.model, currents, self._captured()),
+            Captured(currents, self._captured()),
         )
 
-    def _captured(self) -> dict[str, Any]:
-        return {key: value for key, value in self.modules.items() if part_at(self.steps.model, key) is value}
+    def _captured(self) -> Parts:
+        parts = Parts(self.steps.model)
+        for path, part in self.modules.items():
+            parts.add(path, part)
+        return parts
 
     def _order_placeholders(self) -> None:
         for node in reversed(self.sources.values()):

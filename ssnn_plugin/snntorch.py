@@ -848,17 +848,20 @@ def _reads_its_potential(module: Any) -> bool:
 
 def _leaky_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, float]:
     """What is left of a current in the potential of a `Leaky` without reset, 0, 1, ... bins later."""
-    beta = within(module.beta, 0, 1).to(like.device, like.dtype)
-    ages = torch.arange(t_max, device=like.device, dtype=like.dtype)
-    return beta ** ages.reshape(-1, *[1] * beta.ndim), 0.0
+    return _fading(within(module.beta, 0, 1).to(like.device, like.dtype), t_max), 0.0
+
+
+def _fading(beta: Tensor, t_max: int) -> Tensor:
+    """Powers 0 ... t_max - 1 of a leak, [t_max, *]."""
+    ages = torch.arange(t_max, device=beta.device, dtype=beta.dtype)
+    return beta ** ages.reshape(-1, *[1] * beta.ndim)
 
 
 def _lapicque_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, float]:
     """As `_leaky_response`, of a `Lapicque`."""
-    R, C, step = (x.to(like.device, like.dtype) for x in (module.R, module.C, module.time_step))
-    beta = 1 - step / (R * C)
-    ages = torch.arange(t_max, device=like.device, dtype=like.dtype)
-    return step / C * beta ** ages.reshape(-1, *[1] * beta.ndim), 0.0
+    numbers = (x.to(like.device, like.dtype) for x in (module.R, module.C, module.time_step))
+    beta, gain = _step_of_lapicque(*numbers)
+    return gain * _fading(beta, t_max), 0.0
 
 
 def _synaptic_response(module: Any, t_max: int, like: Tensor) -> tuple[Tensor, float]:
@@ -897,11 +900,16 @@ def _integration(module: Any) -> tuple[Tensor, Tensor | None, list[str]]:
 
 
 def _lapicque(R: Tensor, C: Tensor, time_step: Tensor) -> tuple[Tensor, Tensor]:
-    """What a step of a Lapicque neuron keeps of the potential, and how often it counts an input."""
-    beta = 1 - time_step / (R * C)
+    """As `_step_of_lapicque`, of a neuron whose potential does not change its sign by itself."""
+    beta, gain = _step_of_lapicque(R, C, time_step)
     if bool((beta < 0).any()):
         raise ValueError(f"its time step exceeds R C: what it keeps of the potential is {_short(beta)}")
-    return beta, time_step / C
+    return beta, gain
+
+
+def _step_of_lapicque(R: Tensor, C: Tensor, time_step: Tensor) -> tuple[Tensor, Tensor]:
+    """What a step of a Lapicque neuron keeps of the potential, and how often it counts an input."""
+    return 1 - time_step / (R * C), time_step / C
 
 
 def _charge(alpha: Tensor) -> Tensor:
