@@ -100,3 +100,18 @@ def test_what_a_layer_has_computed_is_not_taken_for_an_image():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UnencodedInputWarning)
         nn.SpikeLinear(4, 2, IF(), t_max=16)(times)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inputs_count_until_the_next_number_after_the_crossing(dtype):
+    mantissas = torch.rand(10000, generator=torch.Generator().manual_seed(0), dtype=dtype) + 1
+    crossing = torch.cat(
+        [mantissas, torch.ones(40, dtype=dtype), 2 - torch.finfo(dtype).eps * torch.arange(1, 40)]
+    )
+    crossing = torch.ldexp(crossing, torch.arange(len(crossing)) % 60 - 30).to(dtype)
+    infinity = torch.full((1,), math.inf, dtype=dtype)
+    until = IF().until(torch.cat([crossing, infinity]), 2.0**31, silent=False)
+    assert torch.equal(until[:-1], torch.nextafter(crossing, infinity))
+    assert until[-1].isnan()
+    assert IF().until(torch.zeros(1, dtype=dtype), 8.0, silent=False) > 0
+    assert IF().until(infinity, 8.0, silent=True) == 8

@@ -160,7 +160,7 @@ def test_few_calls_lie_between_a_layer_and_its_compiled_loop(monkeypatch, learni
     calls, compiled = [], steps.fire_linear
 
     def fire_linear(*arguments):
-        calls.extend(frame.name for frame in traceback.extract_stack())
+        calls.extend(frame.name for frame in traceback.extract_stack() if "ssnn_plugin" in frame.filename)
         compiled(*arguments)
 
     monkeypatch.setattr(steps, "fire_linear", fire_linear)
@@ -168,5 +168,5 @@ def test_few_calls_lie_between_a_layer_and_its_compiled_loop(monkeypatch, learni
         layer(times)
     below = calls[calls.index("forward") + 1 :]
     assert below[0] == "first_spike_linear"
-    assert below[-1] == "fire_linear"
-    assert len(below) <= 7
+    assert below[-1] == "share_out"
+    assert len(below) <= 6

@@ -130,12 +130,13 @@ class IF(SeparableNeuron):
 
         After 0 that is a normal number, as a processor may take those below for 0.
         """
-        whole = torch.int32 if crossing.dtype == torch.float32 else torch.int64
+        number = torch.finfo(crossing.dtype)
         if silent:  # until the number before t_max
-            crossing = crossing.clamp(max=t_max * (1 - torch.finfo(crossing.dtype).eps / 2))
-        until = crossing.contiguous() + torch.finfo(crossing.dtype).tiny
-        until.view(whole).add_(1)
-        return until
+            crossing = crossing.clamp(max=t_max * (1 - number.eps / 2))
+        until = crossing.contiguous() + number.tiny
+        # x + 5/8 eps x is rounded to the next number after x.
+        until = until.add(until, alpha=0.625 * number.eps)
+        return until if silent else until.add_(crossing - crossing)
 
     def of_bias(self, crossing: Tensor, t_max: float) -> Tensor:
         """A constant current has been added once per bin."""
