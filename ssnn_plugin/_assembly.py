@@ -10,7 +10,7 @@ from torch import fx, nn
 from . import _checks
 from ._builder import Builder
 from ._segment import INPUT, Parts, Stage
-from ._trace import SUPPORTED, NoTimeMode
+from ._trace import SUPPORTED, NoTimeMode, hooks_of
 from .nn import BinwiseLayer, EarliestSpikePool2d, EventDrivenNetwork, SpikeFlatten, SpikeReadout
 from .nn.binwise import Currents
 from .nn.connection import SpikeConnection
@@ -31,12 +31,18 @@ SAME_INPUT = (
 
 
 class Follower:
-    """Keeps a layer to the model that it was made from: its weights, its threshold and its leak."""
+    """Keeps a layer to the model that it was made from: weights, threshold, leak, how much is dropped."""
 
     def __init__(
-        self, layer: SpikeConnection, connection: nn.Linear | nn.Conv2d, neuron: nn.Module, host: Host
+        self,
+        layer: SpikeConnection,
+        connection: nn.Linear | nn.Conv2d,
+        neuron: nn.Module,
+        host: Host,
+        dropout: nn.Dropout | None,
     ) -> None:
         self.layer, self.connection, self.neuron, self.host = layer, connection, neuron, host
+        self.dropout = dropout
         self.weight, self.bias = connection.weight, connection.bias
 
     def __call__(self) -> None:
@@ -49,6 +55,9 @@ class Follower:
             self.layer.weight = self.weight = self.connection.weight  # type: ignore[assignment]
         if self.connection.bias is not self.bias:
             self.layer.bias = self.bias = self.connection.bias
+        if self.dropout is not None and self.dropout.p != self.layer.dropout:
+            _checks.dropout("p of the model's Dropout", self.dropout.p)
+            self.layer.dropout = self.dropout.p
 
 
 class ReadOutWeights:
@@ -63,7 +72,7 @@ class ReadOutWeights:
 
 
 class StillThere(Parts):
-    """Refuses a network whose model has got other modules in the place of those that it was made from."""
+    """Refuses a network whose model has got other modules than those that it was made from, or hooks."""
 
     def __call__(self) -> None:
         for path, _ in self.replaced():
@@ -71,6 +80,12 @@ class StillThere(Parts):
                 f"{path} of the model is not the module that the network was made from. Convert the "
                 "model again"
             )
+        for path, part in self.parts.items():
+            if isinstance(part, nn.Module) and hooks_of(part):
+                raise ValueError(
+                    f"{path} of the model has got hooks, which may change what it computes. Remove them "
+                    "(handle.remove()), or register them on the network"
+                )
 
 
 class Assembly:
@@ -202,7 +217,8 @@ class Assembly:
         layers = self._by_events(stage, module)
         connection = next(part for _, part in stage.parts or () if isinstance(part, nn.Linear | nn.Conv2d))
         layer = next(layer for layer in layers if isinstance(layer, SpikeConnection))
-        self.follow.append(Follower(layer, connection, module, host))
+        dropout = next((part for _, part in stage.parts or () if isinstance(part, nn.Dropout)), None)
+        self.follow.append(Follower(layer, connection, module, host, dropout))
         return layers
 
     def _by_events(self, stage: Stage, module: nn.Module | None, *, encodes: bool = False) -> list[nn.Module]:

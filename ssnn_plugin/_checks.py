@@ -146,7 +146,7 @@ def floating(name: str, tensor: Tensor) -> None:
 
 def has_values(tensor: Tensor) -> bool:
     """Values cannot be looked at while a graph is traced, under `torch.vmap`, nor on the meta device."""
-    return not torch.compiler.is_compiling() and tensor.device.type != "meta" and not _is_batched(tensor)
+    return not torch.compiler.is_compiling() and tensor.device.type != "meta" and not is_batched(tensor)
 
 
 def has_nan(tensor: Tensor) -> bool:
@@ -157,7 +157,8 @@ def has_nan(tensor: Tensor) -> bool:
     return has_values(tensor) and tensor.numel() > 0 and bool(tensor.amin().isnan())
 
 
-def _is_batched(tensor: Tensor) -> bool:
+def is_batched(tensor: Tensor) -> bool:
+    """Whether it stands for a batch under `torch.vmap`."""
     functorch = torch._C._functorch
     while functorch.is_gradtrackingtensor(tensor):
         tensor = functorch.get_unwrapped(tensor)

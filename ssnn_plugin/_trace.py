@@ -186,6 +186,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def hooks_of(module: nn.Module) -> list[Any]:
+    """What is called with a module, apart from what torch prunes or normalises weights by."""
+    return [
+        *module._forward_hooks.values(),
+        *(hook for hook in module._forward_pre_hooks.values() if not _computes_weights(hook)),
+        *module._backward_hooks.values(),
+        *module._backward_pre_hooks.values(),
+    ]
+
+
+def _computes_weights(hook: Any) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils.")
+
+
 def trace(model: nn.Module, modules: Modules, steps: int) -> tuple[fx.Graph, Tracer]:
     """The graph of a model, and what was seen on the way. What the trace assigns to attributes is undone.
 

@@ -19,7 +19,7 @@ from ._assembly import Assembly
 from ._builder import Builder
 from ._segment import Stage
 from ._steps import Traced, follow_forward
-from ._trace import NoTimeMode, Tracer, followed, is_leaf, unwrapped
+from ._trace import NoTimeMode, Tracer, followed, hooks_of, is_leaf, unwrapped
 from .neurons import IF
 from .nn import (
     BinwiseLayer,
@@ -306,12 +306,7 @@ class _HostModules:
 def _refuse_hooks(model: nn.Module) -> None:
     """Hooks may change what a model computes, and would not be called event by event."""
     for path, module in model.named_modules():
-        hooks = [
-            *module._forward_hooks.values(),
-            *(hook for hook in module._forward_pre_hooks.values() if not _computes_weights(hook)),
-            *module._backward_hooks.values(),
-            *module._backward_pre_hooks.values(),
-        ]
+        hooks = hooks_of(module)
         if "forward" in vars(module) and unwrapped(module) is module:
             raise NoTimeMode(
                 f"{path or 'the model'} ({type(module).__name__}) has a forward that was assigned to it. "
@@ -334,11 +329,6 @@ def _refuse_borders(model: nn.Module, hosts: list[Host], t_max: int | None) -> N
                 host.border_on_times(module, t_max)
             except ValueError as error:
                 raise NoTimeMode(f"{path} ({type(module).__name__}) has no time mode: {error}") from error
-
-
-def _computes_weights(hook: Any) -> bool:
-    """Whether a hook is one of torch's that prune or normalise weights."""
-    return type(hook).__module__.startswith("torch.nn.utils.")
 
 
 def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -431,8 +421,8 @@ def _in_steps(layer: nn.Module, adapter: Host, last: bool, flat: bool) -> Iterat
         raise ValueError("it is no layer of ssnn_plugin.nn")
 
 
-def connection_in_steps(layer: SpikeConnection) -> Iterator[nn.Module]:
-    """The torch modules in front of the neuron, sharing the layer's parameters."""
+def connection_in_steps(layer: SpikeConnection, *, shared: bool = True) -> Iterator[nn.Module]:
+    """The torch modules in front of the neuron, with the layer's parameters or, not shared, their values."""
     if layer.dropout:
         yield nn.Dropout(layer.dropout)
     if layer.input_pool is not None:
@@ -456,8 +446,12 @@ def connection_in_steps(layer: SpikeConnection) -> Iterator[nn.Module]:
         )
     else:
         raise ValueError("it is no layer of ssnn_plugin.nn")
-    connection.weight = layer.weight
-    connection.bias = layer.bias
+    if shared:
+        _checks.plain_weights(layer)
+        connection.weight, connection.bias = layer.weight, layer.bias
+    else:
+        connection.weight = nn.Parameter(layer.weight.detach())
+        connection.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach())
     yield connection
     if isinstance(layer, SpikeConv2d) and layer.output_pool is not None:
         yield nn.AvgPool2d(*layer.output_pool.window)

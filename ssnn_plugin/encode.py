@@ -14,7 +14,7 @@ def latency(x: Tensor, t_max: int = 256, *, x_max: float = 1.0) -> Tensor:
     """Intensity to latency: t = floor((x_max - x) t_max / x_max), the brighter the earlier.
 
     A value without intensity does not spike (`inf`). Whole-numbered images are encoded in
-    integers and so exactly; pass `x_max=255` for 8-bit images.
+    integers and so exactly; pass `x_max=255` for 8-bit images. Times have no gradient.
 
     Args:
         x: intensities between 0 and `x_max`, any shape; floating or integer.
@@ -39,6 +39,7 @@ def latency(x: Tensor, t_max: int = 256, *, x_max: float = 1.0) -> Tensor:
     _checks.positive("x_max", x_max)
     _checks.distinct_bins(t_max, _dtype_of_times(x))
     _intensities(x, x_max)
+    x = x.detach()
     if x.is_floating_point():
         times = _floor((x_max - x.double()) * t_max / x_max, x.dtype, t_max)
     else:

@@ -69,9 +69,11 @@ class Crossing(NamedTuple):
             return BACKENDS[self.backend].kernels.weight_grad(  # type: ignore[no-any-return]
                 factors, self.times, kernel_size, self.geometry
             )
-        return call_once(  # type: ignore[no-any-return]
+        grad: Tensor = call_once(
             ops.weight_grad, *factors, self.times, kernel_size, *self.geometry, self.backend
         )
+        # As the weights lie in memory: fused optimizers of torch do not look.
+        return grad.t().contiguous().t() if by_inputs(self.weight) else grad
 
     def weight_factors(self, error: Tensor) -> Factors:
         """What dL/dweight is made of."""
@@ -267,6 +269,11 @@ def rule_of(gradient: str | Rule | None, neuron: Neuron) -> Rule:
     name = neuron.rules[0] if gradient is None else gradient
     _checks.one_of("gradient", name, neuron.rules)
     return RULES[name]
+
+
+def by_inputs(weight: Tensor) -> bool:
+    """Whether weights [out, in] lie in memory row by row of inputs, as those of `SpikeLinear` do."""
+    return weight.ndim == 2 and weight.stride(0) == 1 and weight.shape[1] > 1
 
 
 def plain_backward(times: Tensor, error: Tensor) -> bool:

@@ -423,6 +423,8 @@ def reset(net: nn.Module) -> None:
     """
     for module in net.modules():
         if isinstance(module, snn.SpikingNeuron) and hasattr(module, "reset_mem"):
+            if _checks.is_batched(module.mem):  # left there by a `torch.vmap` that has ended
+                module.mem = torch.zeros(0)
             module.reset_mem()
 
 

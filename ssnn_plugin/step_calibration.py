@@ -17,6 +17,8 @@ Run = Callable[[nn.Module, Tensor], Any]
 WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
 ROUNDS = 30
+# How far from what lies at the threshold weights end, in their mean magnitude.
+APART = 1e-3
 
 
 class StepNeuron(NamedTuple):
@@ -147,7 +149,7 @@ def _layers(
                     f"{name!r} must have a Linear or convolution of its own in front, called right before "
                     f"it; the calls are {order}"
                 )
-            shared = [layer.name for layer in layers.values() if layer.weights is source]
+            shared = [layer.name for layer in layers.values() if layer.weights.weight is source.weight]
             if shared:
                 raise ValueError(
                     f"{name!r} must have weights of its own, but {names[source]!r} drives {shared[0]!r} as "
@@ -172,12 +174,18 @@ def _raise(layer: _Layer, run_once: Callable[[], None], fraction: float, toleran
     weight = layer.weights.weight
     start, low, high, c = weight.clone(), -torch.inf, torch.inf, 0.0
     tried: dict[float, float] = {}
-    for _ in range(ROUNDS):
+
+    def at(c: float) -> tuple[Tensor, Tensor]:
         weight.copy_(start + c)
         potential, threshold = _potential(layer, run_once)
-        tried[c] = reached = float((potential > threshold).any(0).double().mean())
+        tried[c] = float((potential > threshold).any(0).double().mean())
+        return potential, threshold
+
+    for _ in range(ROUNDS):
+        potential, threshold = at(c)
+        reached = tried[c]
         if abs(reached - fraction) <= max(tolerance, 1.0 / potential[0].numel()):
-            return reached
+            break
         low, high = (max(low, c), high) if reached < fraction else (low, min(high, c))
         step = weight.abs().mean().clamp(min=1e-3)
         weight.add_(step)
@@ -195,12 +203,18 @@ def _raise(layer: _Layer, run_once: Callable[[], None], fraction: float, toleran
             raise ValueError(
                 f"fraction must be at most {reachable:.3g}, as the others have no input, got {fraction!r}"
             )
-    if low == -torch.inf or high == torch.inf:
-        raise ValueError(
-            f"fraction must be in reach of {layer.name!r}, got {fraction!r}: raising the weights of "
-            f"{layer.source!r} made {reached:.3g} of its neurons fire"
-        )
-    # Neurons that reach the threshold together leave a gap in what can be had.
+    else:
+        if low == -torch.inf or high == torch.inf:
+            raise ValueError(
+                f"fraction must be in reach of {layer.name!r}, got {fraction!r}: raising the weights of "
+                f"{layer.source!r} made {reached:.3g} of its neurons fire"
+            )
+    apart = APART * float(weight.abs().mean())
+    if high - low < apart:
+        # Neurons that reach the threshold together: which of them fire, rounding shall not decide.
+        tried.clear()
+        at(low - apart)
+        at(high + apart)
     closest = min(tried, key=lambda c: abs(tried[c] - fraction))
     weight.copy_(start + closest)
     return tried[closest]
@@ -226,5 +240,8 @@ def _needed(potential: Tensor, slope: Tensor, threshold: Tensor, fraction: float
     each = lacking.amin(0).flatten().sort().values
     count = max(1, round(fraction * len(each)))
     last, following = float(each[count - 1]), float(each[min(count, len(each) - 1)])
-    # Halfway to the next neuron, so that rounding changes none of them.
-    return (last + following) / 2 if last < following < torch.inf else last + 1e-3 * max(abs(last), 1e-3)
+    # Halfway to the next neuron, so that rounding changes none of them; if it lies further than rounding.
+    tied = 64 * torch.finfo(lacking.dtype).eps * max(1.0, abs(last))
+    return (
+        (last + following) / 2 if tied < following - last < torch.inf else last + 1e-3 * max(abs(last), 1e-3)
+    )

@@ -437,7 +437,7 @@ def _ties(network: EventDrivenNetwork, given: Tensor) -> dict[str, Tensor]:
 def _drive(layer: nn.Module, t_max: int) -> tuple[Currents, Any, Any] | None:
     """What drives a layer, and its threshold and leak, in double precision."""
     if isinstance(layer, SpikeConnection) and isinstance(layer.neuron, IF):
-        function = nn.Sequential(*connection_in_steps(layer)).eval()
+        function = nn.Sequential(*connection_in_steps(layer, shared=False)).eval()
         currents = Currents(copy.deepcopy(function).double(), [False], t_max)
         return currents, layer.neuron.threshold, layer.neuron.beta
     if isinstance(layer, BinwiseLayer):

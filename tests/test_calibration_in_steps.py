@@ -11,7 +11,7 @@ from torch import nn
 import ssnn_plugin.norse as norse_adapter
 import ssnn_plugin.snntorch as snntorch_adapter
 from ssnn_plugin import to_event_driven
-from ssnn_plugin.decode import times_to_spikes
+from ssnn_plugin.decode import spikes_to_times, times_to_spikes
 from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFCell, SingleSpikeIFParameters
 from ssnn_plugin.snntorch import SingleSpike
 
@@ -254,3 +254,25 @@ def test_weights_that_do_not_stand_right_in_front_are_named(mixed, message):
     with pytest.raises(ValueError, match=message):
         snntorch_adapter.calibrate(model, _trains(40, 20), 0.3, run=lambda net, x: [net(s) for s in x])
     assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_neurons_with_common_weights_are_not_calibrated():
+    model = nn.Sequential(_linear(20, 20), SingleSpike(init_hidden=True), _linear(20, 20))
+    model.append(SingleSpike(init_hidden=True))
+    model[2].weight = model[0].weight
+    with pytest.raises(ValueError, match="must have weights of its own"):
+        snntorch_adapter.calibrate(model, _trains(8, 20))
+
+
+@pytest.mark.parametrize("seed", [2, 6, 41])
+def test_rounding_does_not_decide_what_fires_after_calibration(seed):
+    """All inputs spike: every sample ends at the same V, and a neuron fires for all of them or none."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 5), SingleSpike(init_hidden=True), nn.Linear(5, 3))
+    model.append(SingleSpike(init_hidden=True, output=True))
+    times = torch.rand(8, 6).mul(16).floor()
+    trains = times_to_spikes(times, 16)
+    snntorch_adapter.calibrate(model, trains)
+    snntorch_adapter.reset(model)
+    spikes = torch.stack([model(step)[0] for step in trains])
+    assert torch.equal(to_event_driven(model, t_max=16)(times), spikes_to_times(spikes))

@@ -36,6 +36,8 @@ def _alive(model, mean=0.2, spread=0.4):
         for name, parameter in model.named_parameters():
             if "weight" in name:
                 parameter.normal_(mean, spread, generator=generator)
+            elif "bias" in name:
+                parameter.uniform_(-0.2, 0.2, generator=generator)
     return model.double()
 
 
@@ -432,3 +434,41 @@ def test_a_module_in_the_place_of_another_is_told(name):
     setattr(model, name, nn.Linear(16, 10).double() if name == "fc1" else SingleSpike(0.5))
     with pytest.raises(ValueError, match=f"{name} of the model is not the module that the network was made"):
         network(encode.latency(_image(5, 16), T).double())
+
+
+def test_a_network_follows_how_much_is_dropped():
+    model = nn.Sequential(nn.Linear(8, 6), SingleSpike(init_hidden=True), nn.Dropout(0.5), nn.Linear(6, 3))
+    model.append(SingleSpike(init_hidden=True))
+    network = to_event_driven(_alive(model), t_max=T)
+    times = _image(4, 8).mul(T).floor()
+    model[2].p = 0.25
+    network(times)
+    assert network[1].dropout == 0.25
+    model[2].p = 1.0
+    with pytest.raises(
+        ValueError, match=r"p of the model's Dropout must be a probability .* below 1, got 1.0"
+    ):
+        network(times)
+
+
+def test_a_network_refuses_hooks_that_its_model_has_got():
+    model = _alive(nn.Sequential(nn.Linear(8, 6), SingleSpike(init_hidden=True)))
+    network, times = to_event_driven(model, t_max=T), _image(4, 8).mul(T).floor()
+    for module in model:
+        hook = module.register_forward_hook(lambda *_: None)
+        with pytest.raises(ValueError, match="of the model has got hooks"):
+            network(times)
+        hook.remove()
+    network(times)
+
+
+def test_slices_of_a_network_follow_its_model():
+    model = _alive(nn.Sequential(nn.Linear(8, 6), SingleSpike(init_hidden=True), nn.Linear(6, 3)))
+    model.append(SingleSpike(init_hidden=True))
+    network, times = to_event_driven(model, t_max=T), _image(4, 8).mul(T).floor()
+    hidden, rest = network[:-1], network[1:]
+    assert torch.equal(rest(hidden(times)), network(times))
+    model[1].threshold.fill_(0.3)
+    before = hidden(times)
+    assert torch.equal(before, network[0](times))
+    assert hidden[0].neuron.threshold == pytest.approx(0.3)

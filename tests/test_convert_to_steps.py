@@ -6,6 +6,7 @@ import pytest
 import torch
 from front_ends import HIDDEN, run_trains, some_times
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ssnn_plugin import IF, NoTimeMode, to_event_driven, to_step_mode
 from ssnn_plugin.decode import spikes_to_times, times_to_spikes
@@ -16,6 +17,7 @@ from ssnn_plugin.nn import (
     SpikeFlatten,
     SpikeLinear,
     SpikeSequential,
+    WeightStandardization,
 )
 from ssnn_plugin.snntorch import SingleSpike
 
@@ -130,3 +132,13 @@ def test_what_runs_in_bins_is_referred_to_its_model(hidden):
     assert isinstance(network[-1], BinwiseLayer)
     with pytest.raises(NoTimeMode, match="it runs in bins; the model that it was made of is its step mode"):
         to_step_mode(network, "snntorch")
+
+
+@pytest.mark.parametrize("host", ["snntorch", "norse"])
+def test_weights_that_are_computed_have_no_step_mode(host):
+    network = SpikeSequential(SpikeLinear(4, 3, IF(), t_max=8))
+    parametrize.register_parametrization(network[0], "weight", WeightStandardization())
+    with pytest.raises(
+        NoTimeMode, match=r"0 .ParametrizedSpikeLinear. has no step mode: its weights are parametrized"
+    ):
+        to_step_mode(network, host)

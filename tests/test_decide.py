@@ -471,3 +471,11 @@ def test_the_weights_of_a_moment():
     before = network.decide(times)
     network[0].weight.data.mul_(2)
     assert not torch.equal(assert_decides(network, times).time, before.time)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused_as_in_a_call(dtype):
+    network = SpikeSequential(SpikeLinear(4, 3, IF(), t_max=8)).to(dtype)
+    for times in (torch.zeros(2, 4, dtype=dtype), torch.zeros(2, 4, dtype=torch.uint8)):
+        with pytest.raises(TypeError, match=r"must be float32 or float64, got torch.b?float16"):
+            network.decide(times)

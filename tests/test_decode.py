@@ -212,3 +212,8 @@ def test_a_potential_of_whole_numbers_is_named():
 def test_a_potential_that_does_not_fit_spikes_is_named(potential, message):
     with pytest.raises(ValueError, match=message):
         decode.spikes_to_times(torch.zeros(3, 2), potential)
+
+
+def test_sparse_trains_have_the_times_of_dense_ones():
+    train = torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    assert decode.spikes_to_times(train.to_sparse()).tolist() == [math.inf, 1.0]

@@ -216,3 +216,8 @@ def test_grey_levels_as_fractions_have_the_bins_of_bytes(dtype, t_max):
     assert torch.equal(
         encode.latency(levels.to(dtype) / 255, t_max).float(), encode.latency(levels, t_max, x_max=255)
     )
+
+
+@pytest.mark.parametrize("coded", [encode.latency, encode.rank_order])
+def test_encoders_have_no_gradient(coded):
+    assert not coded(torch.rand(3, 4, requires_grad=True), 8).requires_grad

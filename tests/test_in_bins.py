@@ -407,3 +407,12 @@ def test_pruned_weights_are_not_calibrated():
     layer = prune.l1_unstructured(SpikeConv2d(1, 4, 3, IF(100.0), t_max=T), "weight", 0.3)
     with pytest.raises(ValueError, match=r"weights are pruned .*prune\.remove"):
         calibrate([layer], spike_times(2, 1, 5, 5, dtype=torch.float32), 0.5)
+
+
+def test_under_autocast_a_pool_gets_the_last_neurons_in_full_precision():
+    torch.manual_seed(0)
+    network = SpikeSequential(SpikeConv2d(2, 16, 3, IF(), t_max=T, padding=1), EarliestSpikePool2d(2))
+    times = spike_times(16, 2, 10, 10, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        spikes = InBins(network)(times)
+    assert torch.equal(spikes, network(times))

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from ssnn_plugin import IF, ExpPSP, ReLPSP, functional, nn
 from ssnn_plugin.testing import first_spikes_in_a_loop
@@ -465,3 +465,39 @@ def test_weights_are_assigned_beside_a_parametrized_bias():
     parametrize.register_parametrization(layer, "bias", torch.nn.Identity())
     layer.assign_weight(torch.ones(2, 3))
     assert torch.equal(layer.weight, torch.ones(2, 3))
+
+
+def test_an_added_current_wants_a_connection_that_it_need_not_call():
+    block = nn.AddedCurrentResidual(nn.SpikeLinear(5, 3, IF(1.0), t_max=8))
+    times, shortcut = bins(4, 5).float(), bins(4, 3, seed=1).float()
+    hook = block.connection.register_forward_hook(lambda *_: None)
+    with pytest.raises(TypeError, match="no forward and no hooks of its own"):
+        block(times, shortcut)
+    hook.remove()
+    block(times, shortcut)
+    prune.ln_structured(block.connection, "weight", amount=0.3, n=1, dim=0)
+    with pytest.raises(TypeError, match="as pruned weights have"):
+        block(times, shortcut)
+
+
+def test_layers_with_common_weights_are_not_calibrated():
+    layers = [nn.SpikeLinear(5, 5, IF(1.0), t_max=8) for _ in range(2)]
+    layers[1].weight = layers[0].weight
+    with pytest.raises(ValueError, match="'1' must have weights of its own, but has those of '0'"):
+        nn.calibrate(layers, bins(20, 5).float(), 0.3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_does_not_decide_what_fires_after_calibration(seed):
+    """All inputs spike: every sample ends at the same V, and a neuron fires for all of them or none."""
+    torch.manual_seed(seed)
+    layers = [nn.SpikeLinear(20, 6, IF(1.0), t_max=16), nn.SpikeLinear(6, 3, IF(1.0), t_max=16)]
+    network, times = nn.SpikeSequential(*layers), torch.rand(4, 20).mul(16).floor().repeat(16, 1)
+    nn.calibrate(network, times, 0.3)
+    assert torch.equal(nn.InBins(network)(times), network(times))
+
+
+def test_a_rule_by_its_short_name_can_be_set_and_shown():
+    layer = nn.SpikeLinear(2, 1, IF(1.0), t_max=8)
+    layer.gradient = "surrogate"
+    assert "gradient='surrogate'" in repr(layer)

@@ -11,11 +11,19 @@ from marks import in_both_precisions
 from nir_models import chain, filed
 from torch import nn
 from torch.nn.functional import avg_pool2d, conv2d
+from torch.nn.utils import parametrize
 
 from ssnn_plugin import IF, NoTimeMode, to_event_driven
 from ssnn_plugin.decode import spikes_to_times, times_to_spikes
 from ssnn_plugin.nir import from_nir, to_nir
-from ssnn_plugin.nn import EarliestSpikePool2d, SpikeConv2d, SpikeFlatten, SpikeLinear, SpikeSequential
+from ssnn_plugin.nn import (
+    EarliestSpikePool2d,
+    SpikeConv2d,
+    SpikeFlatten,
+    SpikeLinear,
+    SpikeSequential,
+    WeightStandardization,
+)
 from ssnn_plugin.norse import FirstSpikePool2d as NorsePool
 from ssnn_plugin.norse import SingleSpikeIF, SingleSpikeIFParameters
 from ssnn_plugin.snntorch import FirstSpikePool2d, SingleSpike, reset
@@ -620,3 +628,10 @@ def test_a_window_that_is_no_number_of_bins_is_named(t_max):
     graph = to_nir(SpikeLinear(3, 2, IF(), t_max=8))
     with pytest.raises(ValueError, match=f"t_max must be a whole number of at least 1, got {t_max}"):
         from_nir(graph, t_max=t_max)
+
+
+def test_weights_that_are_computed_are_written_as_they_are():
+    network = SpikeSequential(SpikeLinear(6, 3, IF(), t_max=8))
+    parametrize.register_parametrization(network[0], "weight", WeightStandardization())
+    times = torch.rand(20, 6).mul(8).floor()
+    assert torch.equal(from_nir(to_nir(network))(times), network(times))

@@ -510,3 +510,27 @@ def test_it_compiles_exports_and_maps():
     assert torch.equal(torch.compile(network, backend="eager", fullgraph=True)(inputs), expected)
     assert torch.equal(torch.export.export(network, (inputs,)).module()(inputs), expected)
     torch.testing.assert_close(torch.func.vmap(lambda x: network(x[None])[0])(inputs), expected)
+
+
+def test_hooks_of_neurons_run_in_whatever_is_asked():
+    x = torch.rand(8, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    network = from_relu(small(), calibrate_on=x)
+    whole = network.activity(x).potential
+    seen = []
+
+    def lesion(module, inputs, leads):
+        seen.append(leads)
+        return leads * (torch.arange(leads.shape[1]) % 2)[:, None, None]
+
+    name = next(iter(network.layers))
+    handle = network.layers[name].register_forward_hook(lesion)
+    potential = network(x)
+    assert not torch.equal(potential, whole)
+    found = network.activity(x)
+    assert torch.equal(found.potential, potential)
+    assert not found.leads[name][:, 0].any()
+    assert torch.equal(network.decide(x).winner, network.first_spikes(x)[0].argmin(1))
+    network.calibrate(x)
+    assert len(seen) == 5
+    handle.remove()
+    torch.testing.assert_close(network.activity(x).potential, whole)

@@ -148,3 +148,16 @@ def test_reset_reaches_nested_neurons_of_any_kind_and_no_other_net():
         assert other[1].mem is kept
     assert kept.any()
     torch.testing.assert_close(run(net[0], inputs()), first, rtol=0, atol=0)
+
+
+def test_hidden_states_are_reset_after_a_vmap():
+    net = nn.Sequential(nn.Linear(6, 4), SingleSpike(init_hidden=True))
+    trains = torch.rand(5, 3, 2, 6)
+
+    def window(train):
+        reset(net)
+        return torch.stack([net(step) for step in train])
+
+    spikes = torch.vmap(window)(trains)
+    reset(net)
+    assert torch.equal(torch.stack([net(step) for step in trains[0]]), spikes[0])

@@ -122,3 +122,22 @@ def test_another_precision_keeps_the_layout():
     assert layer.weight.stride() == (1, 7)
     assert layer(_times().double()).dtype == torch.float64
     assert torch.equal(layer.float().weight, _layer().weight)
+
+
+def test_gradients_of_torch_func_lie_as_the_weights():
+    """Fused optimizers take for granted that they do."""
+    layers = _layer(), _layer()
+    for layer, fused in zip(layers, (True, False), strict=True):
+        optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2, fused=fused)
+
+        def late(parameters, layer=layer):
+            times = torch.func.functional_call(layer, parameters, (_times(),))
+            return torch.where(times.isfinite(), times, 8).sum()
+
+        for _ in range(3):
+            gradients = torch.func.grad(late)({"weight": layer.weight.detach()})
+            layer.weight.grad = gradients["weight"]
+            assert layer.weight.grad.stride() == (1, 7)
+            optimizer.step()
+    assert not torch.equal(layers[0].weight, _layer().weight)
+    torch.testing.assert_close(layers[0].weight, layers[1].weight)

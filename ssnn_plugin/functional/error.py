@@ -110,6 +110,10 @@ def normalize_error(times: Tensor, *, reduction: str = "mean") -> Tensor:
     stays without. S4NN normalises in every layer and steps once per sample ("sum"); over
     mini-batches the sample errors are averaged ("mean").
 
+    What comes in is forgotten, and with it every factor of the loss: `torch.amp.GradScaler` would divide
+    gradients by a scale that they do not have, so leave it out, and where gradients are accumulated over k
+    batches, divide them by k afterwards, not the losses.
+
     Args:
         times: [batch, *features].
         reduction: "mean" divides the unit errors by the batch size, "sum" does not.

@@ -139,7 +139,7 @@ def _nodes(
                 f"{path} (SpikeConv2d): NIR 1.0 infers shapes for square kernels without groups only, "
                 f"got kernel_size {layer.kernel_size}, groups {layer.groups}"
             )
-        for module in connection_in_steps(layer):
+        for module in connection_in_steps(layer, shared=False):
             if not isinstance(module, nn.Dropout):
                 yield _torch_node(module, shape_in)
                 shape_in = _shape_behind(module, shape_in, layer.weight)

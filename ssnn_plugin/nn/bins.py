@@ -15,10 +15,12 @@ from ..functional.bins import Bins, NeuronsInBins, bins_to_times, latch, potenti
 from ..kernels.precision import full_precision
 from ..surrogate import Arctan, LatchGradient
 from .connection import SpikeConnection
+from .pool import EarliestSpikePool2d
 from .rows import keep_up, runs_in_a_row
 
 # Modules of torch that only change the shape of a sample.
 SHAPING = nn.Flatten, nn.Unflatten, nn.Identity
+NEURONLESS = *SHAPING, EarliestSpikePool2d
 # What comes from there has bins that do what a call does.
 KNOWN = "ssnn_plugin.", "torch."
 
@@ -90,15 +92,15 @@ class InBins(nn.Module):
         if not windows:
             raise TypeError(f"network must hold a layer of neurons such as SpikeLinear, got {self.network!r}")
         keep_up(self.network)
-        last = next(module for module in reversed(modules) if not isinstance(module, SHAPING))
+        *_, last = (number for number, module in enumerate(modules) if not isinstance(module, NEURONLESS))
         for window in windows:
             _checks.whole_and_positive("t_max", window)
         outputs = [Bins(times_to_bins(times, int(max(windows))))]
-        for module in modules:
+        for number, module in enumerate(modules):
             inputs = outputs[-1]
-            if module is last:
+            if number == last:
                 inputs = Bins(inputs.activations.to(times.dtype))
-            with full_precision(times.device) if module is last else nullcontext():
+            with full_precision(times.device) if number >= last else nullcontext():
                 outputs.append(in_bins(module, inputs, self.gradient))
         return outputs
 

@@ -17,6 +17,8 @@ from .residual import AddedCurrentResidual
 # Octaves by which weights are scaled in search of a bracket, then halvings of that.
 DISTANCES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 STEPS = 40
+# How far from what lies at the threshold a search ends, in octaves.
+APART = 1e-3
 
 
 @torch.no_grad()
@@ -143,6 +145,14 @@ def _connections(network: nn.Module) -> dict[nn.Module, tuple[str, SpikeConnecti
             found[module] = name, module
     if not found:
         raise ValueError(f"layers must hold a connection such as SpikeLinear, got {network!r}")
+    owners: dict[Tensor, str] = {}
+    for name, connection in found.values():
+        other = owners.setdefault(connection.weight, name)
+        if other != name:
+            raise ValueError(
+                f"{name!r} must have weights of its own, but has those of {other!r}: what lets one fire "
+                "changes the other"
+            )
     return found
 
 
@@ -185,4 +195,9 @@ def _bisect(layer: SpikeConnection, fires: Callable[[], float], fraction: float,
             low = middle
         else:
             high = middle
+    if near != far and high - low < APART:
+        # Neurons that reach the threshold together: which of them fire, rounding shall not decide.
+        tried.clear()
+        at(low - APART)
+        at(high + APART)
     return at(closest())

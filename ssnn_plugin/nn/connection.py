@@ -19,7 +19,7 @@ from ..functional.pool import AveragePool
 from ..kernels.precision import full_precision
 from ..neurons import IF, Neuron
 from ..neurons.base import Number
-from ..rules import Rule
+from ..rules import Rule, rule_of
 from ..surrogate import LatchGradient
 
 
@@ -184,11 +184,11 @@ class SpikeConnection(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        rule = str(self.gradient)
+        rule = rule_of(self.gradient, self.neuron)
         options = [
             repr(self.neuron),
             f"t_max={self.t_max}",
-            f"gradient={rule!r}" if rule == self.gradient.name else f"gradient={rule}",
+            f"gradient={rule.name!r}" if str(rule) == rule.name else f"gradient={rule}",
             f"silent_gradient={self.silent_gradient}",
             f"bias={self.bias is not None}",
             f"init_range={self.init_range}",

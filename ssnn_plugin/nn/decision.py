@@ -88,7 +88,9 @@ def decide_layer_by_layer(network: SpikeSequential, inputs: Tensor, tie: str, by
         if threading.get_ident() == thread:
             layers.append(spikes[0] if isinstance(spikes, tuple) else spikes)
 
-    handles = [m.register_forward_hook(note) for m in network.modules() if isinstance(m, NEURONS)]
+    inside = {m.connection for m in network.modules() if isinstance(m, AddedCurrentResidual)}
+    layers_of_neurons = [m for m in network.modules() if isinstance(m, NEURONS) and m not in inside]
+    handles = [module.register_forward_hook(note) for module in layers_of_neurons]
     try:
         outputs, potential = network(inputs, return_potential=True)
     finally:
@@ -185,7 +187,8 @@ def _fit(inputs: Tensor, stack: list[SpikeLinear]) -> bool:
     else:
         whole = stack[0].t_max == int(stack[0].t_max)
     fit = all(layer.in_features == size for layer, size in zip(stack, sizes, strict=False))
-    return ops.plain(inputs) and inputs.device.type == "cpu" and fit and whole and len(dtypes) == 1
+    known = len(dtypes) == 1 and dtypes <= set(_checks.DTYPES)
+    return ops.plain(inputs) and inputs.device.type == "cpu" and fit and whole and known
 
 
 def _layer(layer: SpikeLinear) -> Layer:

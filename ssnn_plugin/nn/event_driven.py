@@ -16,8 +16,9 @@ from .sequential import SpikeSequential
 class EventDrivenNetwork(SpikeSequential):
     """A `SpikeSequential` that keeps to the model that it was made from, see `to_event_driven`.
 
-    Before every call it reads thresholds, leaks and weights anew from the model, whose checkpoints it
-    thus follows, and refuses inputs that the model would not have got.
+    Before every call it reads thresholds, leaks, weights and how much is dropped anew from the model, whose
+    checkpoints it thus follows. It refuses a model that has got other modules or hooks since, and inputs
+    that the model would not have got.
 
     Args:
         layers: the layers.
@@ -63,6 +64,25 @@ class EventDrivenNetwork(SpikeSequential):
                 outputs.append(layer(*given))
                 potential = None if potential is None else layer(potential)
         return (outputs[-1], potential) if return_potential else outputs[-1]
+
+    def __getitem__(self, index: Any) -> Any:
+        """A layer; the first layers as a network of the same model, others as a `SpikeSequential`.
+
+        Raises:
+            IndexError: a slice of a network that branches, which does not begin with the first layer.
+        """
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        start, _, step = index.indices(len(self))
+        layers = list(self)[index]
+        if (start, step) == (0, 1):
+            sources = None if self.sources is None else self.sources[: len(layers)]
+            return type(self)(
+                *layers, t_max=self.t_max, takes=self.takes, sources=sources, follow=self.follow
+            )
+        if self.sources is not None:
+            raise IndexError(f"layers of a network that branches must begin with the first, got {index}")
+        return SpikeSequential(*layers)
 
     def in_a_row(self) -> bool:
         """As of a `SpikeSequential`; also not of a network that branches."""

@@ -39,7 +39,8 @@ class SpikeLinear(SpikeConnection):
     `weight` lies in memory as [in, out], as the kernels read it, and so do its gradient and the state of an
     optimiser. What takes flat views of it, as `torch.optim.LBFGS`, `parameters_to_vector` and unstructured
     pruning do, wants it the other way: `layer.weight.data = layer.weight.data.contiguous()`. The results
-    are the same, and come later.
+    are the same, and come later. Optimizers with `fused=True` take weight, gradient and state to lie alike
+    without a look: turn the weights before their first step, and leave `.grad` to `backward`.
 
     Calling the layer with `return_potential=True` returns (times, potential), the potential being
     that at the crossing, or at the end of the window for a silent neuron.

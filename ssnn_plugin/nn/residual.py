@@ -75,7 +75,8 @@ class AddedCurrentResidual(nn.Module):
     (times, potential) with `return_potential=True`.
 
     Raises:
-        TypeError, ValueError: another kind of connection, shapes that do not fit.
+        TypeError, ValueError: another kind of connection, shapes that do not fit; in calls, a connection with
+            a forward or hooks of its own, as pruned weights have, which the block does not run.
 
     >>> import torch
     >>> from ssnn_plugin import IF
@@ -105,6 +106,7 @@ class AddedCurrentResidual(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Times and shortcut -> times, or (times, potential)."""
         layer = self.connection
+        _refuse_what_is_not_run(layer)
         times, weight = layer._drop(times)
         if isinstance(layer, SpikeLinear):
             times, weight = add_shortcut_linear(times, weight, shortcut, self.gain)
@@ -127,4 +129,14 @@ class AddedCurrentResidual(nn.Module):
 
     def in_bins(self, inputs: Bins, shortcut: Bins, gradient: LatchGradient) -> Bins:
         """Inputs and shortcut over the bins of a window [T, batch, *] -> spikes and potentials."""
+        _refuse_what_is_not_run(self.connection)
         return self.connection.in_bins(inputs, gradient, shortcut=self.gain * shortcut.activations)
+
+
+def _refuse_what_is_not_run(connection: SpikeConnection) -> None:
+    plain = type(connection).forward in (SpikeLinear.forward, SpikeConv2d.forward)
+    if not plain or "forward" in vars(connection) or _checks.has_forward_hooks(connection):
+        raise TypeError(
+            "connection must have no forward and no hooks of its own, as pruned weights have: the block adds "
+            f"the shortcut without calling it, got {connection!r}"
+        )

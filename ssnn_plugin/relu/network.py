@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from ..kernels.status import NAN_POTENTIAL, refuse_bad_samples
 from ..nn import Decision
 from ..nn.decision import decision_of, silent_by_potential
 from .follow import INPUT, OUTPUT
-from .neurons import RampNeurons, spike_times, warn_of_clipped
+from .neurons import ClippedSpikesWarning, RampNeurons, spike_times, warn_of_clipped
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,13 @@ class _Watch(fx.Interpreter):
         if isinstance(module, RampNeurons):
             return self.see(target, module, *args)
         return super().call_module(target, args, kwargs)
+
+
+def _leads(neurons: RampNeurons, v: Tensor) -> Tensor:
+    """What neurons and their hooks make of V, without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ClippedSpikesWarning)
+        return neurons(v)  # type: ignore[no-any-return]
 
 
 class RampNetwork(nn.Module):
@@ -182,7 +190,7 @@ class RampNetwork(nn.Module):
 
         def see(name: str, neurons: RampNeurons, v: Tensor) -> Tensor:
             clipped[name], windows[name] = neurons.clipped(v), (neurons.window, neurons.t_max)
-            fired = leads[name] = neurons.fire(v)
+            fired = leads[name] = _leads(neurons, v)
             if name in self.inhibition:
                 leads[name] = fired * highest_in_windows2d(fired, self.inhibition[name])
             return fired
@@ -239,7 +247,11 @@ class RampNetwork(nn.Module):
             # A layer without any spike has no scale of its own.
             widest = (1 + margin) * peak if peak > 0 else 1.0
             windows[name] = widest if neurons.cap is None else neurons.cap
-            return v.clamp(0, neurons.cap)
+            set_before, neurons.window = neurons.window, math.inf if neurons.cap is None else neurons.cap
+            try:
+                return neurons(v)  # type: ignore[no-any-return]
+            finally:
+                neurons.window = set_before
 
         modes = [(module, module.training) for module in self.modules()]
         try:

@@ -88,10 +88,6 @@ class RampNeurons(nn.Module):
             peak = v.detach().amax()
             if not bool(peak <= self.window):
                 self._beyond(v, peak)
-        return self.fire(v)
-
-    def fire(self, v: Tensor) -> Tensor:
-        """As `forward`, without looking at the values."""
         # Unlike `clamp` it has no gradient at V = 0, as ReLU has none.
         return nn.functional.hardtanh(v, 0.0, self.window, inplace=self.inplace)
 
