@@ -99,6 +99,10 @@ class Latency(Spikes):
     kind: Literal["latency"]
     bins: PositiveInt | None = None
 
+    def latest(self, t_max: float) -> float:
+        """The last time at which an input may spike."""
+        return (self.bins or int(t_max)) - 1
+
     def code(self, images: Images, t_max: float) -> Tensor:
         return encode.latency(images.x, self.bins or int(t_max), x_max=images.x_max)
 
@@ -125,6 +129,10 @@ class Linear(Continuous, Spikes):
     scale: PositiveFloat
     silent_below: Fraction = 0.0
 
+    def latest(self, t_max: float) -> float:
+        """Before when inputs spike, as no light is no spike."""
+        return math.nextafter(self.scale, 0.0)
+
     def of_intensities(self, x: Tensor) -> Tensor:
         return (self.scale * (1 - x)).masked_fill(x <= self.silent_below, math.inf)
 
@@ -147,6 +155,11 @@ class TwoTimes(Spikes):
         if self.early > self.late:
             raise ValueError(f"early must be at most late, got {self.early} and {self.late}")
         return self
+
+    def latest(self, t_max: float) -> float:
+        """The last time at which an input may spike."""
+        late, early = (self.late, self.early) if self.bright_early else (self.early, self.late)
+        return max(early, 0.0 if self.dark_silent else late)
 
     def code(self, images: Images, t_max: float) -> Tensor:
         x = images.x.double() / images.x_max

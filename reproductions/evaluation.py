@@ -125,6 +125,7 @@ class _FirstSpikeTally:
         found["tied"] = tied.double().mean().item()
         if self.window != self.t_max:
             found["window"] = self.window
+            found["response_time"] -= found["silent"] * (self.t_max - self.window)
         assert self.example is not None
         return Evaluation(
             accuracy={

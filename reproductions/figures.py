@@ -267,7 +267,9 @@ def _decision(run: Record) -> tuple[float | None, str]:
     if not fired:
         return None, "no output spike"
     time = min(fired.values())
-    first = " and ".join(str(neuron) for neuron, t in fired.items() if t == time)
+    several = run.outputs_per_class
+    of_class = {neuron: f" (class {neuron // several})" if several > 1 else "" for neuron in fired}
+    first = " and ".join(f"{neuron}{of_class[neuron]}" for neuron, t in fired.items() if t == time)
     return time, f"first spike of output {first} at {time:.4g}"
 
 

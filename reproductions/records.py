@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, TypeVar
+from typing import IO, Annotated, Any, Literal, TypeVar, cast
 
 import torch
 from platformdirs import user_data_path
@@ -150,6 +150,9 @@ class Evaluation(Stored):
         """How often a neuron fires; those that fire repeatedly are read after all steps, of every sample."""
         if not any(self.total) and not self.silent:
             return "never"
+        # Runs of one decide in time, but records of the first versions say nothing of that.
+        if self.right_histogram is not None:
+            return "once"
         return "repeatedly" if self.response_histogram[-2] == self.samples else "once"
 
     @model_validator(mode="after")
@@ -242,6 +245,22 @@ class Record(Stored):
     def counts_all_spikes(self) -> bool:
         """Whether the network fires, and nothing in front of it does that is not counted."""
         return self.features is None and self.test.neurons_fire != "never"
+
+    @property
+    def outputs_per_class(self) -> int:
+        """Output neurons that stand for one class."""
+        several = cast(dict[str, Any], self.config["network"]).get("per_class", 1)
+        return int(several)
+
+    @property
+    def window(self) -> float | None:
+        """Where the window of the outputs ends; None where `t_max` is but a bound and nothing says more."""
+        if self.test.window is not None:
+            return self.test.window
+        *parts, _ = self.test.response_histogram
+        begun = sum(part * samples for part, samples in enumerate(parts)) / len(parts) / self.test.samples
+        # Images answer no earlier than the parts that they are in begin.
+        return self.t_max if begun * self.t_max <= self.test.response_time * (1 + 1e-6) else None
 
     @property
     def time_unit(self) -> Literal["bins", "units"]:
@@ -540,7 +559,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Python and the packages that the numbers rest on."""
-    names = ("ssnn-plugin", "torch", "numpy", "numba", "torchvision", "scikit-learn")
+    names = ("ssnn-plugin", "torch", "numpy", "numba", "torchvision", "scikit-learn", "snntorch")
     found = {"python": platform.python_version()}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):

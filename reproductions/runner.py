@@ -190,6 +190,8 @@ def _train(
 ) -> tuple[Method, State]:
     """Train from the checkpoint or the beginning, with a checkpoint after every epoch."""
     keep_freed_memory()
+    if run.overwrite:
+        run.checkpoint.unlink(missing_ok=True)
     method = run.chosen.build(run.config, training.shape, training.classes, run.seed, run.device)
     state = _restore(run, method, origin.digest()) if run.resume else State(origin=origin.digest())
     commit = records.commit()
@@ -239,7 +241,6 @@ def _prepare(run: Run) -> None:
     if run.keep and run.keep.exists() and not (run.overwrite or ended):
         raise SuiteError(f"{run.keep}: exists; name another file to keep the network in, or remove it")
     if run.overwrite:
-        run.checkpoint.unlink(missing_ok=True)
         return
     if run.record.exists() and not (run.resume and run.checkpoint.exists()):
         raise SuiteError(f"{run.record}: this run is recorded already; pass --overwrite to run it again")

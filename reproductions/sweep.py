@@ -220,11 +220,14 @@ def is_recorded(run: Run) -> bool:
     """Whether there is a record of the same config that is not to be, or being, overwritten."""
     if run.overwrite or not run.record.exists() or (run.resume and run.checkpoint.exists()):
         return False
-    return records.read_record(run.record).config_hash == run.config.digest()
+    record = records.read_record(run.record)
+    return (record.config_hash, record.method_sha256) == (run.config.digest(), run.chosen.sha256())
 
 
 def report(failures: Sequence[Failure], of: int) -> None:
     """Raise what is to be said of runs that failed, if any did."""
     if failures:
         told = "\n".join(f"{f.run.name} seed {f.run.seed}: {f.why}" for f in failures)
-        raise SuiteError(f"{len(failures)} of {of} runs failed; the same command goes on with them.\n{told}")
+        again = any(failure.run.overwrite for failure in failures)
+        command = "the same command without --overwrite" if again else "the same command"
+        raise SuiteError(f"{len(failures)} of {of} runs failed; {command} goes on with them.\n{told}")

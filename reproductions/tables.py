@@ -6,6 +6,7 @@ Tables are frames of numbers; `shown` makes of them, last, what people read.
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import nan
 from pathlib import Path
@@ -51,9 +52,11 @@ def by_config(records: Sequence[Record], dataset: str) -> list[tuple[str, list[R
     for record in records:
         if record.dataset == dataset:
             groups.setdefault(record.made_of, []).append(record)
+    short = Counter(name.removesuffix(f"-{dataset}") for name in {name for name, *_ in groups})
+    names = {key: key[0].removesuffix(f"-{dataset}") for key in groups}
     return [
-        (runs[0].name.removesuffix(f"-{dataset}") + _told_apart(key, groups), runs)
-        for key, runs in sorted(groups.items())
+        ((name if short[name] == 1 else key[0]) + _told_apart(key, groups), groups[key])
+        for key, name in sorted(names.items())
     ]
 
 

@@ -6,6 +6,7 @@ import torch
 from tiny_runs import content, write_toml
 
 from reproductions import catalog
+from reproductions.catalog import validated
 from reproductions.config import Schedule, read_toml
 from reproductions.datasets import Images
 from reproductions.errors import SuiteError
@@ -300,3 +301,30 @@ def test_the_network_is_named_as_papers_do(tmp_path):
     values["network"] |= {"layers": [30, "20"], "init": [{"uniform": [0.0, 1.0]}] * 3}
     values["training"]["learning_rates"] = [0.1] * 3
     assert _read(tmp_path, values).network_name == "30-20"
+
+
+@pytest.mark.parametrize(
+    ("kind", "encoding", "latest"),
+    [
+        ("minibatch", {"kind": "latency", "bins": 33}, "32"),
+        ("minibatch", {"kind": "linear", "scale": 33.0}, "33"),
+        ("ts4tl", {"kind": "two-times", "late": 32.0}, "32"),
+        ("ts4tl", {"kind": "two-times", "late": 32.0, "dark_silent": True, "bright_early": False}, "32"),
+    ],
+)
+def test_inputs_spike_within_the_window(kind, encoding, latest):
+    table = content(kind) | {"encoding": encoding}
+    with pytest.raises(SuiteError, match=rf"spikes before network.t_max = 32, got {latest}"):
+        validated(table, "tiny")
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        {"kind": "latency", "bins": 32},
+        {"kind": "linear", "scale": 32.0},
+        {"kind": "two-times", "late": 32.0, "dark_silent": True},
+    ],
+)
+def test_inputs_may_fill_the_window(encoding):
+    assert validated(content("minibatch") | {"encoding": encoding}, "tiny").encoding.latest(32) < 32

@@ -339,9 +339,8 @@ def test_what_can_only_be_known_later_is_refused_then():
     with pytest.raises(SuiteError, match=r"network\.whiten needs 16 filters"):
         learn(method, times, labels, epochs=1)
     method = build(network={"t_max": 2.0})
-    learn(method, times, labels, epochs=1)
     with pytest.raises(SuiteError, match=r"network.t_max must be at least .* got 2.0"):
-        method.predict(times)
+        learn(method, times, labels, epochs=1)
 
 
 def test_weights_that_cannot_be_converted_have_diverged():
@@ -349,5 +348,19 @@ def test_weights_that_cannot_be_converted_have_diverged():
     method = build()
     learn(method, times, labels, epochs=1)
     nn.init.constant_(method.stages[-1].neurons[1].weight, math.nan)
+    method.after_step()
     with pytest.raises(Diverged, match="training diverged: the network cannot be converted"):
         method.predict(times)
+
+
+def test_a_silent_image_responds_at_the_end_of_the_window():
+    class Fixed:
+        def predict(self, times):
+            first = torch.tensor([100.0, 120.0, math.inf, math.inf])
+            spikes = torch.stack([first, torch.full((4,), math.inf)], 1)
+            return evaluation.SpikesInWindow((spikes,), torch.zeros(4, 2), 170.0)
+
+    images = Images(torch.rand(4, 9), torch.zeros(4).long(), 1, 2, (1, 3, 3))
+    found = evaluation.evaluate(Fixed(), build(network={"t_max": 1000.0}).settings, images)
+    assert found.response_time == pytest.approx((100 + 120 + 170 + 170) / 4)
+    assert found.silent == 0.5

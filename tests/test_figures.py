@@ -28,10 +28,29 @@ def test_a_raster_without_a_first_spike_that_decides_has_no_line():
     title, lines = _title_and_lines(_with_test(example=silent))
     assert title.endswith("label 3, no output spike")
     assert not lines
-    repeatedly = _with_test(response_histogram=[0] * 15 + [10, 0])
+    repeatedly = _with_test(response_histogram=[0] * 15 + [10, 0], right_histogram=None)
     title, lines = _title_and_lines(repeatedly)
     assert title.endswith("label 3, decided after all steps")
     assert not lines
+
+
+def test_a_raster_says_the_class_of_one_of_several_outputs():
+    run = record()
+    several = run.model_copy(update={"config": run.config | {"network": {"per_class": 2}}})
+    assert _title_and_lines(several)[0].endswith("first spike of output 9 (class 4) at 3")
+
+
+def test_a_network_whose_answers_all_come_in_the_last_bin_fires_once():
+    late = [0] * 15 + [10, 0]
+    assert _with_test(response_histogram=late, right_histogram=late).test.neurons_fire == "once"
+    assert _with_test(response_histogram=late, right_histogram=None).test.neurons_fire == "repeatedly"
+
+
+def test_a_window_that_a_record_contradicts_is_not_known():
+    inside = {"response_histogram": [0, 0, 5, 5, 0], "response_time": 11.0}
+    assert _with_test(**inside).window == 16
+    assert _with_test(**inside | {"response_time": 3.0}).window is None
+    assert _with_test(**inside | {"response_time": 3.0, "window": 5.0}).window == 5.0
 
 
 DRAWN = [

@@ -235,6 +235,16 @@ def test_earlier_work_is_not_overwritten_unasked(tmp_path, finished):
     assert execute(_run(tmp_path, changed, overwrite=True)).config_hash == changed.digest()
 
 
+def test_a_run_that_cannot_begin_overwrites_nothing(tmp_path):
+    with pytest.raises(Interrupted):
+        runner.execute(_run(tmp_path), Interrupting("epoch", 1))
+    other = _run(tmp_path, CONFIGS["online"].model_copy(update={"validation": 1437}), overwrite=True)
+    with pytest.raises(SuiteError, match="validation must be below"):
+        runner.execute(other, Quiet())
+    assert other.checkpoint.exists()
+    assert execute(_run(tmp_path, resume=True)).history
+
+
 def test_a_record_stays_until_the_run_that_overwrites_it_is_complete(tmp_path):
     before = execute(_run(tmp_path))
     changed = config(gamma=4.0)

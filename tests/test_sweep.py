@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from reproductions.errors import SuiteError
 from reproductions.runner import Run
 from reproductions.sweep import (
     Engine,
+    Failure,
     going_on_with,
     in_order,
     is_recorded,
@@ -114,6 +116,17 @@ def test_failures_are_listed_and_nothing_else_is_lost(tmp_path, monkeypatch):
     assert "broken seed 1: validation must be below the 1437 training samples" in str(told.value)
     assert "AttributeError: 'NoneType' object has no attribute 'code'" in str(told.value)
     report([], 5)
+    again = [Failure(replace(broken, resume=False, overwrite=True), "")]
+    with pytest.raises(SuiteError, match="1 of 5 runs failed; the same command without --overwrite goes on"):
+        report(again, 5)
+
+
+def test_a_record_of_another_file_of_a_method_is_a_failure(tmp_path, monkeypatch):
+    (run,) = _runs(tmp_path, seeds=[0])
+    execute(run)
+    assert is_recorded(run)
+    monkeypatch.setattr(type(run.chosen), "sha256", lambda self: "c" * 64)
+    assert not is_recorded(run)
 
 
 @pytest.mark.slow

@@ -57,6 +57,11 @@ def test_other_configs_names_and_data_sets_are_kept_apart():
     assert [row["lenient %"] for row in _rows(*records, dataset="digits")] == ["50.00"]
 
 
+def test_names_that_the_data_set_alone_tells_apart_keep_it():
+    rows = _rows(record(0.95, name="s4nn"), record(0.91, name="s4nn-mnist"), record(0.9, name="ts4tl-mnist"))
+    assert [row["method"] for row in rows] == ["s4nn", "s4nn-mnist", "ts4tl"]
+
+
 def test_the_best_test_epoch_has_a_column_that_says_so():
     tracked = record(0.95, best_test_epoch={"epoch": 1, "accuracy": dict.fromkeys(RULES, 0.97)})
     (row,) = _rows(tracked)

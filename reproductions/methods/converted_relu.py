@@ -283,6 +283,7 @@ class ConvertedReLU(Minibatch):
         inputs = self.varied(spread(times, NORMALIZED), self.generator(epoch, NORMALIZING))
         hidden, parts = nn.Sequential(*_hidden(self._decisive())), math.ceil(len(inputs) / CHUNK)
         update_bn(torch.tensor_split(self.images(inputs).to(self.device), parts), hidden)
+        self.spiking()  # whose last window may end too late
         return statistics
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Done:

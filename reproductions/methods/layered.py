@@ -63,6 +63,15 @@ class Settings(Config):
 
     encoding: SpikeTimes = Latency(kind="latency")
 
+    @model_validator(mode="after")
+    def _inputs_within_window(self) -> Settings:
+        latest, t_max = self.encoding.latest(self.network.t_max), self.network.t_max
+        if latest >= t_max:
+            raise ValueError(
+                f"encoding must have its spikes before network.t_max = {t_max}, got {latest:.6g}"
+            )
+        return self
+
 
 class Network(config.Network):
     """The hidden layers, as `architecture` reads them; the output layer comes from the data set."""

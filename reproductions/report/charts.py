@@ -174,7 +174,7 @@ def _decision_rows(records: Sequence[Record], dataset: str) -> Iterator[Spec]:
         for part, right in ((0, 0), *rising, (len(fired), last)):
             time = part / len(fired)
             share = 100 * right / run.test.samples
-            at = time * (run.test.window or run.t_max)
+            at = None if run.window is None else time * run.window
             yield row | {"time": time, "at": at, "unit": run.time_unit, "right": share}
 
 

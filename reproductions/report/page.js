@@ -126,12 +126,14 @@ function spikesOf(record) {
 
 /* When the example is decided, if by a first spike, and how; as in figures.py. */
 function decisionOf(record) {
-  const { response_histogram: histogram, samples } = record.test;
+  const { response_histogram: histogram, right_histogram: right, samples } = record.test;
   const label = `label ${record.test.example.label}`;
-  if (histogram.at(-2) === samples) return { time: Infinity, told: `${label}, decided after all steps` };
+  if (right == null && histogram.at(-2) === samples) return { time: Infinity, told: `${label}, decided after all steps` };
   const fired = record.test.example.times.at(-1).map((time) => time ?? Infinity);
   const time = Math.min(...fired);
-  const first = fired.flatMap((each, index) => (each === time ? [index] : []));
+  const { per_class: several = 1 } = record.config.network;
+  const named = (neuron) => (several > 1 ? `${neuron} (class ${Math.floor(neuron / several)})` : neuron);
+  const first = fired.flatMap((each, index) => (each === time ? [named(index)] : []));
   const told = time === Infinity ? "no output spike" : `first spike of output ${first.join(" and ")} at ${+time.toPrecision(4)}`;
   return { time, told: `${label}, ${told}` };
 }
@@ -183,11 +185,20 @@ async function drawExample(select) {
   return drawRaster(select.closest("figure").querySelector(".chart"), JSON.parse(text));
 }
 
+/** Where the window ends; of records whose t_max is a bound only, the last spike. */
+function windowOf({ test, config, t_max = config.network.t_max }) {
+  if (test.window != null) return test.window;
+  const parts = test.response_histogram.slice(0, -1);
+  const begun = parts.reduce((sum, samples, part) => sum + part * samples, 0) / parts.length / test.samples;
+  if (begun * t_max <= test.response_time * (1 + 1e-6)) return t_max;
+  return Math.max(...test.example.times.flat().filter(Number.isFinite));
+}
+
 async function drawRaster(place, record) {
   const { spikes, layers } = spikesOf(record);
   const { time, told } = decisionOf(record);
   const { raster } = await unpack("charts");
-  const known = { layers, told, window: record.test.window ?? record.t_max ?? record.config.network.t_max };
+  const known = { layers, told, window: windowOf(record) };
   const params = raster.params.map((param) => ({ ...param, value: known[param.name] ?? param.value }));
   const datasets = { spikes, decision: time === Infinity ? [] : [{ time }] };
   return draw(place, { ...raster, params, datasets });
