@@ -190,9 +190,9 @@ def _train(
 ) -> tuple[Method, State]:
     """Train from the checkpoint or the beginning, with a checkpoint after every epoch."""
     keep_freed_memory()
+    method = run.chosen.build(run.config, training.shape, training.classes, run.seed, run.device)
     if run.overwrite:
         run.checkpoint.unlink(missing_ok=True)
-    method = run.chosen.build(run.config, training.shape, training.classes, run.seed, run.device)
     state = _restore(run, method, origin.digest()) if run.resume else State(origin=origin.digest())
     commit = records.commit()
     state.commits = [*(earlier for earlier in state.commits if earlier != commit), commit]

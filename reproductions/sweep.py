@@ -228,6 +228,7 @@ def report(failures: Sequence[Failure], of: int) -> None:
     """Raise what is to be said of runs that failed, if any did."""
     if failures:
         told = "\n".join(f"{f.run.name} seed {f.run.seed}: {f.why}" for f in failures)
-        again = any(failure.run.overwrite for failure in failures)
-        command = "the same command without --overwrite" if again else "the same command"
-        raise SuiteError(f"{len(failures)} of {of} runs failed; {command} goes on with them.\n{told}")
+        advice = "the same command goes on with them"
+        if any(failure.run.overwrite for failure in failures):
+            advice = "for these alone, run the same command: --overwrite begins anew, without it they go on"
+        raise SuiteError(f"{len(failures)} of {of} runs failed; {advice}.\n{told}")

@@ -74,16 +74,29 @@ class ReadOutWeights:
 class StillThere(Parts):
     """Refuses a network whose model has got other modules than those that it was made from, or hooks."""
 
+    #: paths of modules that a call of the model runs and one of the network does not
+    bypassed: tuple[str, ...] = ()
+
+    def bypass(self, network: nn.Module) -> None:
+        """Look for hooks of the modules, and of those that they are in, unless the network runs them."""
+        run = set(network.modules())
+        inside = [path.split(".") for path, part in self.parts.items() if part not in run]
+        every = {".".join(names[:depth]) for names in inside for depth in range(len(names) + 1)}
+        self.bypassed = tuple(sorted(every))
+
     def __call__(self) -> None:
         for path, _ in self.replaced():
             raise ValueError(
                 f"{path} of the model is not the module that the network was made from. Convert the "
                 "model again"
             )
-        for path, part in self.parts.items():
-            if isinstance(part, nn.Module) and hooks_of(part):
+        model = self.model()
+        if model is None:
+            return
+        for path in self.bypassed:
+            if hooks_of(model.get_submodule(path)):
                 raise ValueError(
-                    f"{path} of the model has got hooks, which may change what it computes. Remove them "
+                    f"{path or 'the model'} has got hooks, which may change what it computes. Remove them "
                     "(handle.remove()), or register them on the network"
                 )
 
@@ -164,14 +177,11 @@ class Assembly:
         """The layers as a network."""
         if not self.layers:
             raise NoTimeMode(f"the model has no layers; a network on spike times is made of {SUPPORTED}")
-        chain = all(given == (number - 1,) for number, given in enumerate(self.sources))
-        return EventDrivenNetwork(
-            *self.layers,
-            t_max=self.t_max,
-            takes=takes,
-            sources=None if chain else self.sources,
-            follow=self.follow,
+        network = EventDrivenNetwork(
+            *self.layers, t_max=self.t_max, takes=takes, sources=self.sources, follow=self.follow
         )
+        self.still_there.bypass(network)
+        return network
 
     def _where(self, path: str, module: nn.Module) -> str:
         return f"{'the model' if path == self.alone else path} ({type(module).__name__})"

@@ -127,7 +127,7 @@ def spikes_to_times(spikes: Tensor, potential: Tensor | None = None) -> Tensor:
     >>> spikes_to_times(torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0]]))
     tensor([1., 2., inf])
     """
-    spikes = spikes.to_dense()
+    spikes = spikes if spikes.layout == torch.strided else spikes.to_dense()
     times = first_spikes(spikes, potential)
     if _checks.has_values(spikes):
         several = int(((spikes != 0).sum(0) > 1).sum())

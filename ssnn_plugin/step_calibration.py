@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from . import _checks
 from .kernels.window import accumulate
-from .nn.calibration import evaluating, watched
+from .nn.calibration import APART, beside_ties, evaluating, watched
 
 Run = Callable[[nn.Module, Tensor], Any]
 WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
 ROUNDS = 30
-# How far from what lies at the threshold weights end, in their mean magnitude.
-APART = 1e-3
 
 
 class StepNeuron(NamedTuple):
@@ -181,6 +179,10 @@ def _raise(layer: _Layer, run_once: Callable[[], None], fraction: float, toleran
         tried[c] = float((potential > threshold).any(0).double().mean())
         return potential, threshold
 
+    def fires(c: float) -> float:
+        at(c)
+        return tried[c]
+
     for _ in range(ROUNDS):
         potential, threshold = at(c)
         reached = tried[c]
@@ -209,15 +211,9 @@ def _raise(layer: _Layer, run_once: Callable[[], None], fraction: float, toleran
                 f"fraction must be in reach of {layer.name!r}, got {fraction!r}: raising the weights of "
                 f"{layer.source!r} made {reached:.3g} of its neurons fire"
             )
-    apart = APART * float(weight.abs().mean())
-    if high - low < apart:
-        # Neurons that reach the threshold together: which of them fire, rounding shall not decide.
-        tried.clear()
-        at(low - apart)
-        at(high + apart)
     closest = min(tried, key=lambda c: abs(tried[c] - fraction))
-    weight.copy_(start + closest)
-    return tried[closest]
+    apart = APART * float(start.abs().mean() + abs(closest))
+    return fires(beside_ties(fires, closest, apart, fraction, tolerance))
 
 
 def _potential(layer: _Layer, run_once: Callable[[], None]) -> tuple[Tensor, Tensor]:
@@ -240,8 +236,5 @@ def _needed(potential: Tensor, slope: Tensor, threshold: Tensor, fraction: float
     each = lacking.amin(0).flatten().sort().values
     count = max(1, round(fraction * len(each)))
     last, following = float(each[count - 1]), float(each[min(count, len(each) - 1)])
-    # Halfway to the next neuron, so that rounding changes none of them; if it lies further than rounding.
-    tied = 64 * torch.finfo(lacking.dtype).eps * max(1.0, abs(last))
-    return (
-        (last + following) / 2 if tied < following - last < torch.inf else last + 1e-3 * max(abs(last), 1e-3)
-    )
+    # Halfway to the next neuron, so that rounding changes none of them.
+    return (last + following) / 2 if last < following < torch.inf else last + 1e-3 * max(abs(last), 1e-3)

@@ -276,3 +276,12 @@ def test_rounding_does_not_decide_what_fires_after_calibration(seed):
     snntorch_adapter.reset(model)
     spikes = torch.stack([model(step)[0] for step in trains])
     assert torch.equal(to_event_driven(model, t_max=16)(times), spikes_to_times(spikes))
+
+
+@pytest.mark.parametrize(("spread", "wanted"), [(1e-3, 0.5), (1e-5, 1.0)])
+def test_neurons_alike_to_rounding_fire_together(spread, wanted):
+    model = nn.Sequential(nn.Linear(4, 500, bias=False), SingleSpike(init_hidden=True))
+    with torch.no_grad():
+        model[0].weight.copy_(0.249999 * (1 + torch.linspace(0, spread, 500)[:, None]))
+    reached = snntorch_adapter.calibrate(model, torch.ones(1, 1, 4), 0.5)
+    assert reached["1"] == pytest.approx(wanted, abs=0.011)

@@ -5,6 +5,7 @@ import pickle
 
 import norse.torch as norse
 import pytest
+import snntorch as snn
 import torch
 import torch.nn.functional as F
 from marks import needs_compiler
@@ -454,9 +455,9 @@ def test_a_network_follows_how_much_is_dropped():
 def test_a_network_refuses_hooks_that_its_model_has_got():
     model = _alive(nn.Sequential(nn.Linear(8, 6), SingleSpike(init_hidden=True)))
     network, times = to_event_driven(model, t_max=T), _image(4, 8).mul(T).floor()
-    for module in model:
+    for module in (*model, model):
         hook = module.register_forward_hook(lambda *_: None)
-        with pytest.raises(ValueError, match="of the model has got hooks"):
+        with pytest.raises(ValueError, match=r"(0|1|the model) has got hooks"):
             network(times)
         hook.remove()
     network(times)
@@ -472,3 +473,40 @@ def test_slices_of_a_network_follow_its_model():
     before = hidden(times)
     assert torch.equal(before, network[0](times))
     assert hidden[0].neuron.threshold == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("behind", [nn.Tanh(), None], ids=["in bins", "read-out"])
+def test_modules_that_a_network_runs_may_have_hooks(behind):
+    model = nn.Sequential(nn.Linear(8, 6), SingleSpike(init_hidden=True), nn.Linear(6, 3))
+    last = snn.Leaky(0.9, init_hidden=True, output=True, reset_mechanism="none")
+    for module in [last] if behind is None else [behind, SingleSpike(init_hidden=True)]:
+        model.append(module)
+    network, times = to_event_driven(_alive(model), t_max=T), _image(4, 8).mul(T).floor()
+    called = []
+    for module in network.modules():
+        module.register_forward_hook(lambda *_: called.append(1))
+    network(times)
+    assert called
+
+
+def test_a_slice_of_a_network_that_branches_may_be_a_chain():
+    class Branching(_Net):
+        def forward(self, x):
+            mem1, mem2, mem3, out = self.lif1.reset_mem(), self.lif2.reset_mem(), self.lif3.reset_mem(), []
+            for step in x:
+                a, mem1 = self.lif1(self.fc1(step), mem1)
+                b, mem2 = self.lif2(self.fc2(a), mem2)
+                c, mem3 = self.lif3(self.fc3(a) + self.fc4(b), mem3)
+                out.append(c)
+            return torch.stack(out)
+
+    model = Branching()
+    model.fc3, model.fc4, model.lif3 = nn.Linear(10, 3), nn.Linear(4, 3), SingleSpike(0.9)
+    network = to_event_driven(_alive(model), t_max=T)
+    times = _image(4, 16).mul(T).floor()
+    assert not network.in_a_row()
+    hidden = network[:2]
+    assert hidden.in_a_row()
+    assert torch.equal(hidden(times), network[1](network[0](times)))
+    with pytest.raises(IndexError, match="must begin with the first"):
+        network[1:]

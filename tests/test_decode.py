@@ -217,3 +217,9 @@ def test_a_potential_that_does_not_fit_spikes_is_named(potential, message):
 def test_sparse_trains_have_the_times_of_dense_ones():
     train = torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     assert decode.spikes_to_times(train.to_sparse()).tolist() == [math.inf, 1.0]
+
+
+def test_trains_may_be_mapped_over():
+    trains = torch.zeros(3, 8, 4)
+    trains[1, 5, 2] = 1.0
+    assert torch.equal(torch.vmap(decode.spikes_to_times)(trains)[1], decode.spikes_to_times(trains[1]))

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import pytest
@@ -501,3 +502,19 @@ def test_a_rule_by_its_short_name_can_be_set_and_shown():
     layer = nn.SpikeLinear(2, 1, IF(1.0), t_max=8)
     layer.gradient = "surrogate"
     assert "gradient='surrogate'" in repr(layer)
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.3, 0.5, 0.7])
+def test_layers_that_are_steep_in_their_weights_are_calibrated_to_tolerance(fraction):
+    torch.manual_seed(0)
+    layer = nn.SpikeLinear(784, 500, IF(100.0), t_max=16, init_range=(0.5, 1.0))
+    assert nn.calibrate(layer, bins(2, 784).float(), fraction)["0"] == pytest.approx(fraction, abs=0.01)
+
+
+@pytest.mark.parametrize("threshold", [1.0, 2.0, 4.0])
+def test_a_fraction_that_rounding_alone_gives_is_not_taken(threshold):
+    """Sums of the same numbers in another order: all 24 tie at factors 1, 2 and 4."""
+    weight = torch.tensor(list(itertools.permutations([0.1, 0.2, 0.3, 0.4])))
+    layer = nn.SpikeLinear(4, 24, IF(threshold), t_max=8)
+    layer.assign_weight(weight)
+    assert nn.calibrate(layer, torch.tensor([[0.0, 1.0, 2.0, 3.0]]), 2 / 24)["0"] == 0

@@ -117,7 +117,7 @@ def test_failures_are_listed_and_nothing_else_is_lost(tmp_path, monkeypatch):
     assert "AttributeError: 'NoneType' object has no attribute 'code'" in str(told.value)
     report([], 5)
     again = [Failure(replace(broken, resume=False, overwrite=True), "")]
-    with pytest.raises(SuiteError, match="1 of 5 runs failed; the same command without --overwrite goes on"):
+    with pytest.raises(SuiteError, match="1 of 5 runs failed; for these alone, run the same command: --over"):
         report(again, 5)
 
 

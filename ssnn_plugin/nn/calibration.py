@@ -17,8 +17,8 @@ from .residual import AddedCurrentResidual
 # Octaves by which weights are scaled in search of a bracket, then halvings of that.
 DISTANCES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 STEPS = 40
-# How far from what lies at the threshold a search ends, in octaves.
-APART = 1e-3
+# A change of weights, in octaves, that exceeds rounding.
+APART = 1e-5
 
 
 @torch.no_grad()
@@ -195,9 +195,19 @@ def _bisect(layer: SpikeConnection, fires: Callable[[], float], fraction: float,
             low = middle
         else:
             high = middle
-    if near != far and high - low < APART:
-        # Neurons that reach the threshold together: which of them fire, rounding shall not decide.
-        tried.clear()
-        at(low - APART)
-        at(high + APART)
-    return at(closest())
+    return at(beside_ties(at, closest(), APART, fraction, tolerance))
+
+
+def beside_ties(
+    at: Callable[[float], float], found: float, apart: float, fraction: float, tolerance: float
+) -> float:
+    """Where the wanted fraction fires, but not where rounding decides of many neurons at the threshold.
+
+    Args:
+        at: the fraction that fires, the more the greater the argument.
+        found: where it is as wanted; left for a place beside it if the fraction jumps there.
+    """
+    reached, around = at(found), {place: at(place) for place in (found - apart, found + apart)}
+    if all(abs(beside - reached) <= tolerance for beside in around.values()):
+        return found
+    return min(around, key=lambda place: (abs(around[place] - fraction), -place))

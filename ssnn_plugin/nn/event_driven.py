@@ -45,7 +45,9 @@ class EventDrivenNetwork(SpikeSequential):
     ) -> None:
         super().__init__(*layers)
         self.t_max, self.takes, self.follow = t_max, takes, list(follow)
-        self.sources = None if sources is None else [tuple(one) for one in sources]
+        given = [tuple(one) for one in sources or ()]
+        chain = all(one == (number - 1,) for number, one in enumerate(given))
+        self.sources = None if chain else given
 
     def forward(self, times: Tensor, return_potential: bool = False) -> Any:
         """Times, or values [batch, *] -> times, or (times, potential)."""
@@ -66,7 +68,7 @@ class EventDrivenNetwork(SpikeSequential):
         return (outputs[-1], potential) if return_potential else outputs[-1]
 
     def __getitem__(self, index: Any) -> Any:
-        """A layer; the first layers as a network of the same model, others as a `SpikeSequential`.
+        """A layer; the first layers as a network that keeps to its model, others as a `SpikeSequential`.
 
         Raises:
             IndexError: a slice of a network that branches, which does not begin with the first layer.
@@ -76,7 +78,7 @@ class EventDrivenNetwork(SpikeSequential):
         start, _, step = index.indices(len(self))
         layers = list(self)[index]
         if (start, step) == (0, 1):
-            sources = None if self.sources is None else self.sources[: len(layers)]
+            sources = self.sources and self.sources[: len(layers)]
             return type(self)(
                 *layers, t_max=self.t_max, takes=self.takes, sources=sources, follow=self.follow
             )
