@@ -137,6 +137,28 @@ def test_half_precision_does_not_round_a_price_away(network):
     torch.testing.assert_close(paid - free, price / len(labels) * fired, rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("network", [{}, {"normalize": "pooled"}, {"inhibition": True}], ids=str)
+def test_a_price_with_a_margin_is_paid_below_the_threshold_too(network):
+    times, labels = samples(n=8)
+    price, found = 0.01, {}
+    for prices in ((price, 0, 0), 0):
+        training = {"spike_price": prices, "price_margin": 0.5, "learning_rates": [1e-9]}
+        method = build(network={"layers": ["6C3p1", "P2", "8C3", "5"], **network}, training=training)
+        learn(method, times, labels, epochs=1)
+        found[prices] = method.stages[0].norm.bias.grad
+    stage = method.stages[0]
+    connection, norm, _ = stage.neurons
+    normalized = norm(connection(method.images(times)))
+    if network.get("normalize") == "pooled":
+        normalized = norm(stage.after(connection(method.images(times))))
+    elif network:
+        normalized = stage.after(normalized)
+    paid, free = found.values()
+    charged = (normalized > -0.5).sum((0, 2, 3))
+    assert (charged > (normalized > 0).sum((0, 2, 3))).all()
+    torch.testing.assert_close(paid - free, price / len(labels) * charged)
+
+
 def test_the_exponential_mean_is_updated_once_a_step():
     times, labels = samples()
     method = build(training={"mean_decay": 0.9})
@@ -213,7 +235,8 @@ def test_neurons_that_a_pool_holds_back_are_counted_too():
     normalized = (potentials - mean[:, None, None]) / deviation + norm.bias[:, None, None]
     assert torch.equal(spikes, (normalized > 0).sum(0).movedim(0, -1).flatten())
     torch.testing.assert_close(passed_on, stage.after(relu(normalized)))
-    assert passed_on is activations is costly
+    torch.testing.assert_close(costly, stage.after(normalized))
+    assert passed_on is activations
 
 
 @pytest.mark.parametrize("normalize", ["all", "pooled"])
@@ -240,7 +263,7 @@ def test_with_inhibition_a_neuron_fires_where_its_pool_lets_it_through(normalize
     assert torch.equal(spikes.isfinite(), (activations == spread) & (activations > 0))
     stage = method.stages[0]
     activity = stage.learn(method.images(times))
-    assert activity.costly is activity.passed_on
+    assert torch.equal(activity.costly.relu(), activity.passed_on)
     let_through = highest_in_windows2d(activity.potentials, 2)
     high = activity.passed_on.repeat_interleave(2, 2).repeat_interleave(2, 3) > 0
     assert torch.equal(stage.spikes(activity), (let_through & high).sum(0).movedim(0, -1).flatten())

@@ -101,13 +101,15 @@ class Training(MixedPrecision, minibatch.Training):
     """`spike_price`: cost of a hidden activation, in units of the deviation of what its ReLU gets.
 
     Where a max-pool comes first, or inhibits, of one that it lets through. One number for all hidden layers,
-    or one for each.
+    or one for each. It is also paid up to `price_margin` below the threshold, so that it does not leave a
+    uniform background there, which other statistics than a batch's would let fire.
 
     Biases of batch normalisation learn `bias_rate` times as fast as weights, and decay as fast.
     """
 
     bias_rate: PositiveFloat = 1.0
     spike_price: NonNegativeFloat | tuple[NonNegativeFloat, ...] = 0.0
+    price_margin: NonNegativeFloat = 0.0
     label_smoothing: Fraction = 0.0
     mean_decay: Fraction = 0.0
 
@@ -169,11 +171,15 @@ class Rectified(Stage):
         potentials = self._potentials(values)
         if self.pooled_first:
             pooled, winners = self._pool(potentials)
-            activations = passed_on = relu(norm(pooled.float()))
+            costly = norm(pooled.float())
+            activations = passed_on = relu(costly)
+        elif self.inhibits:
+            costly, winners = self._pool(norm(potentials.float()))
+            activations = passed_on = relu(costly)
         else:
-            activations = relu(norm(potentials.float()))
-            passed_on, winners = self._pool(activations)
-        costly = passed_on if self.inhibits else activations
+            costly, winners = norm(potentials.float()), None
+            activations = relu(costly)
+            passed_on = self.after(activations)
         return Activity(potentials, activations, costly, passed_on, winners)
 
     def _potentials(self, values: Tensor) -> Tensor:
@@ -292,7 +298,7 @@ class ConvertedReLU(Minibatch):
             for stage, price in zip(_hidden(self.stages), self.prices, strict=True):
                 activity = stage.learn(values)
                 if price:
-                    _charge(activity.costly, price / len(labels))
+                    _charge(activity.costly, price / len(labels), self.training.price_margin)
                 spikes.append(stage.spikes(activity))
                 values = activity.passed_on
             logits = self.stages[-1].neurons(values).float() / self.settings.network.temperature
@@ -419,9 +425,11 @@ def _convolution(channels: int, layer: Convolution, whitening: bool) -> tuple[nn
     return convolution, _without_gain(nn.BatchNorm2d(layer.channels))
 
 
-def _charge(activations: Tensor, price: float) -> None:
-    """Add the gradient of what they cost, where they are not 0; a sum of them would be far slower."""
-    activations.register_hook(lambda grad: grad + price)  # type: ignore[no-untyped-call]
+def _charge(values: Tensor, price: float, margin: float) -> None:
+    """Add the gradient of what they cost above minus `margin`; a sum of them would be far slower."""
+    values_now = values.detach()
+    paid = torch.gt(values_now, -margin, out=torch.empty_like(values_now))
+    values.register_hook(lambda grad: grad.add(paid, alpha=price))  # type: ignore[no-untyped-call]
 
 
 def _counted_at(places: Tensor, fired: Tensor, neurons: int) -> Tensor:
