@@ -141,7 +141,7 @@ def test_half_precision_does_not_round_a_price_away(network):
 def test_a_price_with_a_margin_is_paid_below_the_threshold_too(network):
     times, labels = samples(n=8)
     price, found = 0.01, {}
-    for prices in ((price, 0, 0), 0):
+    for prices in ((price, 0, 0), (0, 0, 0)):
         training = {"spike_price": prices, "price_margin": 0.5, "learning_rates": [1e-9]}
         method = build(network={"layers": ["6C3p1", "P2", "8C3", "5"], **network}, training=training)
         learn(method, times, labels, epochs=1)
@@ -157,6 +157,39 @@ def test_a_price_with_a_margin_is_paid_below_the_threshold_too(network):
     charged = (normalized > -0.5).sum((0, 2, 3))
     assert (charged > (normalized > 0).sum((0, 2, 3))).all()
     torch.testing.assert_close(paid - free, price / len(labels) * charged)
+
+
+@pytest.mark.parametrize("normalize", ["all", "pooled"])
+def test_neurons_that_fire_together_may_pay_each(normalize):
+    times, labels = samples(n=8)
+    times.view(8, 2, 8, 8)[:, :, 3:] = math.inf  # black, where all neurons of a channel have the same V
+    price, found = 0.01, {}
+    network = {"layers": ["6C3p1", "P2", "8C3", "5"], "inhibition": True, "normalize": normalize}
+    for ties in (False, True):
+        training = {"spike_price": (price, 0, 0), "price_ties": ties, "learning_rates": [1e-9]}
+        method = build(network=network, training=training | {"price_margin": 100.0})
+        learn(method, times, labels, epochs=1)
+        found[ties] = method.stages[0].norm.bias.grad
+    stage = method.stages[0]
+    potentials = stage.neurons[0](method.images(times))
+    windows = potentials.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+    together = (windows == windows.amax(-1, keepdim=True)).sum(-1)
+    assert together[:, :, 2:].amax() == 4
+    assert together[:, :, 0].float().mean() < 1.5
+    more = (together - 1).sum((0, 2, 3))
+    torch.testing.assert_close(found[True] - found[False], price / len(labels) * more)
+
+
+@pytest.mark.parametrize(
+    ("network", "training", "message"),
+    [
+        ({}, {"price_margin": 0.1}, "price_margin and price_ties go with a spike_price"),
+        ({}, {"spike_price": 0.1, "price_ties": True}, "price_ties goes with network.inhibition"),
+    ],
+)
+def test_what_a_price_is_of_goes_with_one(network, training, message):
+    with pytest.raises(SuiteError, match=message):
+        build(network=network, training=training)
 
 
 def test_the_exponential_mean_is_updated_once_a_step():

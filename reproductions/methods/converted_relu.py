@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from ssnn_plugin import NoTimeMode, RampNetwork, from_relu
+from ssnn_plugin.functional import highest_in_windows2d
 from ssnn_plugin.relu import ClippedSpikesWarning
 
 from ..config import Config, Fraction, Linear
@@ -101,8 +102,10 @@ class Training(MixedPrecision, minibatch.Training):
     """`spike_price`: cost of a hidden activation, in units of the deviation of what its ReLU gets.
 
     Where a max-pool comes first, or inhibits, of one that it lets through. One number for all hidden layers,
-    or one for each. It is also paid up to `price_margin` below the threshold, so that it does not leave a
-    uniform background there, which other statistics than a batch's would let fire.
+    or one for each. It is also paid up to `price_margin` below the threshold, in the same units, so that it
+    does not leave a uniform background there, which other statistics than a batch's would let fire. Neurons
+    of a window that fire together, as on such a background, come too late to inhibit each other: with
+    `price_ties` each of them pays, else one does.
 
     Biases of batch normalisation learn `bias_rate` times as fast as weights, and decay as fast.
     """
@@ -110,6 +113,7 @@ class Training(MixedPrecision, minibatch.Training):
     bias_rate: PositiveFloat = 1.0
     spike_price: NonNegativeFloat | tuple[NonNegativeFloat, ...] = 0.0
     price_margin: NonNegativeFloat = 0.0
+    price_ties: bool = False
     label_smoothing: Fraction = 0.0
     mean_decay: Fraction = 0.0
 
@@ -123,11 +127,23 @@ class Training(MixedPrecision, minibatch.Training):
             raise ValueError(f"average_last goes without mean_decay, got {self.average_last}")
         return self
 
+    @model_validator(mode="after")
+    def _something_to_pay(self) -> Training:
+        if (self.price_margin or self.price_ties) and not self.spike_price:
+            raise ValueError("price_margin and price_ties go with a spike_price above 0")
+        return self
+
 
 class Settings(Config):
     encoding: Linear
     network: Network
     training: Training
+
+    @model_validator(mode="after")
+    def _ties_are_of_inhibition(self) -> Settings:
+        if self.training.price_ties and not self.network.inhibition:
+            raise ValueError("training.price_ties goes with network.inhibition")
+        return self
 
     @model_validator(mode="after")
     def _times_are_intensities(self) -> Settings:
@@ -201,6 +217,16 @@ class Rectified(Stage):
         (pool,) = self.after
         size = cast(nn.MaxPool2d, pool).kernel_size
         return nn.functional.max_pool2d(values, size, return_indices=True)
+
+    @torch.no_grad()
+    def fire_together(self, potentials: Tensor) -> Tensor | None:
+        """How many neurons share the highest potential of each window that inhibits; None without one."""
+        if not self.inhibits:
+            return None
+        (pool,) = self.after
+        size = cast(nn.MaxPool2d, pool).kernel_size
+        highest = highest_in_windows2d(potentials, size).float()
+        return nn.functional.avg_pool2d(highest, size, divisor_override=1)
 
     @torch.no_grad()
     def spikes(self, activity: Activity) -> Tensor:
@@ -298,7 +324,8 @@ class ConvertedReLU(Minibatch):
             for stage, price in zip(_hidden(self.stages), self.prices, strict=True):
                 activity = stage.learn(values)
                 if price:
-                    _charge(activity.costly, price / len(labels), self.training.price_margin)
+                    ties = stage.fire_together(activity.potentials) if self.training.price_ties else None
+                    _charge(activity.costly, price / len(labels), self.training.price_margin, ties)
                 spikes.append(stage.spikes(activity))
                 values = activity.passed_on
             logits = self.stages[-1].neurons(values).float() / self.settings.network.temperature
@@ -425,10 +452,12 @@ def _convolution(channels: int, layer: Convolution, whitening: bool) -> tuple[nn
     return convolution, _without_gain(nn.BatchNorm2d(layer.channels))
 
 
-def _charge(values: Tensor, price: float, margin: float) -> None:
+def _charge(values: Tensor, price: float, margin: float, ties: Tensor | None) -> None:
     """Add the gradient of what they cost above minus `margin`; a sum of them would be far slower."""
-    values_now = values.detach()
-    paid = torch.gt(values_now, -margin, out=torch.empty_like(values_now))
+    now = values.detach()
+    paid = torch.gt(now, -margin, out=torch.empty_like(now))  # as numbers, which is faster than a mask
+    if ties is not None:
+        paid *= ties
     values.register_hook(lambda grad: grad.add(paid, alpha=price))  # type: ignore[no-untyped-call]
 
 
