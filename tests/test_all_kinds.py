@@ -23,7 +23,7 @@ def run(name, accuracy, spikes, *, repeatedly=False, extractor=None):
     if repeatedly:
         histogram = [0] * len(made.test.response_histogram)
         histogram[-2] = made.test.samples
-        test |= {"response_histogram": histogram, "multiplications": 7}
+        test |= {"response_histogram": histogram, "right_histogram": None, "multiplications": 7}
     changes = {"test": made.test.model_copy(update=test)}
     if extractor:
         changes["config"] = {**made.config, "features": {"extractor": extractor}}
