@@ -72,9 +72,14 @@ def wanted_fraction(value: float) -> None:
 
 def own_forward(module: object, *kinds: type) -> None:
     """Refuse a subclass that computes something else than the class it is taken for."""
-    plain = getattr(type(module), "forward", None) in [getattr(kind, "forward", None) for kind in kinds]
-    if not plain or "forward" in vars(module):
+    if has_own_forward(module, *kinds):
         raise ValueError("it has a forward of its own. Use the plain class")
+
+
+def has_own_forward(module: object, *kinds: type) -> bool:
+    """Whether a module computes something else than these classes do."""
+    plain = getattr(type(module), "forward", None) in [getattr(kind, "forward", None) for kind in kinds]
+    return not plain or "forward" in vars(module)
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

@@ -214,19 +214,21 @@ class Rectified(Stage):
         """Values behind the pools, and where those come from that an inhibiting one lets through."""
         if not self.inhibits:
             return self.after(values), None
+        return nn.functional.max_pool2d(values, self._window, return_indices=True)
+
+    @property
+    def _window(self) -> int | tuple[int, int]:
+        """Of the pool that inhibits."""
         (pool,) = self.after
-        size = cast(nn.MaxPool2d, pool).kernel_size
-        return nn.functional.max_pool2d(values, size, return_indices=True)
+        return cast(nn.MaxPool2d, pool).kernel_size
 
     @torch.no_grad()
     def fire_together(self, potentials: Tensor) -> Tensor | None:
         """How many neurons share the highest potential of each window that inhibits; None without one."""
         if not self.inhibits:
             return None
-        (pool,) = self.after
-        size = cast(nn.MaxPool2d, pool).kernel_size
-        highest = highest_in_windows2d(potentials, size).float()
-        return nn.functional.avg_pool2d(highest, size, divisor_override=1)
+        highest = highest_in_windows2d(potentials, self._window).float()
+        return nn.functional.avg_pool2d(highest, self._window, divisor_override=1)
 
     @torch.no_grad()
     def spikes(self, activity: Activity) -> Tensor:

@@ -134,8 +134,8 @@ class AddedCurrentResidual(nn.Module):
 
 
 def _refuse_what_is_not_run(connection: SpikeConnection) -> None:
-    plain = type(connection).forward in (SpikeLinear.forward, SpikeConv2d.forward)
-    if not plain or "forward" in vars(connection) or _checks.has_forward_hooks(connection):
+    changed = _checks.has_own_forward(connection, SpikeLinear, SpikeConv2d)
+    if changed or _checks.has_forward_hooks(connection):
         raise TypeError(
             "connection must have no forward and no hooks of its own, as pruned weights have: the block adds "
             f"the shortcut without calling it, got {connection!r}"
