@@ -90,11 +90,9 @@ class StillThere(Parts):
                 f"{path} of the model is not the module that the network was made from. Convert the "
                 "model again"
             )
-        model = self.model()
-        if model is None:
-            return
         for path in self.bypassed:
-            if hooks_of(model.get_submodule(path)):
+            module = self.at(path)
+            if module is not None and hooks_of(module):
                 raise ValueError(
                     f"{path or 'the model'} has got hooks, which may change what it computes. Remove them "
                     "(handle.remove()), or register them on the network"

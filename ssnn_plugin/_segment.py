@@ -72,10 +72,14 @@ class Parts:
         if _part_at(self.model(), path) is part:
             self.parts[path] = part
 
+    def at(self, path: str) -> Any:
+        """What stands at a path now, the model itself at ""; None for nothing."""
+        model = self.model()
+        return _part_at(model, path) if path else model
+
     def replaced(self) -> list[tuple[str, Any]]:
         """The paths at which something else stands now, and what; what is gone is left out."""
-        model = self.model()
-        now = ((path, _part_at(model, path)) for path in self.parts)
+        now = ((path, self.at(path)) for path in self.parts)
         return [(path, part) for path, part in now if part is not None and part is not self.parts[path]]
 
 

@@ -510,3 +510,12 @@ def test_a_slice_of_a_network_that_branches_may_be_a_chain():
     assert torch.equal(hidden(times), network[1](network[0](times)))
     with pytest.raises(IndexError, match="must begin with the first"):
         network[1:]
+
+
+def test_a_model_may_lose_modules_of_which_a_network_was_made():
+    model = nn.Sequential(nn.Sequential(nn.Linear(8, 6), SingleSpike(init_hidden=True)), nn.Linear(6, 3))
+    model.append(SingleSpike(init_hidden=True))
+    network, times = to_event_driven(_alive(model), t_max=T), _image(4, 8).mul(T).floor()
+    before = network(times)
+    del model[0][1]
+    assert torch.equal(network(times), before)
